@@ -1,0 +1,469 @@
+"""Where the frozen part of a model ends: found by running it once and watching.
+
+Every torch function that the model calls is seen by a function mode and labelled by what it reads:
+
+    CONSTANT   does not depend on the input (weights that do not train, positions, masks made from shapes)
+    FROZEN     depends on the input, through frozen values and constants only
+    TRAINABLE  depends on a parameter that trains, however indirectly (through detach, rounding or an in-place write)
+
+The frontier is the set of frozen tensors that some trainable operation, or the model's own output, reads. It is a cut
+through the graph of values, not a layer.
+
+The calls between modules are kept as a tree. A call in which nothing trains, and which gives nothing away but its
+output, is *whole*: it can be run, or left out, as one step.
+"""
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from forethought import nesting
+from forethought.errors import InvisibleOperationError, SplitError
+from forethought.operations import Function, func_name, is_about, name_of, shape_only
+from forethought.shell import active
+
+
+class Label(enum.IntEnum):
+    """What a tensor depends on. The label of an operation is the highest label that it reads."""
+
+    CONSTANT = 0
+    FROZEN = 1
+    TRAINABLE = 2
+
+
+Value = tuple[int, int]
+"""One version of one tensor: (operation that made it, position among that operation's tensors); inputs are (-1, i)."""
+
+
+@dataclass(eq=False, slots=True)
+class Made:
+    """A tensor that an operation or a call gave: its value, its form, and the argument that it is, if it is one."""
+
+    value: Value | None
+    label: Label
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    argument: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Read:
+    """A tensor that an operation read. Tensors from outside (weights, constants) are held, values are only named."""
+
+    label: Label
+    value: Value | None
+    outside: Tensor | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Operation:
+    """One call of a torch function."""
+
+    ordinal: int
+    func: Function
+    call: "Call"
+    label: Label
+    arguments: Any  # (args, kwargs), each tensor replaced by its position in `reads`
+    reads: list[Read]
+    made: list[Made]
+    result: Any  # the result, each tensor replaced by its position in `made`
+    changed: dict[int, Made]  # arguments written in place, by position in `reads`
+    reads_values: bool  # gives Python a number made from frozen values
+    crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
+
+    def __str__(self) -> str:
+        where = self.call.path or "the model's own forward"
+        return f"{name_of(self.func)} in {where}"
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One call of one module, with everything that happened inside."""
+
+    path: str
+    module: nn.Module
+    parent: "Call | None"
+    children: dict[tuple[str, int], "Call"] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    operations: list[Operation] = field(default_factory=list)  # every operation directly in this call
+    made: list[Made] = field(default_factory=list)
+    result: Any = None
+    changed: dict[int, Made] = field(default_factory=dict)
+    inputs: list[Value | None] = field(default_factory=list)
+    whole: bool = False
+    opaque: bool = False  # something inside cannot be told from its operations alone
+
+    def child(self, path: str, module: nn.Module) -> "Call":
+        """Open the next call of `path` made from inside this one."""
+        index = self.counts.get(path, 0)
+        self.counts[path] = index + 1
+        made = self.children[path, index] = Call(path, module, self)
+        return made
+
+    def outermost_whole(self) -> "Call | None":
+        """Find the largest whole call that contains this one."""
+        found, call = None, self
+        while call is not None:
+            found = call if call.whole else found
+            call = call.parent  # type: ignore[assignment]
+        return found
+
+    def walk(self) -> Iterator["Call"]:
+        """Go through this call and every call inside, in order of their beginning."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+    def touching(self) -> list[Operation]:
+        """List the operations directly in this call that read a frozen value."""
+        return [op for op in self.operations if any(read.label is Label.FROZEN for read in op.reads)]
+
+    def trainable(self) -> list[Operation]:
+        """List the operations directly in this call whose result depends on what trains."""
+        return [op for op in self.operations if op.label is Label.TRAINABLE]
+
+
+@dataclass(eq=False, slots=True)
+class Crossing:
+    """One tensor of the frontier."""
+
+    value: Value
+    settled: int  # the last operation that wrote into its memory before it was read
+    rewritten: bool = False  # its memory is written again later: keep a copy
+
+
+@dataclass(eq=False)
+class Recording:
+    """What one run of a model showed."""
+
+    root: Call
+    operations: list[Operation]
+    crossings: list[Crossing]
+    inputs: list[Made]
+    output_crossing: dict[Value, int]
+    strangers: list[tuple[Tensor, Operation]]
+
+
+@dataclass(slots=True)
+class _Storage:
+    ref: StorageWeakRef
+    label: Label
+    written: int = -1
+    trains: bool = False
+    views: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+
+
+class Tracker:
+    """Knows the label and the value of every tensor of a run, and of every memory behind them.
+
+    Tensors are held weakly: a run keeps no activation alive. Memory is known by torch's own weak references, so an
+    address that is used again is not mistaken for the old one.
+    """
+
+    def __init__(self, trainable: Sequence[Tensor]) -> None:
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._storages: dict[int, _Storage] = {}
+        for tensor in trainable:
+            storage = self.storage(tensor, Label.TRAINABLE)
+            if storage is not None:
+                storage.trains = True
+
+    def storage(self, tensor: Tensor, label: Label | None = None) -> _Storage | None:
+        """Find the memory behind a tensor; with a label, begin to know it."""
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return None  # sparse tensors and placeholders have none
+        known = self._storages.get(storage._cdata)
+        if known is None and label is not None:
+            known = self._storages[storage._cdata] = _Storage(StorageWeakRef(storage), label)
+        return known
+
+    def read(self, tensor: Tensor) -> tuple[Label, Value | None]:
+        """Tell the label and the value of a tensor as it is now."""
+        storage = self.storage(tensor)
+        known = self._known.get(tensor)
+        if storage is not None and storage.trains:
+            return Label.TRAINABLE, known[1] if known else None
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        if storage is not None:  # another object over known memory, made where no mode can see it
+            return storage.label, storage.views.get(_view(tensor))
+        return (Label.TRAINABLE if tensor.requires_grad else Label.CONSTANT), None
+
+    def note(self, tensor: Tensor, label: Label, value: Value | None) -> None:
+        """Remember a tensor that an operation has just given."""
+        self._known[tensor] = (label, value)
+        storage = self.storage(tensor, label)
+        if storage is not None and value is not None:
+            storage.views[_view(tensor)] = value
+
+    def wrote(self, tensor: Tensor, label: Label, value: Value, ordinal: int) -> None:
+        """Remember that an operation wrote into a tensor."""
+        self.note(tensor, label, value)
+        storage = self.storage(tensor, label)
+        if storage is not None:
+            storage.written = ordinal
+            storage.label = max(storage.label, label)
+            storage.trains = storage.trains or label is Label.TRAINABLE
+
+    def is_known(self, tensor: Tensor) -> bool:
+        """Say whether a tensor, or the memory behind it, has been seen in this run."""
+        return tensor in self._known or self.storage(tensor) is not None
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    return (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset(), tensor.dtype)
+
+
+class Recorder(TorchFunctionMode):
+    """Runs a model once, labels all that it does, and finds what crosses the frontier.
+
+    Args:
+        model: A shell of the model.
+        at: Paths of modules whose output is taken as the frontier although more is frozen after it.
+    """
+
+    def __init__(self, model: nn.Module, at: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._model = model
+        self._at = set(at)
+        self._boundary: set[Value] = set()
+        self._reached: set[str] = set()
+        self._tracker = Tracker([p for p in model.parameters() if p.requires_grad])
+        self._native = {id(t) for m in model.modules() for t in nesting.tensors(vars(m))}
+        self._root = Call("", model, None)
+        self._here = self._root
+        self._begun = False
+        self._operations: list[Operation] = []
+        self._crossings: list[Crossing] = []
+        self._index: dict[tuple[Value, int], int] = {}
+        self._strangers: list[tuple[Tensor, Operation]] = []
+        self._written: list[tuple[Crossing, _Storage]] = []
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+        """Run the model on these inputs. Inputs must not require grad."""
+        inputs = nesting.tensors((args, kwargs))
+        for at, tensor in enumerate(inputs):
+            self._tracker.note(tensor, Label.FROZEN, (-1, at))
+        made = [_made(t, (-1, at), Label.FROZEN) for at, t in enumerate(inputs)]
+        with torch.enable_grad(), active(self), self:
+            output = self._model(*args, **kwargs)
+        self._check_at()
+        _forbid_leaks(self._root, self._operations, nesting.tensors(output), self._tracker)
+        output_crossing = {}
+        for tensor in nesting.tensors(output):
+            label, value = self._tracker.read(tensor)
+            if label is Label.FROZEN:
+                if value is None:
+                    raise InvisibleOperationError(_invisible("the model's output", self._root.path))
+                output_crossing[value] = self._cross(tensor, value)
+        for crossing, storage in self._written:
+            crossing.rewritten = storage.written > crossing.settled
+        return Recording(self._root, self._operations, self._crossings, made, output_crossing, self._strangers)
+
+    def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See one call of a module of the shell."""
+        call = self._here.child(path, module) if self._begun else self._root
+        self._begun = True
+        with torch._C.DisableTorchFunction():
+            given = nesting.tensors((args, kwargs))
+            before = [self._tracker.read(tensor)[1] for tensor in given]
+        call.inputs = before
+        outside, self._here = self._here, call
+        try:
+            output = module._call_impl(*args, **kwargs)
+        finally:
+            self._here = outside
+        with torch._C.DisableTorchFunction():
+            self._close(call, output, given)
+        return output
+
+    def _close(self, call: Call, output: Any, given: list[Tensor]) -> None:
+        """Note what a call gave and whether it may be taken as one step."""
+        call.made, call.result = self._results(output, given)
+        for at, tensor in enumerate(given):
+            label, value = self._tracker.read(tensor)
+            if value != call.inputs[at] and value is not None:
+                call.changed[at] = _made(tensor, value, label)
+        call.whole = _is_whole(call, output)
+        if call.path in self._at:
+            self._reached.add(call.path)
+            for made in call.made:
+                if made.label is Label.TRAINABLE:
+                    raise SplitError(
+                        f"Cannot cut at '{call.path}': expected a frozen output, got one that depends on trainable "
+                        f"parameters. Freeze up to it: ft.freeze(model, until={call.path!r})"
+                    )
+                if made.label is Label.FROZEN and made.value is not None:
+                    self._boundary.add(made.value)
+
+    def _results(self, output: Any, given: list[Tensor]) -> tuple[list[Made], Any]:
+        made: list[Made] = []
+
+        def note(tensor: Tensor) -> Position:
+            label, value = self._tracker.read(tensor)
+            argument = next((at for at, other in enumerate(given) if other is tensor), None)
+            made.append(_made(tensor, value, label, argument))
+            return Position(len(made) - 1)
+
+        return made, nesting.replace(output, note)
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See one call of a torch function."""
+        kwargs = kwargs or {}
+        if is_about(func, args):
+            return func(*args, **kwargs)
+        leaves = nesting.tensors((args, kwargs))
+        reads = [self._look(tensor) for tensor in leaves]
+        hollow = shape_only(func)
+        labels = [read.label for at, read in enumerate(reads) if at != hollow]
+        label = max(labels, default=Label.CONSTANT)
+        if any(read.value in self._boundary for at, read in enumerate(reads) if at != hollow and read.value):
+            label = Label.TRAINABLE
+        if hollow is not None and hollow < len(reads):
+            reads[hollow] = Read(Label.CONSTANT, None)
+        versions = [tensor._version for tensor in leaves]
+        arguments = _numbered((args, kwargs))
+        result = func(*args, **kwargs)
+        if func_name(func) == "__iter__":
+            result = tuple(result)
+        outputs = nesting.tensors(result)
+        if any(tensor.requires_grad for tensor in outputs):
+            label = Label.TRAINABLE
+        same = [at for at, leaf in enumerate(leaves) if any(leaf is tensor for tensor in outputs)]
+        if outputs and len(same) >= len(outputs) and all(leaves[at]._version == versions[at] for at in same):
+            label = max(reads[at].label for at in same)  # nothing was computed: x.contiguous() gave x itself
+        op = Operation(
+            len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
+        )
+        self._operations.append(op)
+        self._here.operations.append(op)
+        if label is Label.TRAINABLE:
+            self._cross_all(op, leaves)
+        self._note(op, leaves, versions, result, outputs)
+        return iter(result) if func_name(func) == "__iter__" else result
+
+    def _look(self, tensor: Tensor) -> Read:
+        label, value = self._tracker.read(tensor)
+        return Read(label, value, tensor if value is None else None)
+
+    def _note(
+        self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
+    ) -> None:
+        for at, tensor in enumerate(leaves):
+            if tensor._version != versions[at]:
+                value = (op.ordinal, -1 - at)
+                self._tracker.wrote(tensor, op.label, value, op.ordinal)
+                op.changed[at] = _made(tensor, value, op.label)
+        for at, tensor in enumerate(outputs):
+            argument = next((i for i, leaf in enumerate(leaves) if leaf is tensor), None)
+            if argument is None:
+                self._tracker.note(tensor, op.label, (op.ordinal, at))
+            label, value = self._tracker.read(tensor)
+            op.made.append(_made(tensor, value, label, argument))
+        op.result = _numbered(result)
+        op.reads_values = op.label is Label.FROZEN and not outputs and not op.changed and result is not None
+        for at, read in enumerate(op.reads):
+            if read.outside is not None and read.label is Label.CONSTANT and id(read.outside) not in self._native:
+                self._strangers.append((leaves[at], op))
+        if op.reads_values:
+            op.call.opaque = True
+
+    def _cross_all(self, op: Operation, leaves: list[Tensor]) -> None:
+        for at, read in enumerate(op.reads):
+            if read.label is Label.FROZEN:
+                if read.value is None:
+                    raise InvisibleOperationError(_invisible(str(op), op.call.path))
+                op.crossing[at] = self._cross(leaves[at], read.value)
+
+    def _cross(self, tensor: Tensor, value: Value) -> int:
+        storage = self._tracker.storage(tensor)
+        settled = max(value[0], storage.written if storage else -1)
+        if (value, settled) not in self._index:
+            crossing = Crossing(value, settled)
+            self._index[value, settled] = len(self._crossings)
+            self._crossings.append(crossing)
+            if storage is not None:
+                self._written.append((crossing, storage))
+        return self._index[value, settled]
+
+    def _check_at(self) -> None:
+        for path in sorted(self._at - self._reached):
+            names = [name for name, _ in self._model.named_modules() if name]
+            kind = "a module that its forward calls" if path in names else f"one of its modules, such as {names[:4]}"
+            raise SplitError(f"Cannot cut at '{path}': expected {kind}, got a name that is never called.")
+
+
+def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | None = None) -> Made:
+    stride = () if tensor.layout is not torch.strided else tuple(tensor.stride())
+    return Made(value, label, tuple(tensor.shape), stride, tensor.dtype, tensor.device, argument)
+
+
+def _numbered(value: Any) -> Any:
+    """Put a tensor's position in its place, so that nothing holds the tensor."""
+    count = iter(range(1 << 30))
+    return nesting.replace(value, lambda _: Position(next(count)))
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Stands for a tensor in a recorded argument or result."""
+
+    at: int
+
+
+def _is_whole(call: Call, output: Any) -> bool:
+    if any(m._forward_hooks or m._forward_pre_hooks for m in call.module.modules()):
+        return False  # a hook may carry values elsewhere
+    if not nesting.is_plain(output) or not call.made:
+        return False
+    if any(made.label is not Label.FROZEN or made.value is None for made in call.made):
+        return False
+    return not any(op.label is Label.TRAINABLE for inner in call.walk() for op in inner.operations)
+
+
+def _forbid_leaks(root: Call, operations: list[Operation], outputs: list[Tensor], tracker: Tracker) -> None:
+    """Take a call as several steps if something reads a value of it other than its output."""
+    readers: list[tuple[Value, Call | None]] = [
+        (read.value, op.call) for op in operations for read in op.reads if read.value is not None
+    ]
+    readers += [(value, None) for value in (tracker.read(tensor)[1] for tensor in outputs) if value is not None]
+    changed = True
+    while changed:
+        changed = False
+        for value, reader in readers:
+            source = operations[value[0]].call.outermost_whole() if value[0] >= 0 else None
+            if source is None or _is_inside(reader, source):
+                continue
+            given = {made.value for made in source.made} | {made.value for made in source.changed.values()}
+            if value not in given:
+                source.whole = False
+                changed = True
+
+
+def _is_inside(call: Call | None, outer: Call) -> bool:
+    while call is not None:
+        if call is outer:
+            return True
+        call = call.parent
+    return False
+
+
+def _invisible(what: str, path: str) -> str:
+    return (
+        f"Cannot split: expected to see every operation that leads to {what}"
+        f"{f' in {path}' if path else ''}, got a tensor made by code that torch functions do not show "
+        "(scripted code, a C++ extension, numpy). Cut before it: ft.split(model, x, at=<an earlier module>)"
+    )

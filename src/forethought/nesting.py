@@ -1,0 +1,126 @@
+"""Tensors inside nested Python values: list them, and rebuild the value with others in their place.
+
+Models take and return tuples, dicts, dataclasses and objects of their own; this is the one room that knows how to
+look inside them. Anything that holds no tensor is left as it is, the same object.
+"""
+
+import copy
+import dataclasses
+import enum
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    torch.Size,
+    range,
+    type(Ellipsis),
+    enum.Enum,
+)
+_CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
+_LEAVES = (*PLAIN, *_CLOSED, Tensor)
+
+
+def tensors(value: Any, kind: type = Tensor) -> list[Any]:
+    """List the tensors (or the instances of another `kind`) inside a value, depth first.
+
+    Example:
+        >>> [t.shape for t in tensors({"a": torch.zeros(2), "b": (1, torch.zeros(3))})]
+        [torch.Size([2]), torch.Size([3])]
+    """
+    return list(_walk(value, kind, set()))
+
+
+def _walk(value: Any, kind: type, seen: set[int]) -> Iterator[Any]:
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, _LEAVES):
+        return
+    elif isinstance(value, slice):
+        for part in (value.start, value.stop, value.step):
+            yield from _walk(part, kind, seen)
+    else:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        for _, item in _items(value):
+            yield from _walk(item, kind, seen)
+
+
+def replace(value: Any, new: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """Rebuild a value with `new(tensor)` in the place of each tensor (or `kind`), in the order of `tensors`.
+
+    Containers that hold tensors are copied, never changed; the rest is shared with the original.
+
+    Example:
+        >>> replace([torch.zeros(2), "name"], lambda tensor: len(tensor))
+        [2, 'name']
+    """
+    if isinstance(value, kind):
+        return new(value)
+    if isinstance(value, _LEAVES):
+        return value
+    if isinstance(value, slice):
+        return slice(*(replace(part, new, kind) for part in (value.start, value.stop, value.step)))
+    if not tensors(value, kind):
+        return value
+    return _rebuild(value, [(key, replace(item, new, kind)) for key, item in _items(value)])
+
+
+def is_plain(value: Any) -> bool:
+    """Say whether a value is made of tensors and constants only, with nothing that could hide another tensor."""
+    if isinstance(value, Tensor) or isinstance(value, PLAIN):
+        return True
+    if isinstance(value, Mapping):
+        return all(is_plain(item) for item in value.values())
+    if isinstance(value, Sequence):
+        return all(is_plain(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return all(is_plain(item) for _, item in _items(value))
+    return False
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """Name the parts of a container; for an object of an unknown class, its attributes."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, Sequence):
+        return list(enumerate(value))
+    if isinstance(value, set | frozenset):
+        return []
+    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+
+
+def _rebuild(value: Any, items: list[tuple[Any, Any]]) -> Any:
+    if isinstance(value, Mapping):
+        if type(value) is dict:
+            return dict(items)
+        made = copy.copy(value)
+        for key, item in items:
+            made[key] = item  # type: ignore[index]
+        return made
+    if isinstance(value, tuple):
+        parts = [item for _, item in items]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, list):
+        made = copy.copy(value)
+        made[:] = [item for _, item in items]
+        return made
+    made = copy.copy(value)
+    for key, item in items:
+        object.__setattr__(made, key, item)  # a frozen dataclass has no other door
+    return made

@@ -1,0 +1,68 @@
+"""What kinds of torch functions there are, seen from a function mode: which read shapes, and which read values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Attribute reads that give a tensor: operations like any other. All other reads (shape, dtype, ...) are not counted:
+# their number may differ between a first and a later run, because models cache by shape or device.
+_TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag", "data"}
+
+# Methods and functions that tell about a tensor without reading its values.
+_ABOUT = {
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous", "is_floating_point",
+    "is_complex", "is_signed", "is_same_size", "get_device", "element_size", "is_pinned", "is_shared", "has_names",
+    "is_inference", "is_conj", "is_neg", "is_tensor", "is_storage", "result_type", "can_cast", "__len__", "dim_order",
+    "is_coalesced", "sparse_dim", "dense_dim", "__hash__", "register_hook", "retain_grad",
+    "is_distributed", "names",
+}  # fmt: skip
+
+# Functions whose result depends on the shape, dtype and device of their first argument, not on its values.
+_LIKE = {
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided",
+}  # fmt: skip
+
+# Methods whose second argument only lends its shape or type.
+_SHAPED_BY_OTHER = {"expand_as", "view_as", "reshape_as", "type_as"}
+
+Function = Callable[..., Any]
+
+
+def name_of(func: Function) -> str:
+    """Name a torch function, the same in every process: `torch.nn.functional.linear`, `Tensor.add_`."""
+    owner = getattr(func, "__self__", None)
+    if func_name(func) == "__get__" and owner is not None:
+        return f"Tensor.{owner.__name__}"
+    module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", None)
+    return f"{module or 'torch'}.{getattr(func, '__qualname__', func_name(func))}"
+
+
+def func_name(func: Function) -> str:
+    """Give the bare name of a torch function."""
+    return getattr(func, "__name__", type(func).__name__)
+
+
+def is_about(func: Function, args: tuple[Any, ...]) -> bool:
+    """Say whether a call only asks about shape, dtype or place, so that a placeholder can answer it."""
+    name = func_name(func)
+    if name in {"__get__", "__set__", "__delete__"}:
+        attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+        return not (name == "__get__" and attribute in _TENSOR_ATTRIBUTES)
+    if name == "type":
+        return len(args) == 1
+    return name in _ABOUT
+
+
+def shape_only(func: Function) -> int | None:
+    """Give the position, among the tensors of a call, of one that lends its shape but not its values."""
+    name = func_name(func)
+    if name in _LIKE:
+        return 0
+    return 1 if name in _SHAPED_BY_OTHER else None
+
+
+def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """Make a real tensor of a placeholder's shape, strides, dtype and device; its values are never read."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)

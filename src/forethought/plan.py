@@ -1,0 +1,341 @@
+"""What a split must know to run either half: the recorded path, with forms that hold for any batch size.
+
+A model is recorded three times: on the example, on other values of the same shape, and on one more sample. Forms that
+differ between the first two depend on values; sizes that differ between the first and the third are taken as
+`a * batch + c`. Both halves then follow the same tree of calls and operations.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from forethought.errors import FrozenBranchError, InvisibleOperationError, NothingFrozenError, ReplayDriftError
+from forethought.frontier import Call, Made, Operation, Recording, Value
+
+Size = tuple[int, int]
+"""A size `a * batch + c`, as (a, c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Shape, strides, dtype and device of a recorded tensor, for any batch size."""
+
+    shape: tuple[Size, ...]
+    stride: tuple[Size, ...]
+    dtype: torch.dtype
+    device: torch.device
+    is_steady: bool  # False: the shape depends on values, so it cannot be foretold
+
+    def at(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Give shape and strides for one batch size."""
+        return tuple(a * batch + c for a, c in self.shape), tuple(a * batch + c for a, c in self.stride)
+
+    def batch_of(self, shape: tuple[int, ...]) -> int | None:
+        """Find the batch size that gives this shape; None if none does or none is needed."""
+        for (a, c), size in zip(self.shape, shape, strict=False):
+            if a:
+                return (size - c) // a
+        return None
+
+
+@dataclass(slots=True)
+class Step:
+    """What one recorded operation or whole call gives, in a form for any batch size."""
+
+    made: list[tuple[Made, Form]]
+    changed: dict[int, tuple[Made, Form]]
+    result: Any
+    captures: list[tuple[bool, int, int]] = field(default_factory=list)  # (from `changed`, position, crossing)
+    settles: list[int] = field(default_factory=list)  # crossings whose memory is final after this step
+
+
+@dataclass(slots=True)
+class OperationStep(Step):
+    """One operation at a level that both halves walk through."""
+
+    operation: Operation = None  # type: ignore[assignment]
+
+
+@dataclass(slots=True)
+class CallStep:
+    """One call: either one step (`whole`), or a level to walk through."""
+
+    path: str
+    whole: Step | None
+    children: dict[tuple[str, int], "CallStep"]
+    touching: list[OperationStep]  # operations that read a frozen value, in order
+    trainable: list[OperationStep]  # operations that only the head runs, in order
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierTensor:
+    """One tensor of the frontier.
+
+    Attributes:
+        name: The module call that gave it, or the operation.
+        form: Its shape (with the batch), strides, dtype and device.
+        row_axis: The axis along which samples lie, or None if the tensor has none.
+        fold: How many entries along that axis belong to one sample.
+    """
+
+    name: str
+    form: Form
+    batch: int
+
+    @property
+    def row_axis(self) -> int | None:
+        """Axis along which samples lie; None if no axis, or more than one, grows with the batch."""
+        axes = [axis for axis, (a, _) in enumerate(self.form.shape) if a]
+        if len(axes) != 1 or self.form.shape[axes[0]][1] != 0 or not self.form.is_steady:
+            return None
+        return axes[0]
+
+    @property
+    def fold(self) -> int:
+        """Entries along the row axis that belong to one sample."""
+        return 1 if self.row_axis is None else self.form.shape[self.row_axis][0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's row; the whole shape where there are no rows."""
+        shape, _ = self.form.at(self.batch)
+        axis = self.row_axis
+        if axis is None:
+            return shape
+        rest = shape[:axis] + shape[axis + 1 :]
+        return (self.fold, *rest) if self.fold > 1 else rest
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its entries."""
+        return self.form.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one sample's row."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that the two halves share, for one form of the inputs."""
+
+    root: CallStep
+    inputs: list[tuple[Made, Form]]
+    arguments: Any  # (args, kwargs) of the example, tensors replaced by their position
+    frontier: tuple[FrontierTensor, ...]
+    input_captures: list[tuple[int, int]]  # (position among the inputs, crossing)
+    rewritten: list[bool]
+    pending: list[bool]  # the crossing's memory is written after the tensor was made
+    output_crossing: dict[Value, int]
+    recording: Recording
+    batch: int
+    any_batch: bool
+
+
+def make_plan(
+    example: Recording, other: Recording, larger: Recording | None, arguments: Any, batch: int, larger_batch: int
+) -> Plan:
+    """Join the recordings of one model into a plan.
+
+    Args:
+        example: The run on the example inputs.
+        other: The run on other values of the same shapes.
+        larger: The run on `larger_batch` samples; None if the model takes one batch size only.
+        arguments: (args, kwargs) of the example with positions in the place of tensors.
+        batch: Samples in the example.
+        larger_batch: Samples in the larger run.
+
+    Raises:
+        NothingFrozenError: only inputs cross the frontier.
+        ReplayDriftError: the runs took different paths.
+    """
+    if all(crossing.value[0] < 0 for crossing in example.crossings):
+        raise NothingFrozenError(
+            "Cannot split: expected some layer to be frozen before the first trainable one, got none. "
+            "Freeze the first layers: ft.freeze(model, until='<module>'), or set requires_grad_(False) on them."
+        )
+    _check_strangers(example, other)
+    joiner = _Joiner(batch, larger_batch)
+    root = joiner.call(example.root, other.root, (larger or example).root)
+    last = (larger or example).inputs
+    inputs = [joiner.made(a, b, c) for a, b, c in zip(example.inputs, other.inputs, last, strict=True)]
+    plan = Plan(
+        root=root,
+        inputs=inputs,
+        arguments=arguments,
+        frontier=(),
+        input_captures=[],
+        rewritten=[crossing.rewritten for crossing in example.crossings],
+        pending=[False] * len(example.crossings),
+        output_crossing=example.output_crossing,
+        recording=example,
+        batch=batch,
+        any_batch=larger is not None,
+    )
+    _place_crossings(plan, joiner, batch)
+    return plan
+
+
+class _Joiner:
+    """Walks the recordings side by side."""
+
+    def __init__(self, batch: int, larger: int) -> None:
+        self._batch = batch
+        self._larger = larger
+        self.steps: dict[int, Step] = {}  # id of a recorded operation or call -> its step
+
+    def call(self, a: Call, b: Call, c: Call) -> CallStep:
+        if a.whole and b.whole and c.whole and (step := self._whole(a, b, c)) is not None:
+            return CallStep(a.path, step, {}, [], [])
+        a.whole = False
+        if not a.children.keys() == b.children.keys() == c.children.keys():
+            raise ReplayDriftError(_drift(a, "the same modules called each time", "others for other inputs"))
+        children = {key: self.call(child, b.children[key], c.children[key]) for key, child in a.children.items()}
+        touching = self._operations(a, a.touching(), b.touching(), c.touching())
+        made = {id(step.operation): step for step in touching}
+        trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), made)
+        return CallStep(a.path, None, children, touching, trainable)
+
+    def _whole(self, a: Call, b: Call, c: Call) -> Step | None:
+        if repr(a.result) != repr(b.result) or repr(a.result) != repr(c.result):
+            return None  # it gives Python something that changes: walk through it
+        if a.changed.keys() != b.changed.keys() or a.changed.keys() != c.changed.keys():
+            return None
+        step = Step(self._all(a.made, b.made, c.made), self._each(a.changed, b.changed, c.changed), a.result)
+        self.steps[id(a)] = step
+        return step
+
+    def _operations(
+        self,
+        call: Call,
+        a: list[Operation],
+        b: list[Operation],
+        c: list[Operation],
+        made: dict[int, OperationStep] | None = None,
+    ) -> list[OperationStep]:
+        if not len(a) == len(b) == len(c) or any(
+            not (x.func == y.func == z.func) for x, y, z in zip(a, b, c, strict=True)
+        ):
+            raise ReplayDriftError(_drift(call, "the same operations each time", "others for other inputs"))
+        steps = []
+        for x, y, z in zip(a, b, c, strict=True):
+            step = (made or {}).get(id(x))
+            if step is None:
+                step = OperationStep(
+                    self._all(x.made, y.made, z.made), self._each(x.changed, y.changed, z.changed), x.result
+                )
+                step.operation = x
+                self.steps[id(x)] = step
+            steps.append(step)
+        return steps
+
+    def _all(self, a: list[Made], b: list[Made], c: list[Made]) -> list[tuple[Made, Form]]:
+        return [self.made(x, y, z) for x, y, z in zip(a, b, c, strict=True)]
+
+    def _each(self, a: dict[int, Made], b: dict[int, Made], c: dict[int, Made]) -> dict[int, tuple[Made, Form]]:
+        return {at: self.made(a[at], b[at], c[at]) for at in a}
+
+    def made(self, a: Made, b: Made, c: Made) -> tuple[Made, Form]:
+        """Join one tensor's three forms."""
+        steady = a.shape == b.shape and len(a.shape) == len(c.shape) and a.dtype == b.dtype == c.dtype
+        if not steady:
+            return a, Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
+        shape = tuple(self._size(x, z) for x, z in zip(a.shape, c.shape, strict=True))
+        stride = tuple(self._size(x, z) for x, z in zip(a.stride, c.stride, strict=True))
+        whole = all(size is not None for size in shape + stride)
+        if not whole:
+            return a, Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
+        return a, Form(shape, stride, a.dtype, a.device, True)  # type: ignore[arg-type]
+
+    def _size(self, small: int, large: int) -> Size | None:
+        if small == large:
+            return 0, small
+        grows, rest = divmod(large - small, self._larger - self._batch)
+        return None if rest else (grows, small - grows * self._batch)
+
+
+def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:
+    """Say after which step of the trunk each tensor of the frontier is taken."""
+    recording = plan.recording
+    frontier = []
+    for index, crossing in enumerate(recording.crossings):
+        ordinal, position = crossing.value
+        if ordinal < 0:
+            plan.input_captures.append((position, index))
+            form, name = plan.inputs[position][1], f"input {position}"
+        else:
+            source = recording.operations[ordinal]
+            whole = source.call.outermost_whole()
+            step = joiner.steps[id(whole or source)]
+            form, capture = _find(step, crossing.value, index)
+            step.captures.append(capture)
+            name = whole.path if whole else _name(source)
+        if crossing.settled > max(ordinal, -1):
+            writer = recording.operations[crossing.settled]
+            joiner.steps[id(writer.call.outermost_whole() or writer)].settles.append(index)
+            plan.pending[index] = True
+        frontier.append(FrontierTensor(name or "output", form, batch))
+    plan.frontier = tuple(frontier)
+
+
+def _find(step: Step, value: Value, crossing: int) -> tuple[Form, tuple[bool, int, int]]:
+    for at, (made, form) in enumerate(step.made):
+        if made.value == value:
+            return form, (False, at, crossing)
+    for at, (made, form) in step.changed.items():
+        if made.value == value:
+            return form, (True, at, crossing)
+    raise InvisibleOperationError(
+        "Cannot split: expected the tensor that crosses the frontier among the results of a step, got none there."
+    )
+
+
+def _name(op: Operation) -> str:
+    short = getattr(op.func, "__name__", "operation")
+    return f"{op.call.path}.{short}" if op.call.path else short
+
+
+def _check_strangers(a: Recording, b: Recording) -> None:
+    """Tell constants that live outside the model from results of operations that cannot be seen."""
+    for index, (tensor, op) in enumerate(a.strangers):
+        other = b.strangers[index][0] if index < len(b.strangers) else None
+        if other is tensor or (other is not None and _is_equal(tensor, other)):
+            continue
+        if op.call.outermost_whole() is not None:
+            op.call.opaque = True
+            continue
+        raise InvisibleOperationError(
+            f"Cannot split: expected to see where every tensor comes from, got one read by {op} that code made which "
+            "torch functions do not show (scripted code, a C++ extension, numpy). "
+            "Cut before it: ft.split(model, x, at=<an earlier module>)"
+        )
+
+
+def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _drift(call: Call, expected: str, got: str) -> str:
+    return (
+        f"Cannot split: expected {expected} in {call.path or 'the forward'}, got {got}. "
+        "Cut after the part that decides: ft.split(model, x, at=<a later module>)"
+    )
+
+
+def steps_of(step: CallStep) -> Iterator[CallStep]:
+    """Go through a plan's levels."""
+    yield step
+    for child in step.children.values():
+        yield from steps_of(child)
+
+
+def frozen_branch(op: Operation) -> FrozenBranchError:
+    """Say that Python asked for a frozen value where the head must run without it."""
+    return FrozenBranchError(
+        f"Cannot replay {op}: expected Python to decide nothing from frozen values, got a value read there. "
+        "Cut after it: ft.split(model, x, at=<a later module>), or decide from shapes instead of values."
+    )
+

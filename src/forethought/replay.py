@@ -1,0 +1,375 @@
+"""`Split`: a trunk and a head out of one unmodified model.
+
+    head(trunk(x)) == model(x)      bit for bit, on the same device and batch
+
+The trunk runs the model's own forward and stops at the frontier. The head runs the model's own forward again, with
+placeholders for everything frozen and the trunk's tensors put in where they are first needed. Nothing is traced or
+rewritten: control flow, modes, hooks and keyword arguments stay the model's, and the head's parameters are the
+model's own objects.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forethought import nesting
+from forethought.errors import ForethoughtError, NothingFrozenError, ReplayDriftError, ShapeError, SplitError
+from forethought.frontier import Position, Recorder, Recording
+from forethought.plan import FrontierTensor, Plan, make_plan
+from forethought.runs import Finished, HeadRun, TrunkRun, placeholders_for
+from forethought.shell import active, shell
+
+Values = Tensor | tuple[Tensor, ...]
+
+
+def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at: str | None = None) -> "Split":
+    """Split a model where its frozen part ends. Undone by `assemble`.
+
+    Args:
+        model: Any eager model. It is not changed.
+        args: Example inputs: a tensor, or a tuple of the positional arguments. The first axis of each tensor is the
+            batch; two samples or more show the most.
+        kwargs: Example keyword arguments.
+        at: Path of a module whose output is to be the frontier, although more is frozen after it.
+
+    Returns:
+        The split. `split.head(split.trunk(x))` equals `model(x)`.
+
+    Raises:
+        NothingFrozenError: nothing is frozen before the first trainable operation.
+        SplitError: the model cannot be split there; the message names the operation and what to do.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _ = model[0].requires_grad_(False)
+        >>> parts = split(model, torch.randn(3, 4))
+        >>> x = torch.randn(5, 4)
+        >>> torch.equal(parts.head(parts.trunk(x)), model(x))
+        True
+        >>> [(tensor.name, tensor.shape) for tensor in parts.frontier]
+        [('1', (8,))]
+    """
+    if not isinstance(model, nn.Module):
+        raise SplitError(
+            f"Cannot split a {type(model).__name__}: expected a torch.nn.Module. Wrap the function in a module."
+        )
+    args = args if isinstance(args, tuple) else (args,)
+    return Split(model, args, dict(kwargs or {}), (at,) if isinstance(at, str) else tuple(at or ()))
+
+
+class Split:
+    """A model in two halves that share its tensors.
+
+    Attributes:
+        model: The model, as it was given.
+        trunk: The frozen half: inputs -> the frontier's tensors.
+        head: The half that trains: the frontier's tensors -> the model's output.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: Sequence[str]) -> None:
+        self.model = model
+        self.at = tuple(at)
+        self._body = shell(model)
+        self._plans: dict[Any, Plan] = {}
+        plan = self._plan(args, kwargs)
+        self.head = Head(self, shell(model))
+        self.trunk = Trunk(self)
+        self.frontier: tuple[FrontierTensor, ...] = plan.frontier
+
+    def __repr__(self) -> str:
+        lines = [f"Split of {type(self.model).__name__}, {len(self.frontier)} tensor(s) across the frontier:"]
+        lines += [
+            f"  {tensor.name}: {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}, "
+            f"{tensor.size_bytes:,} bytes a sample"
+            for tensor in self.frontier
+        ]
+        return "\n".join(lines)
+
+    @property
+    def plan(self) -> Plan:
+        """The path recorded on the example inputs."""
+        return next(iter(self._plans.values()))
+
+    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        """Find the recorded path for inputs of this form, or record it."""
+        signature = _signature(args, kwargs)
+        if signature not in self._plans:
+            plan = _recorded(self.model, self.at, args, kwargs)
+            if self._plans and [t.name for t in plan.frontier] != [t.name for t in self.plan.frontier]:
+                raise ShapeError(
+                    "Cannot run the trunk: expected inputs that cross the same frontier as the example, got another "
+                    f"one, {[t.name for t in plan.frontier]}. Split again with inputs of this form."
+                )
+            _check(self, plan, args, kwargs)
+            self._plans[signature] = plan
+        return self._plans[signature]
+
+    def _plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
+        """Find the recorded path, and the batch size, that features of these shapes belong to."""
+        found = []
+        for plan in self._plans.values():
+            batch = _batch_of_values(plan, values)
+            if batch is not None:
+                found.append((plan, batch))
+        if not found:
+            raise ShapeError(
+                f"Cannot run the head: expected tensors shaped {[_shown(t) for t in self.frontier]} (B the batch), "
+                f"got {[tuple(value.shape) for value in values]}. Give it what split.trunk(...) returned."
+            )
+        if len(found) > 1 and any(not _same_geometry(found[0], other) for other in found[1:]):
+            raise ShapeError(
+                "Cannot run the head: expected the features' shape to tell the inputs' shape, got several input "
+                "shapes with features of one shape. Make one split for each input shape: ft.split(model, x)"
+            )
+        return found[0]
+
+
+class Trunk(nn.Module):
+    """The frozen half of a split: maps the model's inputs to the frontier's tensors. Builds no graph."""
+
+    def __init__(self, owner: Split) -> None:
+        super().__init__()
+        self.body = owner._body
+        self._owner = [owner]  # in a list: the split is no submodule
+
+    @property
+    def fingerprint(self) -> str:
+        """What this trunk computes, as hex: the same in every process, another after any change that matters."""
+        from forethought.fingerprint import fingerprint_of
+
+        return fingerprint_of(self._owner[0])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Values:
+        """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
+        args, kwargs = nesting.replace((args, kwargs), lambda tensor: tensor.detach())
+        plan = self._owner[0]._plan(args, kwargs)
+        values = _run_trunk(self.body, plan, args, kwargs)
+        return values[0] if len(values) == 1 else values
+
+
+class Head(nn.Module):
+    """The half of a split that trains: maps the frontier's tensors to the model's output.
+
+    Its parameters are the model's own objects, so that training the head trains the model. A deep copy has
+    parameters of its own and shares everything frozen.
+    """
+
+    def __init__(self, owner: Split, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self._owner = [owner]
+
+    def forward(self, values: Values) -> Any:
+        """Run what trains on (B, ...) features; returns what the model returns."""
+        values = (values,) if isinstance(values, Tensor) else tuple(values)
+        plan, batch = self._owner[0]._plan_of(values)
+        return _run_head(self.body, plan, values, batch)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name the parameters that train; frozen ones are not the head's to give to an optimizer."""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Head":
+        trains = {id(parameter) for parameter in self.parameters()}
+        writes = {id(buffer) for module in self.body.modules() if module.training for buffer in module.buffers()}
+        copies: dict[int, Tensor] = {}
+
+        def own(tensor: Tensor) -> Tensor:
+            if id(tensor) in trains | writes:
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = copy.deepcopy(tensor)
+                return copies[id(tensor)]
+            return tensor
+
+        return Head(self._owner[0], shell(self.body, own))
+
+
+def _recorded(model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """Record a model three times and join what was seen."""
+    inputs = _inputs(args, kwargs)
+    batch = _batch(inputs)
+    example = _resized(inputs, batch, max(batch, 2))
+    try:
+        return _joined(model, at, (args, kwargs), example, max(batch, 2))
+    except NothingFrozenError:
+        raise
+    except ForethoughtError:
+        if batch >= 2:
+            raise
+    except Exception:
+        if batch >= 2:
+            raise
+    return _joined(model, at, (args, kwargs), inputs, batch)  # a model that takes one sample at a time
+
+
+def _joined(model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int) -> Plan:
+    arguments = _template(given)
+
+    def record(tensors: list[Tensor]) -> Recording:
+        args, kwargs = nesting.replace(arguments, lambda position: tensors[position.at].clone(), Position)
+        body = shell(model)
+        with _untouched(body):
+            return Recorder(body, at).record(args, kwargs)
+
+    first, second = record(example), record(_varied(example, batch))
+    try:
+        larger = record(_resized(_varied(example, batch), batch, batch + 1)) if batch else None
+    except ForethoughtError:
+        raise
+    except Exception:  # whatever the model says of a batch that it cannot take
+        larger = None
+    return make_plan(first, second, larger, arguments, batch, batch + 1)
+
+
+def _check(owner: Split, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Compare both halves with the whole model, on rows in another order and one more of them."""
+    inputs = _inputs(args, kwargs)
+    batch = _batch(inputs)
+    inputs = _varied(_resized(inputs, batch, plan.batch), plan.batch)
+    size = plan.batch
+    if plan.any_batch:
+        inputs, size = _resized(inputs, plan.batch, plan.batch + 1), plan.batch + 1
+
+    def run(halves: bool) -> list[Tensor]:
+        args, kwargs = nesting.replace(plan.arguments, lambda position: inputs[position.at].clone(), Position)
+        body = shell(owner.model)
+        with _untouched(body):
+            torch.manual_seed(0)
+            if not halves:
+                return nesting.tensors(body(*args, **kwargs))
+            values = _run_trunk(body, plan, args, kwargs)
+            return nesting.tensors(_run_head(shell(owner.model), plan, values, size))
+
+    whole, joined = run(halves=False), run(halves=True)
+    if all(_is_same(a, b) for a, b in zip(whole, run(halves=False), strict=True)) and not (
+        len(whole) == len(joined) and all(_is_same(a, b) for a, b in zip(whole, joined, strict=True))
+    ):
+        raise ReplayDriftError(
+            f"Cannot split {type(owner.model).__name__}: expected head(trunk(x)) to equal model(x), got a difference. "
+            "A value reached the head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
+        )
+
+
+def _run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    inputs = nesting.tensors((args, kwargs))
+    trainable = [parameter for parameter in body.parameters() if parameter.requires_grad]
+    run = TrunkRun(plan, _batch(inputs), trainable)
+    try:
+        with torch.enable_grad():
+            run.begin(inputs)
+            with active(run), run:
+                body(*args, **kwargs)
+    except Finished:
+        return run.values
+    raise ReplayDriftError(
+        "Cannot run the trunk: expected its forward to reach the frontier as it did when it was split, got its end. "
+        "The forward took another path; split it again in the form in which it runs."
+    )
+
+
+def _run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
+    run = HeadRun(plan, values, batch)
+    args, kwargs = placeholders_for(plan, batch)
+    with active(run), run:
+        result = body(*args, **kwargs)
+    return run.output(result)
+
+
+class _untouched:  # noqa: N801  (a context manager, read as an adjective)
+    """Put back every buffer and the random state after a trial run."""
+
+    def __init__(self, body: nn.Module) -> None:
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in body.buffers()]
+        self._devices = sorted({t.device.index or 0 for t in body.parameters() if t.device.type == "cuda"})
+        self._random = torch.random.fork_rng(self._devices)
+
+    def __enter__(self) -> None:
+        self._random.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._random.__exit__(*error)
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                if not _is_same(buffer, before):
+                    buffer.copy_(before)
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    inputs = [tensor.detach() for tensor in nesting.tensors((args, kwargs))]
+    if not inputs:
+        raise SplitError(
+            "Cannot split: expected example inputs with at least one tensor, got none. ft.split(model, torch.randn(2, ...))"
+        )
+    return inputs
+
+
+def _template(given: Any) -> Any:
+    count = iter(range(1 << 30))
+    return nesting.replace(given, lambda _: Position(next(count)))
+
+
+def _batch(inputs: Sequence[Tensor]) -> int:
+    """Take the first axis of the first tensor as the batch."""
+    return next((tensor.shape[0] for tensor in inputs if tensor.ndim), 0)
+
+
+def _resized(inputs: list[Tensor], batch: int, wanted: int) -> list[Tensor]:
+    """Repeat rows until there are `wanted` samples."""
+    if not batch or wanted == batch:
+        return inputs
+    rows = torch.arange(wanted) % batch
+    return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
+
+
+def _varied(inputs: list[Tensor], batch: int) -> list[Tensor]:
+    """Give other values that the model takes: rows in another order, or, of one row, its entries reversed."""
+    return [_vary(t) if t.ndim and t.shape[0] == batch else t for t in inputs]
+
+
+def _vary(tensor: Tensor) -> Tensor:
+    rolled = tensor.roll(1, 0)
+    return tensor.flip(-1) if tensor.ndim > 1 and torch.equal(rolled, tensor) else rolled
+
+
+def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Tell inputs apart by everything that the recorded path may depend on, but not by the batch size."""
+    inputs = nesting.tensors((args, kwargs))
+    batch = _batch(inputs)
+    forms = tuple(
+        (tuple(t.shape[1:]) if t.ndim and t.shape[0] == batch else (None, *t.shape), t.dtype, t.device.type)
+        for t in inputs
+    )
+    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return forms, repr(_template((args, kwargs))), repr(autocast)
+
+
+def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:
+    if len(values) != len(plan.frontier):
+        return None
+    batches = [tensor.form.batch_of(tuple(v.shape)) for tensor, v in zip(plan.frontier, values, strict=True)]
+    batch = next((size for size in batches if size is not None), plan.batch)
+    for tensor, value in zip(plan.frontier, values, strict=True):
+        if tensor.form.at(batch)[0] != tuple(value.shape) or tensor.dtype != value.dtype:
+            return None
+    return batch
+
+
+def _same_geometry(a: tuple[Plan, int], b: tuple[Plan, int]) -> bool:
+    return [form.at(a[1]) for _, form in a[0].inputs] == [form.at(b[1]) for _, form in b[0].inputs]
+
+
+def _shown(tensor: FrontierTensor) -> str:
+    names = [f"{a if a > 1 else ''}B{f'+{c}' if c else ''}" if a else str(c) for a, c in tensor.form.shape]
+    return f"({', '.join(names)})"
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors, not-a-number equal to itself."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
