@@ -23,14 +23,14 @@ demo: $(INSTALLED)
 	$(RUN)/forethought demo $(ARGS)
 
 check: $(INSTALLED)
-	$(RUN)/ruff format --check src tests bench examples
-	$(RUN)/ruff check src tests bench examples
+	$(RUN)/ruff format --check src tests bench examples conftest.py
+	$(RUN)/ruff check src tests bench examples conftest.py
 	$(RUN)/mypy
 	$(RUN)/pytest -m "not slow"
 
 test: $(INSTALLED)
-	$(RUN)/ruff format --check src tests bench examples
-	$(RUN)/ruff check src tests bench examples
+	$(RUN)/ruff format --check src tests bench examples conftest.py
+	$(RUN)/ruff check src tests bench examples conftest.py
 	$(RUN)/mypy
 	$(RUN)/pytest
 

@@ -13,8 +13,7 @@ The calls between modules are kept as a tree. A call in which nothing trains, an
 output, is *whole*: it can be run, or left out, as one step.
 """
 
-import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,131 +25,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.errors import InvisibleOperationError, SplitError
-from forethought.operations import Function, func_name, is_about, name_of, shape_only
+from forethought.operations import Function, func_name, is_about, shape_only
+from forethought.recording import (
+    Call,
+    Crossing,
+    Label,
+    Made,
+    Operation,
+    Position,
+    Read,
+    Recording,
+    Value,
+    forbid_leaks,
+)
 from forethought.shell import active
-
-
-class Label(enum.IntEnum):
-    """What a tensor depends on. The label of an operation is the highest label that it reads."""
-
-    CONSTANT = 0
-    FROZEN = 1
-    TRAINABLE = 2
-
-
-Value = tuple[int, int]
-"""One version of one tensor: (operation that made it, position among that operation's tensors); inputs are (-1, i)."""
-
-
-@dataclass(eq=False, slots=True)
-class Made:
-    """A tensor that an operation or a call gave: its value, its form, and the argument that it is, if it is one."""
-
-    value: Value | None
-    label: Label
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    argument: int | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Read:
-    """A tensor that an operation read. Tensors from outside (weights, constants) are held, values are only named."""
-
-    label: Label
-    value: Value | None
-    outside: Tensor | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Operation:
-    """One call of a torch function."""
-
-    ordinal: int
-    func: Function
-    call: "Call"
-    label: Label
-    arguments: Any  # (args, kwargs), each tensor replaced by its position in `reads`
-    reads: list[Read]
-    made: list[Made]
-    result: Any  # the result, each tensor replaced by its position in `made`
-    changed: dict[int, Made]  # arguments written in place, by position in `reads`
-    reads_values: bool  # gives Python a number made from frozen values
-    crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
-
-    def __str__(self) -> str:
-        where = self.call.path or "the model's own forward"
-        return f"{name_of(self.func)} in {where}"
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """One call of one module, with everything that happened inside."""
-
-    path: str
-    module: nn.Module
-    parent: "Call | None"
-    children: dict[tuple[str, int], "Call"] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    operations: list[Operation] = field(default_factory=list)  # every operation directly in this call
-    made: list[Made] = field(default_factory=list)
-    result: Any = None
-    changed: dict[int, Made] = field(default_factory=dict)
-    inputs: list[Value | None] = field(default_factory=list)
-    whole: bool = False
-    opaque: bool = False  # something inside cannot be told from its operations alone
-
-    def child(self, path: str, module: nn.Module) -> "Call":
-        """Open the next call of `path` made from inside this one."""
-        index = self.counts.get(path, 0)
-        self.counts[path] = index + 1
-        made = self.children[path, index] = Call(path, module, self)
-        return made
-
-    def outermost_whole(self) -> "Call | None":
-        """Find the largest whole call that contains this one."""
-        found, call = None, self
-        while call is not None:
-            found = call if call.whole else found
-            call = call.parent  # type: ignore[assignment]
-        return found
-
-    def walk(self) -> Iterator["Call"]:
-        """Go through this call and every call inside, in order of their beginning."""
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
-
-    def touching(self) -> list[Operation]:
-        """List the operations directly in this call that read a frozen value."""
-        return [op for op in self.operations if any(read.label is Label.FROZEN for read in op.reads)]
-
-    def trainable(self) -> list[Operation]:
-        """List the operations directly in this call whose result depends on what trains."""
-        return [op for op in self.operations if op.label is Label.TRAINABLE]
-
-
-@dataclass(eq=False, slots=True)
-class Crossing:
-    """One tensor of the frontier."""
-
-    value: Value
-    settled: int  # the last operation that wrote into its memory before it was read
-    rewritten: bool = False  # its memory is written again later: keep a copy
-
-
-@dataclass(eq=False)
-class Recording:
-    """What one run of a model showed."""
-
-    root: Call
-    operations: list[Operation]
-    crossings: list[Crossing]
-    inputs: list[Made]
-    output_crossing: dict[Value, int]
-    strangers: list[tuple[Tensor, Operation]]
 
 
 @dataclass(slots=True)
@@ -259,7 +147,7 @@ class Recorder(TorchFunctionMode):
         with torch.enable_grad(), active(self), self:
             output = self._model(*args, **kwargs)
         self._check_at()
-        _forbid_leaks(self._root, self._operations, nesting.tensors(output), self._tracker)
+        forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
         output_crossing = {}
         for tensor in nesting.tensors(output):
             label, value = self._tracker.read(tensor)
@@ -357,7 +245,8 @@ class Recorder(TorchFunctionMode):
 
     def _look(self, tensor: Tensor) -> Read:
         label, value = self._tracker.read(tensor)
-        return Read(label, value, tensor if value is None else None)
+        storage = self._tracker.storage(tensor)
+        return Read(label, value, tensor if value is None else None, storage.written if storage else -1)
 
     def _note(
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
@@ -371,8 +260,8 @@ class Recorder(TorchFunctionMode):
             argument = next((i for i, leaf in enumerate(leaves) if leaf is tensor), None)
             if argument is None:
                 self._tracker.note(tensor, op.label, (op.ordinal, at))
-            label, value = self._tracker.read(tensor)
-            op.made.append(_made(tensor, value, label, argument))
+            label, known = self._tracker.read(tensor)
+            op.made.append(_made(tensor, known, label, argument))
         op.result = _numbered(result)
         op.reads_values = op.label is Label.FROZEN and not outputs and not op.changed and result is not None
         for at, read in enumerate(op.reads):
@@ -417,13 +306,6 @@ def _numbered(value: Any) -> Any:
     return nesting.replace(value, lambda _: Position(next(count)))
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Stands for a tensor in a recorded argument or result."""
-
-    at: int
-
-
 def _is_whole(call: Call, output: Any) -> bool:
     if any(m._forward_hooks or m._forward_pre_hooks for m in call.module.modules()):
         return False  # a hook may carry values elsewhere
@@ -432,33 +314,6 @@ def _is_whole(call: Call, output: Any) -> bool:
     if any(made.label is not Label.FROZEN or made.value is None for made in call.made):
         return False
     return not any(op.label is Label.TRAINABLE for inner in call.walk() for op in inner.operations)
-
-
-def _forbid_leaks(root: Call, operations: list[Operation], outputs: list[Tensor], tracker: Tracker) -> None:
-    """Take a call as several steps if something reads a value of it other than its output."""
-    readers: list[tuple[Value, Call | None]] = [
-        (read.value, op.call) for op in operations for read in op.reads if read.value is not None
-    ]
-    readers += [(value, None) for value in (tracker.read(tensor)[1] for tensor in outputs) if value is not None]
-    changed = True
-    while changed:
-        changed = False
-        for value, reader in readers:
-            source = operations[value[0]].call.outermost_whole() if value[0] >= 0 else None
-            if source is None or _is_inside(reader, source):
-                continue
-            given = {made.value for made in source.made} | {made.value for made in source.changed.values()}
-            if value not in given:
-                source.whole = False
-                changed = True
-
-
-def _is_inside(call: Call | None, outer: Call) -> bool:
-    while call is not None:
-        if call is outer:
-            return True
-        call = call.parent
-    return False
 
 
 def _invisible(what: str, path: str) -> str:

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import enum
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ PLAIN = (
 )
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 _LEAVES = (*PLAIN, *_CLOSED, Tensor)
+_ATOMS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})  # most of what there is
 
 
 def tensors(value: Any, kind: type = Tensor) -> list[Any]:
@@ -42,23 +43,30 @@ def tensors(value: Any, kind: type = Tensor) -> list[Any]:
         >>> [t.shape for t in tensors({"a": torch.zeros(2), "b": (1, torch.zeros(3))})]
         [torch.Size([2]), torch.Size([3])]
     """
-    return list(_walk(value, kind, set()))
+    found: list[Any] = []
+    _collect(value, kind, found, set())
+    return found
 
 
-def _walk(value: Any, kind: type, seen: set[int]) -> Iterator[Any]:
-    if isinstance(value, kind):
-        yield value
-    elif isinstance(value, _LEAVES):
+def _collect(value: Any, kind: type, found: list[Any], seen: set[int]) -> None:
+    exact = type(value)
+    if exact in _ATOMS:
         return
+    if isinstance(value, kind):
+        found.append(value)
+    elif exact is tuple or exact is list:
+        for item in value:
+            _collect(item, kind, found, seen)
+    elif exact is dict:
+        for item in value.values():
+            _collect(item, kind, found, seen)
     elif isinstance(value, slice):
-        for part in (value.start, value.stop, value.step):
-            yield from _walk(part, kind, seen)
-    else:
-        if id(value) in seen:
-            return
+        for item in (value.start, value.stop, value.step):
+            _collect(item, kind, found, seen)
+    elif not isinstance(value, _LEAVES) and id(value) not in seen:
         seen.add(id(value))
         for _, item in _items(value):
-            yield from _walk(item, kind, seen)
+            _collect(item, kind, found, seen)
 
 
 def replace(value: Any, new: Callable[[Any], Any], kind: type = Tensor) -> Any:
@@ -70,8 +78,13 @@ def replace(value: Any, new: Callable[[Any], Any], kind: type = Tensor) -> Any:
         >>> replace([torch.zeros(2), "name"], lambda tensor: len(tensor))
         [2, 'name']
     """
+    exact = type(value)
+    if exact in _ATOMS:
+        return value
     if isinstance(value, kind):
         return new(value)
+    if exact is tuple:
+        return tuple([replace(item, new, kind) for item in value])
     if isinstance(value, _LEAVES):
         return value
     if isinstance(value, slice):
@@ -83,7 +96,7 @@ def replace(value: Any, new: Callable[[Any], Any], kind: type = Tensor) -> Any:
 
 def is_plain(value: Any) -> bool:
     """Say whether a value is made of tensors and constants only, with nothing that could hide another tensor."""
-    if isinstance(value, Tensor) or isinstance(value, PLAIN):
+    if isinstance(value, (Tensor, *PLAIN)):
         return True
     if isinstance(value, Mapping):
         return all(is_plain(item) for item in value.values())
@@ -106,12 +119,13 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _rebuild(value: Any, items: list[tuple[Any, Any]]) -> Any:
+    made: Any
     if isinstance(value, Mapping):
         if type(value) is dict:
             return dict(items)
         made = copy.copy(value)
         for key, item in items:
-            made[key] = item  # type: ignore[index]
+            made[key] = item
         return made
     if isinstance(value, tuple):
         parts = [item for _, item in items]

@@ -5,14 +5,20 @@ differ between the first two depend on values; sizes that differ between the fir
 `a * batch + c`. Both halves then follow the same tree of calls and operations.
 """
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from forethought.errors import FrozenBranchError, InvisibleOperationError, NothingFrozenError, ReplayDriftError
-from forethought.frontier import Call, Made, Operation, Recording, Value
+from forethought.errors import (
+    FrozenBranchError,
+    InvisibleOperationError,
+    NothingFrozenError,
+    ReplayDriftError,
+)
+from forethought.recording import Call, Made, Operation, Recording, Value
 
 Size = tuple[int, int]
 """A size `a * batch + c`, as (a, c)."""
@@ -28,6 +34,7 @@ class Form:
     device: torch.device
     is_steady: bool  # False: the shape depends on values, so it cannot be foretold
 
+    @functools.lru_cache(maxsize=65536)  # noqa: B019  (forms are small, and the cache forgets)
     def at(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Give shape and strides for one batch size."""
         return tuple(a * batch + c for a, c in self.shape), tuple(a * batch + c for a, c in self.stride)
@@ -49,6 +56,11 @@ class Step:
     result: Any
     captures: list[tuple[bool, int, int]] = field(default_factory=list)  # (from `changed`, position, crossing)
     settles: list[int] = field(default_factory=list)  # crossings whose memory is final after this step
+
+    @property
+    def needs_arguments(self) -> bool:
+        """Whether it gives back, or writes into, a tensor that it was given."""
+        return bool(self.changed) or any(made.argument is not None for made, _ in self.made)
 
 
 @dataclass(slots=True)
@@ -107,6 +119,48 @@ class FrontierTensor:
         rest = shape[:axis] + shape[axis + 1 :]
         return (self.fold, *rest) if self.fold > 1 else rest
 
+    def to_rows(self, value: Tensor) -> Tensor:
+        """Lay a tensor that crosses the frontier out as rows (B, *shape). Undone by `from_rows`."""
+        axis = self.row_axis
+        assert axis is not None
+        if self.fold > 1:
+            value = value.unflatten(axis, (-1, self.fold)).movedim(axis + 1, 0)
+            return value.movedim(axis + 1, 0)
+        return value.movedim(axis, 0)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Lay rows (B, *shape) out as the head knows the tensor, in the memory order that it had live."""
+        axis = self.row_axis
+        assert axis is not None
+        batch = rows.shape[0]
+        if self.fold > 1:
+            value = rows.movedim((0, 1), (axis, axis + 1)).flatten(axis, axis + 1)
+        else:
+            value = rows.movedim(0, axis)
+        shape, stride = self.form.at(batch)
+        if value.stride() == stride or not _is_dense(shape, stride):
+            return value
+        return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device).copy_(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain values. Undone by `from_json`."""
+        form = {
+            "shape": self.form.shape,
+            "stride": self.form.stride,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        return {"name": self.name, "batch": self.batch, **form}
+
+    @staticmethod
+    def from_json(written: dict[str, Any]) -> "FrontierTensor":
+        """Read what `to_json` wrote."""
+        sizes = {key: tuple((int(a), int(c)) for a, c in written[key]) for key in ("shape", "stride")}
+        dtype = getattr(torch, str(written["dtype"]))
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"expected the name of a dtype, got {written['dtype']!r}")
+        form = Form(sizes["shape"], sizes["stride"], dtype, torch.device("cpu"), True)
+        return FrontierTensor(str(written["name"]), form, int(written["batch"]))
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of its entries."""
@@ -131,22 +185,19 @@ class Plan:
     pending: list[bool]  # the crossing's memory is written after the tensor was made
     output_crossing: dict[Value, int]
     recording: Recording
+    larger: Recording | None
     batch: int
-    any_batch: bool
 
 
-def make_plan(
-    example: Recording, other: Recording, larger: Recording | None, arguments: Any, batch: int, larger_batch: int
-) -> Plan:
+def make_plan(example: Recording, other: Recording, larger: Recording | None, arguments: Any, batch: int) -> Plan:
     """Join the recordings of one model into a plan.
 
     Args:
         example: The run on the example inputs.
         other: The run on other values of the same shapes.
-        larger: The run on `larger_batch` samples; None if the model takes one batch size only.
+        larger: The run on one sample more; None if the model takes one batch size only.
         arguments: (args, kwargs) of the example with positions in the place of tensors.
         batch: Samples in the example.
-        larger_batch: Samples in the larger run.
 
     Raises:
         NothingFrozenError: only inputs cross the frontier.
@@ -158,7 +209,7 @@ def make_plan(
             "Freeze the first layers: ft.freeze(model, until='<module>'), or set requires_grad_(False) on them."
         )
     _check_strangers(example, other)
-    joiner = _Joiner(batch, larger_batch)
+    joiner = _Joiner(batch)
     root = joiner.call(example.root, other.root, (larger or example).root)
     last = (larger or example).inputs
     inputs = [joiner.made(a, b, c) for a, b, c in zip(example.inputs, other.inputs, last, strict=True)]
@@ -172,8 +223,8 @@ def make_plan(
         pending=[False] * len(example.crossings),
         output_crossing=example.output_crossing,
         recording=example,
+        larger=larger,
         batch=batch,
-        any_batch=larger is not None,
     )
     _place_crossings(plan, joiner, batch)
     return plan
@@ -182,9 +233,8 @@ def make_plan(
 class _Joiner:
     """Walks the recordings side by side."""
 
-    def __init__(self, batch: int, larger: int) -> None:
+    def __init__(self, batch: int) -> None:
         self._batch = batch
-        self._larger = larger
         self.steps: dict[int, Step] = {}  # id of a recorded operation or call -> its step
 
     def call(self, a: Call, b: Call, c: Call) -> CallStep:
@@ -243,18 +293,14 @@ class _Joiner:
         steady = a.shape == b.shape and len(a.shape) == len(c.shape) and a.dtype == b.dtype == c.dtype
         if not steady:
             return a, Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
-        shape = tuple(self._size(x, z) for x, z in zip(a.shape, c.shape, strict=True))
-        stride = tuple(self._size(x, z) for x, z in zip(a.stride, c.stride, strict=True))
-        whole = all(size is not None for size in shape + stride)
-        if not whole:
-            return a, Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
-        return a, Form(shape, stride, a.dtype, a.device, True)  # type: ignore[arg-type]
+        shape = tuple(linear_size(x, z, self._batch) for x, z in zip(a.shape, c.shape, strict=True))
+        stride = tuple(linear_size(x, z, self._batch) for x, z in zip(a.stride, c.stride, strict=True))
+        return a, Form(shape, stride, a.dtype, a.device, True)
 
-    def _size(self, small: int, large: int) -> Size | None:
-        if small == large:
-            return 0, small
-        grows, rest = divmod(large - small, self._larger - self._batch)
-        return None if rest else (grows, small - grows * self._batch)
+
+def linear_size(size: int, larger: int, batch: int) -> Size:
+    """Write a size that is `size` for `batch` samples and `larger` for one more as `a * batch + c`."""
+    return larger - size, size - (larger - size) * batch
 
 
 def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:
@@ -325,11 +371,14 @@ def _drift(call: Call, expected: str, got: str) -> str:
     )
 
 
-def steps_of(step: CallStep) -> Iterator[CallStep]:
-    """Go through a plan's levels."""
-    yield step
-    for child in step.children.values():
-        yield from steps_of(child)
+def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Say whether strides fill a block of memory exactly once."""
+    expected = 1
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size != 1 and step != expected:
+            return False
+        expected *= size
+    return True
 
 
 def frozen_branch(op: Operation) -> FrozenBranchError:
@@ -338,4 +387,3 @@ def frozen_branch(op: Operation) -> FrozenBranchError:
         f"Cannot replay {op}: expected Python to decide nothing from frozen values, got a value read there. "
         "Cut after it: ft.split(model, x, at=<a later module>), or decide from shapes instead of values."
     )
-

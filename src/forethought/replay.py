@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import ForethoughtError, NothingFrozenError, ReplayDriftError, ShapeError, SplitError
-from forethought.frontier import Position, Recorder, Recording
+from forethought.fingerprint import fingerprint_of
+from forethought.frontier import Recorder
 from forethought.plan import FrontierTensor, Plan, make_plan
+from forethought.recording import Position, Recording
 from forethought.runs import Finished, HeadRun, TrunkRun, placeholders_for
 from forethought.shell import active, shell
 
@@ -138,9 +140,7 @@ class Trunk(nn.Module):
     @property
     def fingerprint(self) -> str:
         """What this trunk computes, as hex: the same in every process, another after any change that matters."""
-        from forethought.fingerprint import fingerprint_of
-
-        return fingerprint_of(self._owner[0])
+        return fingerprint_of(self._owner[0].plan)
 
     def forward(self, *args: Any, **kwargs: Any) -> Values:
         """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
@@ -225,7 +225,7 @@ def _joined(model: nn.Module, at: Sequence[str], given: Any, example: list[Tenso
         raise
     except Exception:  # whatever the model says of a batch that it cannot take
         larger = None
-    return make_plan(first, second, larger, arguments, batch, batch + 1)
+    return make_plan(first, second, larger, arguments, batch)
 
 
 def _check(owner: Split, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -234,7 +234,7 @@ def _check(owner: Split, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, An
     batch = _batch(inputs)
     inputs = _varied(_resized(inputs, batch, plan.batch), plan.batch)
     size = plan.batch
-    if plan.any_batch:
+    if plan.larger is not None:
         inputs, size = _resized(inputs, plan.batch, plan.batch + 1), plan.batch + 1
 
     def run(halves: bool) -> list[Tensor]:
@@ -305,7 +305,8 @@ def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     inputs = [tensor.detach() for tensor in nesting.tensors((args, kwargs))]
     if not inputs:
         raise SplitError(
-            "Cannot split: expected example inputs with at least one tensor, got none. ft.split(model, torch.randn(2, ...))"
+            "Cannot split: expected example inputs with at least one tensor, got none. "
+            "Pass some: ft.split(model, torch.randn(2, 3, 224, 224))"
         )
     return inputs
 

@@ -5,6 +5,7 @@ is there; the head's run computes what trains. Whatever the other half would hav
 with shape, strides, dtype and device, and nothing else. Reading its values is an error, never a number.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from forethought import nesting
 from forethought.errors import InvisibleOperationError, ReplayDriftError
-from forethought.frontier import Label, Made, Position, Tracker, Value
+from forethought.frontier import Tracker
 from forethought.operations import Function, func_name, is_about, name_of, shape_only, stand_in
 from forethought.plan import CallStep, Form, OperationStep, Plan, Step, frozen_branch
+from forethought.recording import Label, Made, Position, Value
 
 
 class Placeholder(Tensor):
@@ -27,7 +29,7 @@ class Placeholder(Tensor):
     @staticmethod
     def __new__(cls, value: Value | None, form: Form, batch: int) -> "Placeholder":
         shape, stride = form.at(batch)
-        made: Placeholder = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Placeholder = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=stride or None, dtype=form.dtype, device=form.device
         )
         made.value = value
@@ -37,7 +39,7 @@ class Placeholder(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Refuse: whoever computes with a placeholder is code that cannot be seen."""
         raise InvisibleOperationError(
             f"Cannot replay: expected to see every operation on frozen values, got '{func}' from code that torch "
@@ -45,7 +47,7 @@ class Placeholder(Tensor):
             "Cut after it: ft.split(model, x, at=<a later module>)"
         )
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Placeholder({tuple(self.shape)}, {self.dtype})"
 
 
@@ -94,6 +96,8 @@ def placeholders_for(plan: Plan, batch: int) -> tuple[Any, Any]:
 
 def _filled(template: Any, made: list[Any]) -> Any:
     """Put tensors into a template at their positions."""
+    if type(template) is Position:
+        return made[template.at]
     return nesting.replace(template, lambda position: made[position.at], Position)
 
 
@@ -149,7 +153,8 @@ class HeadRun(TorchFunctionMode):
             return module._call_impl(*args, **kwargs)
         if step.whole is not None:
             with torch._C.DisableTorchFunction():
-                return self._given(step.whole, nesting.tensors((args, kwargs)))
+                leaves = nesting.tensors((args, kwargs)) if step.whole.needs_arguments else []
+                return self._given(step.whole, leaves)
         self._level = _Level(step)
         try:
             return module._call_impl(*args, **kwargs)
@@ -252,7 +257,7 @@ class TrunkRun(TorchFunctionMode):
         trainable: The parameters that train: what depends on them is not computed.
     """
 
-    def __init__(self, plan: Plan, batch: int, trainable: list[Tensor]) -> None:
+    def __init__(self, plan: Plan, batch: int, trainable: Sequence[Tensor]) -> None:
         super().__init__()
         self._plan = plan
         self._batch = batch

@@ -13,7 +13,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class _Copier:
 
     def module(self, module: nn.Module, path: str) -> nn.Module:
         if type(module).__name__ == "OptimizedModule":
-            module = module._orig_mod  # torch.compile's wrapper hides what runs
+            module = cast(nn.Module, module._orig_mod)  # torch.compile's wrapper hides what runs
         if isinstance(module, torch.jit.ScriptModule):
             return module  # compiled code has no Python tree to copy
         if id(module) in self._made:

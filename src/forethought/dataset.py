@@ -1,0 +1,293 @@
+"""Any data set as batches of (what the model is given, targets).
+
+A tuple's first element is the model's input and the rest are targets; of a dictionary, the keys that the model's
+`forward` names are inputs and the rest are targets; `inputs=` overrides.
+"""
+
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+
+from forethought import nesting
+from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError, UnequalShapesError
+from forethought.identity import Digest, row_keys
+
+_PROBED = 32  # samples read twice: a transform that acts on one sample in ten escapes once in 600 data sets
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: the model's arguments, and whatever else the data set holds for these samples."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    targets: Any
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that the model is given."""
+        return nesting.tensors((self.args, self.kwargs))
+
+    @property
+    def rows(self) -> int:
+        """How many samples it holds."""
+        return len(self.tensors[0])
+
+    def keys(self) -> np.ndarray:
+        """Identify each sample by what the model is given: (B, 16) bytes."""
+        count = iter(range(1 << 30))
+        rest = nesting.replace((self.args, self.kwargs), lambda _: ("tensor", next(count)))
+        return row_keys(self.tensors, Digest().add(rest).hex().encode())
+
+    def select(self, rows: Tensor) -> "Batch":
+        """Take some of the samples; targets are left out."""
+        args, kwargs = nesting.replace((self.args, self.kwargs), lambda tensor: tensor[rows])
+        return Batch(args, kwargs, None)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move what the model is given to a device."""
+        args, kwargs = nesting.replace((self.args, self.kwargs), lambda t: t.to(device, non_blocking=True))
+        return Batch(args, kwargs, self.targets)
+
+
+class Samples:
+    """A data set, seen as batches in its own order.
+
+    Args:
+        dataset: A map-style or iterable data set, a DataLoader (lends its data set, collate function and workers, not
+            its sampler), a tensor or array (N, ...), or a tuple or dictionary of these.
+        model: Whose `forward` names the keys that are inputs.
+        inputs: Positions or keys of the elements that the model is given.
+        collate_fn: Joins samples into a batch; torch's default otherwise.
+        batch_size: Samples a batch.
+        num_workers: Processes that read.
+
+    Raises:
+        EmptyDatasetError: no samples.
+        DataError: no element that the model can be given.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        model: nn.Module,
+        *,
+        inputs: Sequence[str | int] | str | int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        if isinstance(dataset, DataLoader):
+            collate_fn = collate_fn or dataset.collate_fn
+            batch_size = batch_size or dataset.batch_size
+            num_workers = dataset.num_workers if num_workers is None else num_workers
+            dataset = dataset.dataset
+        self._columns = _columns(dataset)
+        self._dataset = dataset
+        self._inputs = (inputs,) if isinstance(inputs, str | int) else inputs
+        self._collate = collate_fn or default_collate
+        self._batch_size = batch_size or 64
+        self._workers = num_workers or 0
+        self._parameters = _parameters(model)
+        self.is_indexed = self._columns is not None or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))
+        if not self.is_indexed and not isinstance(dataset, Iterable):
+            raise DataError(
+                f"Cannot read a {type(dataset).__name__}: expected a data set, a DataLoader, tensors or an iterable."
+            )
+        if self.is_indexed and len(self) == 0:
+            raise EmptyDatasetError(
+                "Cannot extract features: expected a data set with samples, got an empty one. Check its path or filter."
+            )
+
+    def __len__(self) -> int:
+        if self._columns is not None:
+            return len(nesting.tensors(self._columns)[0])
+        return len(self._dataset)
+
+    def fetch(self, indices: Sequence[int]) -> Batch:
+        """Read these samples here and now, and leave every random state as it was."""
+        if self._columns is not None:
+            return self._batch(self._rows(torch.as_tensor(indices)))
+        with _random_states_kept():
+            return self._batch(self._collated([self._dataset[int(index)] for index in indices]))
+
+    def first(self, count: int) -> Batch:
+        """Read the first samples."""
+        if self.is_indexed:
+            return self.fetch(range(min(count, len(self))))
+        samples = []
+        for sample in self._dataset:
+            samples.append(sample)
+            if len(samples) == count:
+                break
+        if not samples:
+            raise EmptyDatasetError(
+                "Cannot extract features: expected an iterable that gives samples, got none. "
+                "An iterator can be read once only: pass the iterable itself."
+            )
+        return self._batch(self._collated(samples))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read everything, in order."""
+        if self._columns is not None:
+            for start in range(0, len(self), self._batch_size):
+                stop = min(start + self._batch_size, len(self))
+                yield self._batch(self._rows(slice(start, stop)))
+            return
+        iterable = (
+            self._dataset if self.is_indexed or isinstance(self._dataset, IterableDataset) else _Stream(self._dataset)
+        )
+        loader: DataLoader[Any] = DataLoader(
+            iterable, self._batch_size, num_workers=self._workers, collate_fn=_Collate(self._collate)
+        )
+        for collated in loader:
+            yield self._batch(collated)
+
+    def check_repeats(self) -> dict[int, bytes]:
+        """Read some samples twice and compare.
+
+        Returns:
+            The keys of the samples read, by index.
+
+        Raises:
+            RandomDatasetError: the same index gave different inputs.
+        """
+        if not self.is_indexed or self._columns is not None:
+            return {}
+        count = min(len(self), _PROBED)
+        indices = sorted({round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)})
+        first, second = self._keys_at(indices), self._keys_at(indices)
+        for index in indices:
+            if first[index] != second[index]:
+                raise RandomDatasetError(
+                    f"Cannot store features of this data set: expected sample {index} to be the same each time it is "
+                    "read, got two different inputs. A random transform belongs after the frozen part, or must be "
+                    "fixed: use the evaluation transform for the features."
+                )
+        return first
+
+    def _keys_at(self, indices: Sequence[int]) -> dict[int, bytes]:
+        return {index: self.fetch([index]).keys()[0].tobytes() for index in indices}
+
+    def _rows(self, indices: Tensor | slice) -> Any:
+        return nesting.replace(self._columns, lambda tensor: tensor[indices])
+
+    def _collated(self, samples: list[Any]) -> Any:
+        return _Collate(self._collate)(samples)
+
+    def _batch(self, collated: Any) -> Batch:
+        args, kwargs, targets = self._parted(collated)
+        batch = Batch(args, kwargs, targets)
+        if not batch.tensors:
+            raise DataError(
+                f"Cannot give the model a {type(collated).__name__}: expected tensors among its inputs, got none. "
+                "Convert samples to tensors (a transform), or pass collate_fn=."
+            )
+        sizes = {len(tensor) if tensor.ndim else 0 for tensor in batch.tensors}
+        if len(sizes) != 1 or 0 in sizes:
+            raise DataError(
+                f"Cannot tell samples apart: expected every input to have the batch as its first axis, got sizes "
+                f"{sorted(sizes)}. Pass collate_fn= that stacks samples along the first axis."
+            )
+        return batch
+
+    def _parted(self, collated: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Part a batch into positional inputs, keyword inputs and targets."""
+        if isinstance(collated, Mapping):
+            return self._parted_mapping(collated)
+        if not isinstance(collated, tuple | list):
+            return (collated,), {}, None
+        chosen = self._inputs if self._inputs is not None else (0,)
+        if any(not isinstance(at, int) or at >= len(collated) for at in chosen):
+            raise DataError(f"Cannot choose inputs {tuple(chosen)}: expected positions below {len(collated)}.")
+        given = [collated[int(at)] for at in chosen]
+        rest = tuple(item for at, item in enumerate(collated) if at not in chosen)
+        targets = None if not rest else rest[0] if len(rest) == 1 else rest
+        if len(given) == 1 and isinstance(given[0], Mapping):
+            return (), dict(given[0]), targets
+        if len(given) == 1 and isinstance(given[0], tuple | list):
+            return tuple(given[0]), {}, targets
+        return tuple(given), {}, targets
+
+    def _parted_mapping(self, collated: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        chosen = self._inputs if self._inputs is not None else [key for key in collated if key in self._parameters]
+        missing = [key for key in chosen if key not in collated]
+        if missing or not chosen:
+            raise DataError(
+                f"Cannot find the model's inputs: expected keys that forward({', '.join(self._parameters)}) names, got "
+                f"{list(collated)}. Name them: ft.extract(..., inputs=['<key>'])"
+            )
+        rest = {key: item for key, item in collated.items() if key not in chosen}
+        targets = None if not rest else next(iter(rest.values())) if len(rest) == 1 else rest
+        if all(key in self._parameters for key in chosen):
+            return (), {str(key): collated[key] for key in chosen}, targets  # type: ignore[index]
+        return tuple(collated[key] for key in chosen), {}, targets  # type: ignore[index]
+
+
+class _Collate:
+    """Joins samples, and says what to do when their shapes differ."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        try:
+            return self._collate(samples)
+        except RuntimeError as err:
+            shapes = {tuple(tensor.shape) for sample in samples for tensor in nesting.tensors(sample)[:1]}
+            if len(shapes) < 2:
+                raise
+            raise UnequalShapesError(
+                f"Cannot join samples into a batch: expected one shape, got {sorted(shapes)[:4]}. Resize or crop them "
+                "in the data set's transform, or pad them: ft.extract(..., collate_fn=...)"
+            ) from err
+
+
+class _Stream(IterableDataset[Any]):
+    """Any iterable, as torch's DataLoader wants it."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._source)
+
+
+class _random_states_kept:  # noqa: N801  (a context manager, read as a clause)
+    def __enter__(self) -> None:
+        self._states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._states[0])
+        random.setstate(self._states[1])
+        np.random.set_state(self._states[2])
+
+
+def _columns(dataset: Any) -> Any:
+    """See tensors held in memory as columns, which need no reading sample by sample."""
+    if isinstance(dataset, TensorDataset):
+        dataset = dataset.tensors if len(dataset.tensors) > 1 else dataset.tensors[0]
+    parts = list(dataset.values()) if type(dataset) is dict else list(dataset) if type(dataset) is tuple else [dataset]
+    if not parts or not all(isinstance(part, Tensor | np.ndarray) for part in parts):
+        return None
+    sizes = {len(part) if part.ndim else 0 for part in parts}
+    if len(sizes) != 1:
+        raise DataError(f"Cannot use tensors as a data set: expected one length, got {sorted(sizes)}.")
+    tensors = [part if isinstance(part, Tensor) else torch.from_numpy(part) for part in parts]
+    if type(dataset) is dict:
+        return dict(zip(dataset, tensors, strict=True))
+    return tuple(tensors) if type(dataset) is tuple else tensors[0]
+
+
+def _parameters(model: nn.Module) -> list[str]:
+    try:
+        return list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return []

@@ -1,0 +1,169 @@
+"""What a stored feature is a feature of: the frozen operations that lead to the frontier, with all that they read.
+
+The evidence is the recorded sequence of operations, with constants and weights by content. A comment, another head or
+a wrapper class around the model is no change; one bit of a weight, a buffer, a number in an argument is. Where
+operations cannot tell (Python read a value to decide), the module's code and state stand in.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from forethought.identity import Digest, numeric_state
+from forethought.operations import name_of
+from forethought.plan import Plan, linear_size
+from forethought.recording import Call, Operation, Position, Read, Value
+
+VERSION = 1
+
+
+def fingerprint_of(plan: Plan) -> str:
+    """Identify what the frozen part of a recorded model computes: 32 hexadecimal digits.
+
+    Raises:
+        IdentityError: something that the frozen part reads does not show its content.
+    """
+    digest = Digest()
+    digest.add("forethought trunk", VERSION)
+    digest.add(numeric_state(plan.frontier[0].form.device.type))
+    for tensor in plan.frontier:
+        digest.add(tensor.form.shape, str(tensor.dtype))
+    _Writer(plan, digest).write()
+    return digest.hex()
+
+
+def model_key(model: nn.Module, at: tuple[str, ...], forms: Any, device: str) -> str:
+    """Identify a model as it stands, without running it, so that what was once recorded of it can be believed.
+
+    It counts more than the trunk needs (all code and attributes, the head's too), but not the values that train.
+
+    Raises:
+        IdentityError: an attribute of the model does not show its content.
+    """
+    trains = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    digest = Digest(skip=lambda tensor: id(tensor) in trains)
+    digest.add("forethought model", VERSION, torch.__version__, at, repr(forms), numeric_state(device), model)
+    return digest.hex()
+
+
+class _Writer:
+    """Writes the operations that the frontier follows from, in their order, with numbers of their own."""
+
+    def __init__(self, plan: Plan, digest: Digest) -> None:
+        self._plan = plan
+        self._digest = digest
+        self._operations = plan.recording.operations
+        self._numbers: dict[Any, int] = {}
+        larger = plan.larger.operations if plan.larger else []
+        aligned = len(larger) == len(self._operations)
+        self._larger = larger if aligned and all(a.func == b.func for a, b in zip(larger, self._operations)) else []  # noqa: B905
+
+    def write(self) -> None:
+        """Write everything the frontier follows from, then the frontier."""
+        for unit in self._needed():
+            self._numbers[id(unit)] = len(self._numbers)
+            if isinstance(unit, Call):
+                self._digest.add("call", unit.module, len(unit.inputs))
+                for value in unit.inputs:
+                    self._value(value)
+            else:
+                self._operation(unit)
+        for crossing in self._plan.recording.crossings:
+            self._digest.add("frontier")
+            self._value(crossing.value)
+
+    def _needed(self) -> list[Operation | Call]:
+        """Collect the operations, or opaque calls, that the frontier follows from, in order."""
+        wanted: dict[int, Operation | Call] = {}
+        open_values = [(c.value, c.settled) for c in self._plan.recording.crossings]
+        while open_values:
+            value, settled = open_values.pop()
+            for ordinal in {value[0], settled}:
+                if ordinal < 0:
+                    continue
+                unit = self._unit(self._operations[ordinal])
+                if id(unit) not in wanted:
+                    wanted[id(unit)] = unit
+                    open_values += self._sources(unit)
+        return sorted(wanted.values(), key=self._position)
+
+    def _unit(self, op: Operation) -> Operation | Call:
+        """Find what stands for an operation: itself, or the whole call around it that only its code can tell."""
+        call: Call | None = op.call
+        while call is not None:
+            if call.whole and any(inner.opaque for inner in call.walk()):
+                return call
+            call = call.parent
+        return op
+
+    def _position(self, unit: Operation | Call) -> int:
+        if isinstance(unit, Operation):
+            return unit.ordinal
+        return min(op.ordinal for call in unit.walk() for op in call.operations)
+
+    def _sources(self, unit: Operation | Call) -> Iterator[tuple[Value, int]]:
+        if isinstance(unit, Operation):
+            return ((read.value, read.settled) for read in unit.reads if read.value is not None)
+        return ((value, -1) for value in unit.inputs if value is not None)
+
+    def _operation(self, op: Operation) -> None:
+        self._digest.add("operation", name_of(op.func))
+        larger = self._larger[op.ordinal].arguments if self._larger else op.arguments
+        self._argument(op.arguments, larger)
+        for read in op.reads:
+            self._read(read)
+
+    def _read(self, read: Read) -> None:
+        if read.value is not None:
+            self._value(read.value)
+            if read.settled > read.value[0]:
+                self._digest.add("after", self._number(read.settled))
+        else:
+            self._digest.add("outside", read.outside)
+
+    def _value(self, value: Value | None) -> None:
+        if value is None:
+            self._digest.add("no value")
+        elif value[0] < 0:
+            _, form = self._plan.inputs[value[1]]
+            self._digest.add("input", value[1], form.shape, str(form.dtype))
+        else:
+            op = self._operations[value[0]]
+            unit = self._unit(op)
+            place = value[1] if isinstance(unit, Operation) else _place(unit, value)
+            self._digest.add("value", self._number(value[0]), place)
+
+    def _number(self, ordinal: int) -> int:
+        return self._numbers[id(self._unit(self._operations[ordinal]))]
+
+    def _argument(self, argument: Any, larger: Any) -> None:
+        """Write one argument; a whole number that grows with the batch is written as a * batch + c."""
+        if isinstance(argument, Position):
+            self._digest.add("tensor", argument.at)
+        elif isinstance(argument, torch.device):
+            self._digest.add("device")  # where, not what
+        elif isinstance(argument, slice):
+            self._digest.add("slice")
+            for name in ("start", "stop", "step"):
+                self._argument(getattr(argument, name), getattr(larger, name))
+        elif isinstance(argument, list | tuple | dict):
+            self._digest.add(type(argument).__name__, len(argument))
+            for part, other in zip(_flat(argument), _flat(larger), strict=True):
+                self._argument(part, other)
+        elif isinstance(argument, int) and not isinstance(argument, bool):
+            self._digest.add("size", linear_size(argument, larger, self._plan.batch))
+        else:
+            self._digest.add(argument)
+
+
+def _place(call: Call, value: Value) -> int:
+    places = [made.value for made in call.made] + [made.value for made in call.changed.values()]
+    return places.index(value) if value in places else -1
+
+
+def _flat(argument: Any) -> list[Any]:
+    if isinstance(argument, dict):
+        return [part for item in argument.items() for part in item]
+    return list(argument)

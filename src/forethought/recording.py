@@ -1,0 +1,170 @@
+"""What one run of a model showed: its operations and the tree of calls in which they happened."""
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forethought.operations import Function, name_of
+
+
+class Label(enum.IntEnum):
+    """What a tensor depends on. The label of an operation is the highest label that it reads."""
+
+    CONSTANT = 0
+    FROZEN = 1
+    TRAINABLE = 2
+
+
+Value = tuple[int, int]
+"""One version of one tensor: (operation that made it, position among that operation's tensors); inputs are (-1, i)."""
+
+
+@dataclass(eq=False, slots=True)
+class Made:
+    """A tensor that an operation or a call gave: its value, its form, and the argument that it is, if it is one."""
+
+    value: Value | None
+    label: Label
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    argument: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Read:
+    """A tensor that an operation read. Tensors from outside (weights, constants) are held, values are only named."""
+
+    label: Label
+    value: Value | None
+    outside: Tensor | None = None
+    settled: int = -1  # the last operation that had written into its memory
+
+
+@dataclass(eq=False, slots=True)
+class Operation:
+    """One call of a torch function."""
+
+    ordinal: int
+    func: Function
+    call: "Call"
+    label: Label
+    arguments: Any  # (args, kwargs), each tensor replaced by its position in `reads`
+    reads: list[Read]
+    made: list[Made]
+    result: Any  # the result, each tensor replaced by its position in `made`
+    changed: dict[int, Made]  # arguments written in place, by position in `reads`
+    reads_values: bool  # gives Python a number made from frozen values
+    crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
+
+    def __str__(self) -> str:
+        where = self.call.path or "the model's own forward"
+        return f"{name_of(self.func)} in {where}"
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One call of one module, with everything that happened inside."""
+
+    path: str
+    module: nn.Module
+    parent: "Call | None"
+    children: dict[tuple[str, int], "Call"] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    operations: list[Operation] = field(default_factory=list)  # every operation directly in this call
+    made: list[Made] = field(default_factory=list)
+    result: Any = None
+    changed: dict[int, Made] = field(default_factory=dict)
+    inputs: list[Value | None] = field(default_factory=list)
+    whole: bool = False
+    opaque: bool = False  # something inside cannot be told from its operations alone
+
+    def child(self, path: str, module: nn.Module) -> "Call":
+        """Open the next call of `path` made from inside this one."""
+        index = self.counts.get(path, 0)
+        self.counts[path] = index + 1
+        made = self.children[path, index] = Call(path, module, self)
+        return made
+
+    def outermost_whole(self) -> "Call | None":
+        """Find the largest whole call that contains this one."""
+        found: Call | None = None
+        call: Call | None = self
+        while call is not None:
+            found = call if call.whole else found
+            call = call.parent
+        return found
+
+    def walk(self) -> Iterator["Call"]:
+        """Go through this call and every call inside, in order of their beginning."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+    def touching(self) -> list[Operation]:
+        """List the operations directly in this call that read a frozen value."""
+        return [op for op in self.operations if any(read.label is Label.FROZEN for read in op.reads)]
+
+    def trainable(self) -> list[Operation]:
+        """List the operations directly in this call whose result depends on what trains."""
+        return [op for op in self.operations if op.label is Label.TRAINABLE]
+
+
+@dataclass(eq=False, slots=True)
+class Crossing:
+    """One tensor of the frontier."""
+
+    value: Value
+    settled: int  # the last operation that wrote into its memory before it was read
+    rewritten: bool = False  # its memory is written again later: keep a copy
+
+
+@dataclass(eq=False)
+class Recording:
+    """What one run of a model showed."""
+
+    root: Call
+    operations: list[Operation]
+    crossings: list[Crossing]
+    inputs: list[Made]
+    output_crossing: dict[Value, int]
+    strangers: list[tuple[Tensor, Operation]]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Stands for a tensor in a recorded argument or result."""
+
+    at: int
+
+
+def forbid_leaks(operations: list[Operation], outputs: list[Value | None]) -> None:
+    """Take a call as several steps if something reads a value of it other than its output."""
+    readers: list[tuple[Value, Call | None]] = [
+        (read.value, op.call) for op in operations for read in op.reads if read.value is not None
+    ]
+    readers += [(value, None) for value in outputs if value is not None]
+    changed = True
+    while changed:
+        changed = False
+        for value, reader in readers:
+            source = operations[value[0]].call.outermost_whole() if value[0] >= 0 else None
+            if source is None or _is_inside(reader, source):
+                continue
+            given = {made.value for made in source.made} | {made.value for made in source.changed.values()}
+            if value not in given:
+                source.whole = False
+                changed = True
+
+
+def _is_inside(call: Call | None, outer: Call) -> bool:
+    while call is not None:
+        if call is outer:
+            return True
+        call = call.parent
+    return False

@@ -1,0 +1,40 @@
+"""For every test: no network, no store of the user, torch as the last test found it."""
+
+import socket
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """forethought calls nobody, and neither do its tests; this machine itself may be called."""
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
+            pytest.fail(f"a test called {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_store_of_the_user(monkeypatch):
+    """A store named in the environment would answer for the one under test."""
+    monkeypatch.delenv("FORETHOUGHT_STORE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was():
+    """A test that changes torch's global state must not change the next one."""
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)
+    torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,209 @@
+"""The shape of the package: who may import whom, how long things may be, what may never be there."""
+
+import ast
+import json
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import forethought as ft
+
+PACKAGE = Path(ft.__file__).parent
+FACADE = "forethought"
+
+# One line a module or sub-package, in the order of the flow: what it may import besides `errors` and itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "nesting": set(),
+    "operations": set(),
+    "shell": set(),
+    "frontier": {"nesting", "operations", "shell"},
+    "plan": {"frontier"},
+    "runs": {"frontier", "nesting", "operations", "plan"},
+    "identity": {"nesting"},
+    "fingerprint": {"frontier", "identity", "nesting", "operations", "plan"},
+    "replay": {"fingerprint", "frontier", "nesting", "plan", "runs", "shell"},
+    "dataset": {"fingerprint", "identity", "nesting"},
+    "store": set(),
+    "features": {"replay", "store"},
+    "extraction": {"dataset", "features", "fingerprint", "identity", "replay", "store"},
+    "heads": set(),
+    "fitting": {"heads"},
+    "assembly": {"heads", "replay"},
+    "regress": {"assembly", "frontier", "heads", "replay"},
+    "energy": set(),
+    "timing": set(),
+    # What a person touches stands on the facade; nobody stands on it.
+    "doctor": {FACADE, "energy", "timing"},
+    "demo": {FACADE, "energy", "timing"},
+    "cli": {FACADE, "demo", "doctor"},
+}
+FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor"}
+
+# `store` sees bytes and `energy` sees joules: neither knows of models.
+WITHOUT_TORCH = ("store", "energy", "timing", "errors")
+NEVER_IMPORTED = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# What `import forethought` must not cost. (torch itself imports pynvml where it is installed.)
+NOT_AT_IMPORT = {
+    "datasets", "matplotlib", "pandas", "pretty_midi", "rich", "scipy", "sklearn", "timm", "torchaudio",
+    "torchcrepe", "torchvision", "transformers", "typer",
+}  # fmt: skip
+FORBIDDEN_NAMES = {"utils", "common", "core", "base", "helpers"}
+MOST_LINES = 400
+MOST_LINES_OF_BODY = 60
+
+
+def name_of(path):
+    """Dotted name inside the package; the facade is `forethought`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or FACADE
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+every_module = pytest.mark.parametrize("module", MODULES)
+
+
+@cache
+def tree(module):
+    """What Python reads in a module."""
+    return ast.parse(MODULES[module].read_text())
+
+
+def part_of(module):
+    """The line of the table that `module` falls under."""
+    return module.split(".")[0]
+
+
+def resolve(dotted):
+    """The module of the package that `forethought.<dotted>` is in."""
+    while dotted and dotted not in MODULES:
+        dotted = dotted.rpartition(".")[0]
+    return dotted or FACADE
+
+
+def imported_by(module):
+    """Absolute names of everything that a module imports, at its top or inside a function."""
+    package = [FACADE, *module.split(".")] if module != FACADE else [FACADE]
+    if MODULES[module].name != "__init__.py":
+        package.pop()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def inner_imports(module):
+    """Modules of the package that a module imports."""
+    names = [name.split(".", 1) for name in imported_by(module)]
+    return {resolve(".".join(rest)) for top, *rest in names if top == FACADE}
+
+
+# ----------------------------------------------------------------------------------------------- imports
+
+
+@every_module
+def test_module_imports_only_what_the_table_allows(module):
+    """Imports go one way. An unknown module fails until the table names it."""
+    part = part_of(module)
+    assert part == FACADE or part in MAY_IMPORT, f"{module} is not in MAY_IMPORT: say what it may import"
+    allowed = FACADE_MAY_IMPORT if part == FACADE else MAY_IMPORT[part] | {"errors", part}
+    assert {part_of(name) for name in inner_imports(module)} <= allowed
+
+
+def test_table_has_one_direction():
+    """The table itself has no cycle: each line stands on lines above it."""
+    known = {FACADE}
+    for part, allowed in MAY_IMPORT.items():
+        assert allowed <= known, f"{part} may import {allowed - known}, declared later"
+        known.add(part)
+
+
+def test_modules_have_no_cycle():
+    """Inside a sub-package too, no module imports itself by a detour."""
+    graph = {module: inner_imports(module) - {module} for module in MODULES}
+    TopologicalSorter(graph).prepare()
+
+
+@every_module
+def test_module_without_torch_imports_no_torch(module):
+    """What knows only bytes, joules or seconds stays free of the framework."""
+    if part_of(module) in WITHOUT_TORCH:
+        assert "torch" not in {name.split(".")[0] for name in imported_by(module)}
+
+
+def test_import_of_the_facade_is_light():
+    """`import forethought` brings torch and no optional or drawing package."""
+    script = "import json, sys, forethought; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert NOT_AT_IMPORT.isdisjoint(json.loads(run.stdout))
+
+
+# -------------------------------------------------------------------------------------------------- size
+
+
+@every_module
+def test_module_is_short(module):
+    """A module is read in one sitting, and named after what it holds."""
+    lines = MODULES[module].read_text().count("\n")
+    assert lines <= MOST_LINES
+    assert MODULES[module].stem not in FORBIDDEN_NAMES
+
+
+@every_module
+def test_functions_are_short(module):
+    """A body, its docstring aside, fits on a screen."""
+    functions = [n for n in ast.walk(tree(module)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {function.name: body_lines(function) for function in functions}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES_OF_BODY} == {}
+
+
+def body_lines(function):
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+# ---------------------------------------------------------------------------------------------- contents
+
+
+def test_public_names_have_docstrings():
+    """Every word of the facade says what it is, and the list is sorted."""
+    public = getattr(ft, "__all__", ())
+    assert list(public) == sorted(public)
+    assert [
+        name for name in public if name != "__version__" and not has_own_docstring(getattr(ft, name))
+    ] == []
+
+
+def has_own_docstring(value):
+    return bool(vars(value).get("__doc__") if isinstance(value, type) else value.__doc__)
+
+
+@every_module
+def test_module_has_a_docstring(module):
+    """The first line of a module says what it is for; an empty file needs none."""
+    assert ast.get_docstring(tree(module)) or not tree(module).body
+
+
+@every_module
+def test_nothing_runs_code_on_load(module):
+    """No pickle, under any of its names: what is read from disk is numbers and text."""
+    assert NEVER_IMPORTED.isdisjoint(name.split(".")[0] for name in imported_by(module))
+    calls = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+    for call in calls:
+        given = {word.arg: word.value for word in call.keywords}
+        if ast.unparse(call.func) == "torch.load":
+            assert is_true(given.get("weights_only")), (
+                f"{module}:{call.lineno} torch.load without weights_only"
+            )
+        assert not is_true(given.get("allow_pickle")), f"{module}:{call.lineno} allow_pickle"
+
+
+def is_true(node):
+    return isinstance(node, ast.Constant) and node.value is True
