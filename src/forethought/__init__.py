@@ -6,12 +6,38 @@ When part of a model is frozen, its output for a sample never changes. `extract`
 result; `fit` trains any number of heads from it; `assemble` puts the model back together.
 """
 
+from forethought import energy, heads, timing
 from forethought.freezing import freeze  # isort: skip
 from forethought.replay import Head, Split, Trunk, split  # isort: skip
 from forethought.store import Store  # isort: skip
 from forethought.extraction import extract  # isort: skip
 from forethought.features import ExtractionReport, Features  # isort: skip
+from forethought.fitting import HeadResult, Results, fit  # isort: skip
+from forethought.regress import as_regressor  # isort: skip
+from forethought.assembly import Assembled, assemble, load  # isort: skip
+from forethought.errors import ForethoughtError  # isort: skip
 
 __version__ = "0.1.0"
 
-__all__ = ["ExtractionReport", "Features", "Head", "Split", "Store", "Trunk", "extract", "freeze", "split"]
+__all__ = [
+    "Assembled",
+    "ExtractionReport",
+    "Features",
+    "ForethoughtError",
+    "Head",
+    "HeadResult",
+    "Results",
+    "Split",
+    "Store",
+    "Trunk",
+    "as_regressor",
+    "assemble",
+    "energy",
+    "extract",
+    "fit",
+    "freeze",
+    "heads",
+    "load",
+    "split",
+    "timing",
+]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from forethought import nesting
@@ -302,15 +301,17 @@ class _Extraction:
     def _watched(self) -> Iterator[Batch]:
         """Show how far the pass is, once it has taken a moment, to a person."""
         total = len(self._samples) if self._samples.is_indexed else None
+        # On use: drawing costs time at import.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
-            TextColumn("[progress.description]{task.description}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        from rich.console import Console
-
         console = Console(stderr=True)
         with Progress(*columns, console=console, disable=not (self._progress and console.is_terminal)) as bar:
             task = bar.add_task("thinking once", total=total, rate="")

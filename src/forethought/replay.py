@@ -20,7 +20,7 @@ from forethought.errors import ForethoughtError, NothingFrozenError, ReplayDrift
 from forethought.fingerprint import fingerprint_of
 from forethought.frontier import Recorder
 from forethought.plan import FrontierTensor, Plan, make_plan
-from forethought.recording import Position, Recording
+from forethought.recording import Label, Position, Recording
 from forethought.runs import Finished, HeadRun, TrunkRun, placeholders_for
 from forethought.shell import active, shell
 
@@ -76,6 +76,9 @@ class Split:
         self.at = tuple(at)
         self._body = shell(model)
         self._plans: dict[Any, Plan] = {}
+        inputs = _inputs(args, kwargs)
+        batch = _batch(inputs)
+        self.example = [t[:2].clone() if t.ndim and t.shape[0] == batch else t.clone() for t in inputs]
         plan = self._plan(args, kwargs)
         self.head = Head(self, shell(model))
         self.trunk = Trunk(self)
@@ -94,6 +97,16 @@ class Split:
     def plan(self) -> Plan:
         """The path recorded on the example inputs."""
         return next(iter(self._plans.values()))
+
+    def trunk_tensors(self) -> dict[str, Tensor]:
+        """Name the model's parameters and buffers that the trunk reads."""
+        operations = [op for op in self.plan.recording.operations if op.label is not Label.TRAINABLE]
+        used = {id(read.outside) for op in operations for read in op.reads if read.outside is not None}
+        for call in self.plan.recording.root.walk():
+            if call.opaque:  # its operations do not show all that it may read
+                used |= {id(tensor) for tensor in nesting.tensors(call.module.state_dict(keep_vars=True))}
+        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        return {name: tensor for name, tensor in named.items() if id(tensor) in used}
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """Find the recorded path for inputs of this form, or record it."""
