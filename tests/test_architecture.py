@@ -21,27 +21,35 @@ MAY_IMPORT = {
     "nesting": set(),
     "operations": set(),
     "shell": set(),
-    "frontier": {"nesting", "operations", "shell"},
-    "plan": {"frontier"},
-    "runs": {"frontier", "nesting", "operations", "plan"},
+    "freezing": {"nesting"},
+    # What a model does: seen, planned, run in halves, identified.
+    "recording": {"operations"},
+    "frontier": {"nesting", "operations", "recording", "shell"},
+    "plan": {"recording"},
+    "runs": {"frontier", "nesting", "operations", "plan", "recording"},
     "identity": {"nesting"},
-    "fingerprint": {"frontier", "identity", "nesting", "operations", "plan"},
-    "replay": {"fingerprint", "frontier", "nesting", "plan", "runs", "shell"},
-    "dataset": {"fingerprint", "identity", "nesting"},
+    "fingerprint": {"identity", "operations", "plan", "recording"},
+    "replay": {"fingerprint", "frontier", "nesting", "plan", "recording", "runs", "shell"},
+    # What it said: read, checked, kept, fed.
+    "dataset": {"identity", "nesting"},
+    "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
-    "features": {"replay", "store"},
-    "extraction": {"dataset", "features", "fingerprint", "identity", "replay", "store"},
+    "features": {"nesting", "plan", "replay", "store"},
+    "extraction": {
+        "dataset", "energy", "features", "fingerprint", "identity", "nesting", "plan", "purity", "replay", "store",
+    },
+    # What is made of it.
     "heads": set(),
     "fitting": {"heads"},
-    "assembly": {"heads", "replay"},
-    "regress": {"assembly", "frontier", "heads", "replay"},
+    "assembly": {"heads", "nesting", "recording", "replay"},
+    "regress": {"assembly", "features", "heads", "nesting", "recording", "replay", "runs"},
     "energy": set(),
     "timing": set(),
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},
     "demo": {FACADE, "energy", "timing"},
     "cli": {FACADE, "demo", "doctor"},
-}
+}  # fmt: skip
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor"}
 
 # `store` sees bytes and `energy` sees joules: neither knows of models.

@@ -1,0 +1,104 @@
+"""Files as the store uses them: whole or absent, never half. No lock anywhere."""
+
+import errno
+import os
+import secrets
+import shlex
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from forethought.errors import StoreError
+
+TEMPORARY = ".tmp"
+DEAD_AFTER_S = 24 * 3600  # a commit takes seconds, so a temporary file of yesterday has no living writer
+_RUN_OUT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a regular file for reading. A pipe or device planted in the store must not hang the reader."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
+
+
+def write_whole(path: Path, *parts: Any) -> None:
+    """Write `parts`, buffers each, so that `path` holds all of them, durably, or is as it was before."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, where the system can (Windows cannot open folders)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make one folder, durably, unless it is there. Not its parent: a vanished store must not come back."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        sync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that are clearly dead. Never fails: others may sweep too."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") and entry.name.endswith(TEMPORARY):
+                with suppress(OSError):
+                    if time.time() - entry.stat().st_mtime > DEAD_AFTER_S:
+                        Path(entry.path).unlink()
+
+
+def has_run_out(err: OSError) -> bool:
+    """Say whether this process ran out of descriptors or memory: a fault of the moment, not of the file."""
+    return err.errno in _RUN_OUT
+
+
+@contextmanager
+def writing(thing: str, folder: Path) -> Iterator[None]:
+    """Turn any failure to write into a StoreError that says what was lost and what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as err:
+        raise StoreError(
+            f"Cannot write {thing} to '{folder}': expected a folder with room and permission to write, got "
+            f"{err.strerror or err}. Nothing of it was committed; what was committed before stays readable. "
+            f"{_fix(err, folder)}"
+        ) from err
+
+
+def _fix(err: OSError, folder: Path) -> str:
+    if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"Free some space and run again: df -h {shlex.quote(str(folder))}"
+    if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "To read only, open it with Store(path, readonly=True)."
+    if err.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "The folder is gone: open the store again with Store(path)."
+    return "Run again when the disk takes writes."

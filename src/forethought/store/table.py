@@ -1,0 +1,255 @@
+"""One table: all rows that one trunk produced, as whatever segments its writers have committed."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forethought.errors import StoreError
+from forethought.store.column import Column, as_keys, check_columns
+from forethought.store.files import make_folder, sweep, writing
+from forethought.store.index import Index
+from forethought.store.notes import read_note, write_note
+from forethought.store.segment import SUFFIX, DamagedSegmentError, DamagedSegmentWarning, Segment
+from forethought.store.writer import Writer, rows_per_segment
+
+NOTE = "table.note"
+MEBIBYTE = 2**20
+
+
+class Table:
+    """Rows under one fingerprint. Made by `Store.table`; opening it writes nothing.
+
+    `locate` gives places only in segments whose header, size and keys were checked in this process. The bytes
+    of a column are checked when `segment(number).column(name)` first maps them; if they fail, that raises
+    DamagedSegmentError and the caller calls `drop(number, error)` and treats the rows as absent (another copy
+    of a row, in a sound segment, is then found). A damaged segment is named in one DamagedSegmentWarning and
+    in `damaged`.
+
+    A segment's number is its own for the life of this object and of its pickles, so places may be pickled
+    with it. Pickles hold paths; nothing is opened until something is asked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        columns: Sequence[Column],
+        provenance: Mapping[str, Any],
+        *,
+        readonly: bool,
+    ) -> None:
+        self.path = folder
+        self.fingerprint = fingerprint
+        self.columns = tuple(columns)
+        self.provenance = dict(provenance)
+        self.readonly = readonly
+        self.damaged: dict[str, str] = {}  # file name to reason
+        # Numbers are positions in this list, which only ever grows: threads may read it while one refreshes.
+        self._segments: list[Segment] = []
+        self._index = Index()
+        self._scanned = False
+        self._unwarned: list[str] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = [segment.name for segment in self._segments]
+        what = (self.path, self.fingerprint, self.columns, self.provenance, self.readonly)
+        return _reopen, (*what, names, self.damaged)
+
+    def __repr__(self) -> str:
+        return f"Table('{self.path}')"
+
+    @property
+    def rows(self) -> int:
+        """Rows that can be located: committed, in sound segments, each key counted once."""
+        return len(self._indexed())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the sound segments, rows that were written twice included."""
+        self._indexed()
+        # By name: two threads that refresh at once may number a file twice, which is harmless but for this sum.
+        return sum({segment.name: segment.size_bytes for _, segment in self._sound()}.values())
+
+    def locate(self, keys: NDArray[Any]) -> NDArray[np.int64]:
+        """Return (segment, row) of each key: uint8 (N, 16) to int64 (N, 2); (-1, -1) where it is absent."""
+        return self._indexed().find(as_keys(keys))
+
+    def segment(self, number: int) -> Segment:
+        """Return the segment that `locate` numbered so.
+
+        Raises:
+            DamagedSegmentError: it was dropped.
+        """
+        segment = self._numbered(number)
+        if segment.name in self.damaged:
+            raise DamagedSegmentError(self.damaged[segment.name])
+        return segment
+
+    def drop(self, number: int, error: DamagedSegmentError) -> None:
+        """Leave a segment out from now on, in this object: its rows are absent unless another holds them."""
+        self._condemn(self._numbered(number).name, error)
+        self._index = Index()
+        self._warn()
+
+    def refresh(self) -> None:
+        """See the segments that others committed since. What was located stays valid."""
+        known = {segment.name for segment in self._segments} | self.damaged.keys()
+        for name in sorted(self._names() - known):
+            self._admit(name)
+        self._scanned = True  # only now: after a failed listing the rows are unknown, not absent
+        self._warn()
+
+    def verify(self) -> dict[str, str]:
+        """Read every byte of every segment again and drop those that fail; return `damaged`."""
+        self.refresh()
+        for _, segment in list(self._sound()):
+            try:
+                segment.check()
+            except DamagedSegmentError as err:
+                self._condemn(segment.name, err)
+                self._index = Index()
+        self._warn()
+        return self.damaged
+
+    def writer(self, *, segment_rows: int | None = None, segment_bytes: int = 64 * MEBIBYTE) -> Writer:
+        """Return a writer whose segments hold at most `segment_rows` rows and about `segment_bytes` bytes.
+
+        Raises:
+            StoreError: the table cannot be written, or was made meanwhile with other columns.
+        """
+        rows = rows_per_segment(self.columns, segment_rows, segment_bytes)
+        if self.readonly:
+            raise StoreError(
+                f"Cannot write to '{self.path}': expected a writable store, got readonly=True. Open it with "
+                "Store(path)."
+            )
+        with writing("a table", self.path):
+            make_folder(self.path.parent)
+            make_folder(self.path)
+            self._describe()
+        sweep(self.path)
+        return Writer(self.path, self.fingerprint, self.columns, segment_rows=rows, committed=self._admit_committed)
+
+    def _describe(self) -> None:
+        """Say on disk which columns the table has. A torn note is no loss: segments carry their own."""
+        on_disk = read_description(self.path, self.fingerprint)
+        if on_disk is None:
+            shapes = [{"name": c.name, "dtype": c.dtype, "shape": list(c.shape)} for c in self.columns]
+            note = {"columns": shapes, "provenance": self.provenance}
+            write_note(self.path / NOTE, self.fingerprint, note)
+        else:
+            check_same(self.fingerprint, self.columns, on_disk[0])
+
+    def _admit_committed(self, name: str) -> None:
+        self._admit(name)
+        self._warn()
+
+    def _names(self) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self.path) if is_segment_name(entry.name)}
+        except FileNotFoundError:
+            return set()
+        except OSError as err:
+            raise StoreError(
+                f"Cannot list '{self.path}': expected a readable folder, got {err.strerror}. Give this user "
+                "the right to read and enter it (chmod u+rx)."
+            ) from err
+
+    def _numbered(self, number: int) -> Segment:
+        if not 0 <= number < len(self._segments):
+            raise StoreError(
+                f"Cannot get segment {number}: expected a number from table.locate(keys), of "
+                f"{len(self._segments)}. Leave out rows that are absent (-1)."
+            )
+        return self._segments[number]
+
+    def _segment(self, name: str) -> Segment:
+        return Segment(self.path / name, self.fingerprint, self.columns)
+
+    def _admit(self, name: str) -> None:
+        segment = self._segment(name)
+        try:
+            _ = segment.header
+        except DamagedSegmentError as err:
+            # Absent means that somebody removed it since it was listed, which is no damage.
+            if os.path.lexists(segment.path):
+                self._condemn(name, err)
+        else:
+            self._segments.append(segment)
+
+    def _sound(self) -> Iterator[tuple[int, Segment]]:
+        return ((n, each) for n, each in enumerate(self._segments) if each.name not in self.damaged)
+
+    def _indexed(self) -> Index:
+        """Return the index, with the segments admitted since the last call merged into it."""
+        if not self._scanned:
+            self.refresh()
+        index, until = self._index, len(self._segments)
+        if index.segments < until:
+            pieces = []
+            for number, segment in self._sound():
+                if index.segments <= number < until:
+                    try:
+                        pieces.append((number, segment.keys))
+                    except DamagedSegmentError as err:
+                        self._condemn(segment.name, err)
+            self._index = index = index.merged(pieces, until)
+            self._warn()
+        return index
+
+    def _condemn(self, name: str, error: DamagedSegmentError) -> None:
+        if name not in self.damaged:
+            self.damaged[name] = str(error)
+            self._unwarned.append(str(error))
+
+    def _warn(self) -> None:
+        """Name what was condemned. Last in every method: a warning may raise; state must be whole by then."""
+        while self._unwarned:
+            with suppress(IndexError):  # another thread was quicker
+                warnings.warn(self._unwarned.pop(0), DamagedSegmentWarning, stacklevel=3)
+
+
+def _reopen(
+    path: Path,
+    fingerprint: str,
+    columns: Sequence[Column],
+    provenance: Mapping[str, Any],
+    readonly: bool,
+    names: Sequence[str],
+    damaged: Mapping[str, str],
+) -> Table:
+    table = Table(path, fingerprint, columns, provenance, readonly=readonly)
+    table.damaged.update(damaged)
+    table._segments.extend(table._segment(name) for name in names)
+    return table
+
+
+def is_segment_name(name: str) -> bool:
+    """Say whether a file of this name claims to be a segment: temporary files begin with a dot."""
+    return name.endswith(SUFFIX) and not name.startswith(".")
+
+
+def read_description(folder: Path, fingerprint: str) -> tuple[tuple[Column, ...], dict[str, Any]] | None:
+    """Return the columns and provenance of the table in `folder`, or None where nothing whole says them."""
+    note = read_note(folder / NOTE, fingerprint) or {}
+    try:
+        columns = [Column(item["name"], item["dtype"], tuple(item["shape"])) for item in note["columns"]]
+        return check_columns(columns), dict(note["provenance"])
+    except (LookupError, TypeError, ValueError, StoreError):
+        return None
+
+
+def check_same(fingerprint: str, expected: Sequence[Column], got: Sequence[Column]) -> None:
+    """Raise StoreError unless the columns asked for are the ones on disk."""
+    if tuple(expected) != tuple(got):
+        raise StoreError(
+            f"Cannot open table '{fingerprint}': expected columns {[str(c) for c in expected]}, got "
+            f"{[str(c) for c in got]} on disk. Give other columns another fingerprint, or open what is "
+            "there with store.table(fingerprint)."
+        )
