@@ -21,6 +21,9 @@ MAY_IMPORT = {
     "nesting": set(),
     "operations": set(),
     "shell": set(),
+    "heads": set(),
+    "energy": set(),
+    "timing": set(),
     "freezing": {"nesting"},
     # What a model does: seen, planned, run in halves, identified.
     "recording": {"operations"},
@@ -39,12 +42,9 @@ MAY_IMPORT = {
         "dataset", "energy", "features", "fingerprint", "identity", "nesting", "plan", "purity", "replay", "store",
     },
     # What is made of it.
-    "heads": set(),
     "fitting": {"heads"},
     "assembly": {"heads", "nesting", "recording", "replay"},
     "regress": {"assembly", "features", "heads", "nesting", "recording", "replay", "runs"},
-    "energy": set(),
-    "timing": set(),
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},
     "demo": {FACADE, "energy", "timing"},

@@ -201,7 +201,9 @@ def _load_head(
     try:
         (head.body if isinstance(head, Head) else head).load_state_dict(state)
     except RuntimeError as err:
-        raise BundleError(f"Cannot load head '{name}': expected a module of the saved form, got another. {err}") from err
+        raise BundleError(
+            f"Cannot load head '{name}': expected a module of the saved form, got another. {err}"
+        ) from err
     return head.eval()
 
 

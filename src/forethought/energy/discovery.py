@@ -9,9 +9,7 @@ from forethought.energy.nvml import find_nvml
 from forethought.energy.powercap import ROOT, find_powercap
 
 
-def find_meters(
-    *, gpus: Collection[str] | None = None, nvml: Any = None, powercap: Path = ROOT
-) -> MeterReport:
+def find_meters(*, gpus: Collection[str] | None = None, nvml: Any = None, powercap: Path = ROOT) -> MeterReport:
     """Look for the energy counters of this machine. Each is read once to be believed.
 
     Args:

@@ -119,8 +119,7 @@ def _distinct(packages: list[Zone]) -> list[Zone]:
         joules = zone.read_j()
         # A counter at zero does not count: two of them are no evidence of being one.
         is_mirror = any(
-            package == other and joules > 0 and abs(joules - other_j) <= MIRROR_J
-            for other, other_j, _ in kept
+            package == other and joules > 0 and abs(joules - other_j) <= MIRROR_J for other, other_j, _ in kept
         )
         if not is_mirror:
             kept.append((package, joules, zone))

@@ -1,0 +1,24 @@
+"""Small heads that turn frozen features (B, D) into one number per sample, in the anchors' units.
+
+    features (B, D) -> latent (B,) in class units -> curve through the anchors -> y (B,)      AnchorSpline
+    features (B, D) -> one logit per class -> expectation over the anchors -> y (B,)          HistogramHead
+    features (B, D) -> free network -> rescaled to the anchors' range -> y (B,)               MLPHead
+
+A head never sees the model that its features came from.
+"""
+
+from forethought.heads.conversion import as_regressor
+from forethought.heads.histogram import HistogramHead
+from forethought.heads.interface import Head
+from forethought.heads.mlp import MLPHead
+from forethought.heads.registry import from_config
+from forethought.heads.spline import AnchorSpline
+
+__all__ = [
+    "AnchorSpline",
+    "Head",
+    "HistogramHead",
+    "MLPHead",
+    "as_regressor",
+    "from_config",
+]

@@ -1,0 +1,215 @@
+"""HistogramHead: weights over the classes, then their expectation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from forethought.errors import FitError
+from forethought.heads.anchors import Anchors
+from forethought.heads.curve import interpolate
+from forethought.heads.interface import Head
+from forethought.heads.latents import class_weights, log_weights
+from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, run_in_full
+from forethought.heads.options import check_option
+from forethought.heads.soft_targets import blur, hl_gauss, two_hot
+
+
+class HistogramHead(Head):
+    """A classifier read as a regressor: y = sum of p_k * v_k over the anchors v.
+
+    With decode='mean', moving weight to a higher class never lowers y (first-order stochastic dominance, for
+    ascending anchors, up to rounding); y is *not* monotone in single logits, and a trained softmax never
+    quite reaches the end anchors. With decode='local' only classes within `window` of the most likely one
+    count, as CREPE decodes: sharper on pitch, but it jumps when the most likely class changes, and moving
+    weight up *can* lower y. y is clamped to the anchors' range.
+
+    Args:
+        in_features: D.
+        anchors: One value per class, K >= 2, ascending or descending, evenly spaced or not.
+        hidden: Hidden sizes before the K logits; none: one Linear.
+        targets: What the logits are trained toward: 'two-hot' (the two neighbours; mean exact), 'hl-gauss'
+            (Gaussian mass), 'blur' (Gaussian of height 1, for activation='sigmoid').
+        sigma: Width of 'hl-gauss' and 'blur', in classes.
+        activation: 'softmax' (cross-entropy) or 'sigmoid' (binary cross-entropy per class).
+        decode: 'mean' or 'local'.
+        window: Classes on each side of the most likely one, for decode='local'.
+        pad: Extra classes beyond each end, at the end's spacing. None: 3 sigma, or 0 for 'two-hot'.
+        dropout: Between hidden layers.
+        net: Your own module (B, ...) -> (B, K + 2 * pad), in place of `hidden`; then `config` is refused.
+        dtype: Of the parameters; the expectation runs in float32 or wider.
+
+    Raises:
+        AnchorError: unusable anchors.
+        FitError: an unknown option.
+        ShapeError: on call, features that are not (B, D).
+
+    Example:
+        >>> head = HistogramHead(in_features=4, anchors=[60.0, 61.0, 62.0])
+        >>> _ = head.net[-1].weight.data.zero_(), head.net[-1].bias.data.zero_()
+        >>> head(torch.zeros(2, 4))
+        tensor([61., 61.], grad_fn=<MulBackward0>)
+    """
+
+    kind: ClassVar[str] = "histogram"
+
+    def __init__(
+        self,
+        in_features: int,
+        anchors: Sequence[float] | Tensor,
+        *,
+        hidden: Sequence[int] = (),
+        targets: str = "two-hot",
+        sigma: float = 0.75,
+        activation: str = "softmax",
+        decode: str = "mean",
+        window: int = 4,
+        pad: int | None = None,
+        dropout: float = 0.0,
+        net: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_option("targets", targets, ("two-hot", "hl-gauss", "blur"))
+        check_option("activation", activation, ("softmax", "sigmoid"))
+        check_option("decode", decode, ("mean", "local"))
+        _check_width(sigma, window)
+        self.scale = Anchors(anchors, dtype)
+        self.in_features = in_features
+        self.hidden = tuple(hidden)
+        self.targets = targets
+        self.sigma = sigma
+        self.activation = activation
+        self.decode = decode
+        self.window = window
+        self.pad = padding(targets, sigma) if pad is None else pad
+        self.dropout = dropout
+        self.is_custom = net is not None
+        width = len(self.scale) + 2 * self.pad
+        self.net = net or build_mlp(in_features, hidden, width, dropout=dropout, dtype=dtype)
+
+    @property
+    def anchors(self) -> Tensor:
+        """The anchors (K,) in the order of the classes."""
+        return self.scale.given
+
+    @property
+    def support(self) -> Tensor:
+        """The ascending values (K + 2 * pad,) of all classes, padding included."""
+        values = self.scale.values
+        steps = torch.arange(1, self.pad + 1, dtype=values.dtype, device=values.device)
+        below = values[0] - (values[1] - values[0]) * steps.flip(0)
+        above = values[-1] + (values[-1] - values[-2]) * steps
+        return torch.cat([below, values, above])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return one logit per class, padding included: (B, D) -> (B, K + 2 * pad), float32 or wider."""
+        if not self.is_custom:
+            check_features(features, self.in_features)
+        logits = run_in_full(self.net, features)
+        width = len(self.scale) + 2 * self.pad
+        if logits.shape != (features.shape[0], width):
+            raise FitError(
+                f"Cannot read logits: expected shape ({features.shape[0]}, {width}), "
+                f"got {tuple(logits.shape)}. End the module with nn.Linear(..., {width})"
+            )
+        return logits
+
+    def predict_proba(self, features: Tensor) -> Tensor:
+        """Return class weights (B, K + 2 * pad) that sum to 1."""
+        return class_weights(self.logits(features), self.activation)
+
+    def predict_class(self, features: Tensor) -> Tensor:
+        """Return the index (B,) of the most likely class; padding counts as the end class."""
+        return (self.logits(features).argmax(-1) - self.pad).clamp(0, len(self.scale) - 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Predict y (B,) in the anchors' units from features (B, D)."""
+        log_p, support = log_weights(self.logits(features), self.activation), self.support
+        support = support.to(torch.promote_types(log_p.dtype, support.dtype))
+        if self.decode == "local":
+            log_p, support = _around_peak(log_p, support, self.window)
+        # Around the middle, so that weights summing to 1 only nearly do not shift y; and not a matmul, where
+        # TF32 would round the anchors to 10 bits.
+        middle = self.support[len(self.support) // 2]
+        y = middle + (log_p.softmax(-1) * (support - middle)).sum(-1)
+        return torch.clamp(y, self.scale.values[0], self.scale.values[-1]) * self.scale.sign
+
+    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy against soft targets made of targets (B,) in the anchors' units, a scalar.
+
+        For activation='sigmoid': binary cross-entropy, mean over samples of the sum over classes.
+        """
+        check_targets(targets, features.shape[0])
+        logits = self.logits(features)
+        soft = self.soft_targets(targets.to(logits.dtype))
+        if self.activation == "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1).mean()
+        return -(soft * logits.log_softmax(-1)).sum(-1).mean()
+
+    def soft_targets(self, targets: Tensor) -> Tensor:
+        """Return the weights (B, K + 2 * pad) that the logits are trained toward; they sum to 1 for softmax.
+
+        Targets beyond the end anchors count as the end anchors.
+        """
+        values = self.scale.values.to(targets.dtype)
+        index = torch.arange(len(self.scale), dtype=targets.dtype, device=targets.device)
+        position = interpolate(targets * self.scale.sign, values, index) + self.pad
+        width = len(self.scale) + 2 * self.pad
+        if self.targets == "two-hot":
+            return two_hot(position, width)
+        if self.targets == "hl-gauss":
+            return hl_gauss(position, width, self.sigma)
+        weights = blur(position, width, self.sigma)
+        return weights / weights.sum(-1, keepdim=True) if self.activation == "softmax" else weights
+
+    def config(self) -> dict[str, Any]:
+        """Return what `from_config` needs, as JSON types.
+
+        Raises:
+            FitError: the network is a module of your own, which has no description.
+        """
+        if self.is_custom:
+            raise FitError(
+                f"Cannot describe head: expected a plain network, got your own {type(self.net).__name__}. "
+                "Save its weights and rebuild it in code: "
+                "head.load_state_dict(torch.load(path, weights_only=True))"
+            )
+        return {
+            "kind": self.kind,
+            "in_features": self.in_features,
+            "anchors": self.anchors.tolist(),
+            "hidden": list(self.hidden),
+            "targets": self.targets,
+            "sigma": self.sigma,
+            "activation": self.activation,
+            "decode": self.decode,
+            "window": self.window,
+            "pad": self.pad,
+            "dropout": self.dropout,
+            "dtype": dtype_name(self),
+        }
+
+
+def padding(targets: str, sigma: float) -> int:
+    """Return the classes to add beyond each end so that a smooth target is not cut off: 3 sigma."""
+    return 0 if targets == "two-hot" else math.ceil(3 * sigma)
+
+
+def _check_width(sigma: float, window: int) -> None:
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise FitError(f"Cannot build head: expected sigma > 0 classes, got {sigma}. Pass sigma=0.75")
+    if window < 0:
+        raise FitError(f"Cannot build head: expected window >= 0 classes, got {window}. Pass window=4")
+
+
+def _around_peak(log_p: Tensor, support: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Return log weights and values (B, 2 * window + 1) around each row's peak; weight 0 beyond the ends."""
+    offsets = torch.arange(-window, window + 1, device=log_p.device)
+    index = log_p.argmax(-1, keepdim=True) + offsets
+    inside = index.clamp(0, log_p.shape[-1] - 1)
+    near = log_p.gather(-1, inside).masked_fill(index != inside, -math.inf)
+    return near, support[inside]
