@@ -6,7 +6,7 @@ When part of a model is frozen, its output for a sample never changes. `extract`
 result; `fit` trains any number of heads from it; `assemble` puts the model back together.
 """
 
-from forethought import energy, heads, timing
+from forethought import energy, heads, timing  # isort: skip
 from forethought.freezing import freeze  # isort: skip
 from forethought.replay import Head, Split, Trunk, split  # isort: skip
 from forethought.store import Store  # isort: skip

@@ -29,11 +29,12 @@ def as_regressor(
 
     Args:
         classifier: One of
-            - a layer over features, such as the `nn.Linear` that gives the K logits: the result is a head (B, D) -> (B,);
-            - a Split or Features of a classifier: the result is a head for its features, made from the classifier's last
-              Linear;
-            - a whole model with something frozen, with `args`: the result is a whole model again, an `Assembled` over the
-              same frozen trunk. Train its head on features: `reg.heads["head"]`.
+            - a layer over features, such as the `nn.Linear` that gives the K logits: the result is a head,
+              (B, D) -> (B,);
+            - a Split or Features of a classifier: the result is a head for its features, made from the
+              classifier's last Linear;
+            - a whole model with something frozen, with `args`: the result is a whole model again, an `Assembled`
+              over the same frozen trunk. Train its head on features: `reg.heads["head"]`.
         anchors: The K classes' values, in the order of the classes.
         kind: 'pwl' (piecewise linear through the anchors, monotone in its latent), 'histogram' (expectation over the
             anchors) or 'mlp' (free).

@@ -27,7 +27,7 @@ class Placeholder(Tensor):
     bound: Tensor | None  # the real tensor, once the head has written into it
 
     @staticmethod
-    def __new__(cls, value: Value | None, form: Form, batch: int) -> "Placeholder":
+    def __new__(cls: Any, value: Value | None, form: Form, batch: int) -> "Placeholder":
         shape, stride = form.at(batch)
         made: Placeholder = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=stride or None, dtype=form.dtype, device=form.device

@@ -13,7 +13,7 @@ from torch import nn
 
 import forethought as ft
 from forethought.demo import plots
-from forethought.demo.contest import Entry, Scores, answers, entries, score
+from forethought.demo.contest import PROMISES, Entry, Scores, answers, entries, score
 from forethought.demo.costs import Savings, build_cost, frozen_share, measure_epochs
 from forethought.demo.crepe import CENTS, argmax_cents, load_crepe, weighted_cents
 from forethought.demo.notes import SIZES, Splits, glissando, make_splits
@@ -137,11 +137,13 @@ def _train(contest: dict[str, Entry], features: dict[str, ft.Features], size: st
         schedule="cosine",
         progress=not screen.console.quiet,
     )
-    epoch_rows = len(features["train"])
+    rows = f"{EPOCHS[size]} epochs of {len(features['train']):,} rows"
     screen.say(
-        f"{len(contest)} heads, {EPOCHS[size]} epochs of {epoch_rows:,} rows in {results.time_s:.1f} s, one pass for all:"
+        f"{len(contest)} heads, {rows}, in {results.time_s:.1f} s, one pass for all; ranked on validation notes:"
     )
     screen.ranking(results, {name: entry.promise for name, entry in contest.items()})
+    for promise, meaning in PROMISES.items():
+        screen.say(f"[dim]{promise}: {meaning}[/dim]")
     return results
 
 
