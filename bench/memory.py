@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 _CODE = """
-import resource, sys, tempfile, torch
+import tempfile, torch
 import forethought as ft
 
 class Rows(torch.utils.data.Dataset):
@@ -16,7 +16,8 @@ model = torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.ReLU(), torch.n
 model[0].requires_grad_(False)
 with tempfile.TemporaryDirectory() as folder:
     features = ft.extract(model, Rows(), folder, batch_size=256)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, features.report.size_bytes // 2**20)
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) // 1024, features.report.size_bytes // 2**20)
 """
 
 
