@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "freezing": {"nesting"},
     # What a model does: seen, planned, run in halves, identified.
     "recording": {"operations"},
-    "frontier": {"nesting", "operations", "recording", "shell"},
+    "cut": {"recording"},
+    "frontier": {"cut", "nesting", "operations", "recording", "shell"},
     "plan": {"recording"},
     "runs": {"frontier", "nesting", "operations", "plan", "recording"},
     "identity": {"nesting"},

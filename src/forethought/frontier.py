@@ -24,11 +24,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
-from forethought.errors import InvisibleOperationError, SplitError
+from forethought.cut import Cut
+from forethought.errors import SplitError
 from forethought.operations import Function, func_name, is_about, shape_only
 from forethought.recording import (
     Call,
-    Crossing,
     Label,
     Made,
     Operation,
@@ -104,9 +104,9 @@ class Tracker:
             storage.label = max(storage.label, label)
             storage.trains = storage.trains or label is Label.TRAINABLE
 
-    def is_known(self, tensor: Tensor) -> bool:
-        """Say whether a tensor, or the memory behind it, has been seen in this run."""
-        return tensor in self._known or self.storage(tensor) is not None
+    def last_written(self) -> dict[int, int]:
+        """Tell, for each memory, the last operation that wrote into it."""
+        return {memory: storage.written for memory, storage in self._storages.items()}
 
 
 def _view(tensor: Tensor) -> tuple[Any, ...]:
@@ -133,10 +133,7 @@ class Recorder(TorchFunctionMode):
         self._here = self._root
         self._begun = False
         self._operations: list[Operation] = []
-        self._crossings: list[Crossing] = []
-        self._index: dict[tuple[Value, int], int] = {}
         self._strangers: list[tuple[Tensor, Operation]] = []
-        self._written: list[tuple[Crossing, _Storage]] = []
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
         """Run the model on these inputs. Inputs must not require grad."""
@@ -148,16 +145,15 @@ class Recorder(TorchFunctionMode):
             output = self._model(*args, **kwargs)
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
+        cut = Cut(self._operations, self._tracker.last_written())
         output_crossing = {}
         for tensor in nesting.tensors(output):
-            label, value = self._tracker.read(tensor)
-            if label is Label.FROZEN:
-                if value is None:
-                    raise InvisibleOperationError(_invisible("the model's output", self._root.path))
-                output_crossing[value] = self._cross(tensor, value)
-        for crossing, storage in self._written:
-            crossing.rewritten = storage.written > crossing.settled
-        return Recording(self._root, self._operations, self._crossings, made, output_crossing, self._strangers)
+            read = self._look(tensor)
+            if read.label is Label.FROZEN:
+                place = cut.cross(read, "the model's output", "")
+                if place is not None and read.value is not None:
+                    output_crossing[read.value] = place
+        return Recording(self._root, self._operations, cut.crossings, made, output_crossing, self._strangers)
 
     def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See one call of a module of the shell."""
@@ -238,15 +234,16 @@ class Recorder(TorchFunctionMode):
         )
         self._operations.append(op)
         self._here.operations.append(op)
-        if label is Label.TRAINABLE:
-            self._cross_all(op, leaves)
         self._note(op, leaves, versions, result, outputs)
         return iter(result) if func_name(func) == "__iter__" else result
 
     def _look(self, tensor: Tensor) -> Read:
         label, value = self._tracker.read(tensor)
         storage = self._tracker.storage(tensor)
-        return Read(label, value, tensor if value is None else None, storage.written if storage else -1)
+        outside = tensor if value is None else None
+        if storage is None:
+            return Read(label, value, outside)
+        return Read(label, value, outside, storage.written, storage.ref.cdata)
 
     def _note(
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
@@ -269,24 +266,6 @@ class Recorder(TorchFunctionMode):
                 self._strangers.append((leaves[at], op))
         if op.reads_values:
             op.call.opaque = True
-
-    def _cross_all(self, op: Operation, leaves: list[Tensor]) -> None:
-        for at, read in enumerate(op.reads):
-            if read.label is Label.FROZEN:
-                if read.value is None:
-                    raise InvisibleOperationError(_invisible(str(op), op.call.path))
-                op.crossing[at] = self._cross(leaves[at], read.value)
-
-    def _cross(self, tensor: Tensor, value: Value) -> int:
-        storage = self._tracker.storage(tensor)
-        settled = max(value[0], storage.written if storage else -1)
-        if (value, settled) not in self._index:
-            crossing = Crossing(value, settled)
-            self._index[value, settled] = len(self._crossings)
-            self._crossings.append(crossing)
-            if storage is not None:
-                self._written.append((crossing, storage))
-        return self._index[value, settled]
 
     def _check_at(self) -> None:
         for path in sorted(self._at - self._reached):
@@ -314,11 +293,3 @@ def _is_whole(call: Call, output: Any) -> bool:
     if any(made.label is not Label.FROZEN or made.value is None for made in call.made):
         return False
     return not any(op.label is Label.TRAINABLE for inner in call.walk() for op in inner.operations)
-
-
-def _invisible(what: str, path: str) -> str:
-    return (
-        f"Cannot split: expected to see every operation that leads to {what}"
-        f"{f' in {path}' if path else ''}, got a tensor made by code that torch functions do not show "
-        "(scripted code, a C++ extension, numpy). Cut before it: ft.split(model, x, at=<an earlier module>)"
-    )

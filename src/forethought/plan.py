@@ -78,6 +78,7 @@ class CallStep:
     whole: Step | None
     children: dict[tuple[str, int], "CallStep"]
     touching: list[OperationStep]  # operations that read a frozen value, in order
+    meeting: list[OperationStep]  # those of them that meet a placeholder in the head
     trainable: list[OperationStep]  # operations that only the head runs, in order
 
 
@@ -239,15 +240,16 @@ class _Joiner:
 
     def call(self, a: Call, b: Call, c: Call) -> CallStep:
         if a.whole and b.whole and c.whole and (step := self._whole(a, b, c)) is not None:
-            return CallStep(a.path, step, {}, [], [])
+            return CallStep(a.path, step, {}, [], [], [])
         a.whole = False
         if not a.children.keys() == b.children.keys() == c.children.keys():
             raise ReplayDriftError(_drift(a, "the same modules called each time", "others for other inputs"))
         children = {key: self.call(child, b.children[key], c.children[key]) for key, child in a.children.items()}
         touching = self._operations(a, a.touching(), b.touching(), c.touching())
         made = {id(step.operation): step for step in touching}
+        meeting = self._operations(a, a.meeting(), b.meeting(), c.meeting(), made)
         trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), made)
-        return CallStep(a.path, None, children, touching, trainable)
+        return CallStep(a.path, None, children, touching, meeting, trainable)
 
     def _whole(self, a: Call, b: Call, c: Call) -> Step | None:
         if repr(a.result) != repr(b.result) or repr(a.result) != repr(c.result):

@@ -44,6 +44,7 @@ class Read:
     value: Value | None
     outside: Tensor | None = None
     settled: int = -1  # the last operation that had written into its memory
+    memory: int | None = None  # tells one memory from another
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +62,8 @@ class Operation:
     changed: dict[int, Made]  # arguments written in place, by position in `reads`
     reads_values: bool  # gives Python a number made from frozen values
     crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
+    in_head: bool = False  # frozen, but the head runs it too, because Python decides by it
+    meets_frozen: bool = False  # reads a frozen value that the head does not compute
 
     def __str__(self) -> str:
         where = self.call.path or "the model's own forward"
@@ -109,6 +112,10 @@ class Call:
     def touching(self) -> list[Operation]:
         """List the operations directly in this call that read a frozen value."""
         return [op for op in self.operations if any(read.label is Label.FROZEN for read in op.reads)]
+
+    def meeting(self) -> list[Operation]:
+        """List the operations directly in this call that meet a placeholder in the head."""
+        return [op for op in self.operations if op.meets_frozen]
 
     def trainable(self) -> list[Operation]:
         """List the operations directly in this call whose result depends on what trains."""

@@ -54,12 +54,13 @@ class Placeholder(Tensor):
 class _Level:
     """Where a run is in one level of the plan."""
 
-    __slots__ = ("counts", "step", "touched", "trained")
+    __slots__ = ("counts", "met", "step", "touched", "trained")
 
     def __init__(self, step: CallStep) -> None:
         self.step = step
         self.counts: dict[str, int] = {}
         self.touched = 0
+        self.met = 0
         self.trained = 0
 
     def child(self, path: str) -> CallStep | None:
@@ -70,6 +71,11 @@ class _Level:
     def next_touching(self, func: Function) -> OperationStep:
         step = self._at(self.step.touching, self.touched, func)
         self.touched += 1
+        return step
+
+    def next_meeting(self, func: Function) -> OperationStep:
+        step = self._at(self.step.meeting, self.met, func)
+        self.met += 1
         return step
 
     def next_trainable(self, func: Function) -> OperationStep:
@@ -175,13 +181,13 @@ class HeadRun(TorchFunctionMode):
         touches = any(isinstance(leaf, Placeholder) for at, leaf in enumerate(leaves) if at != hollow)
         if not touches:
             return _run(func, args, kwargs, leaves, hollow)
-        step = self._level.next_touching(func)
+        step = self._level.next_meeting(func)
         op = step.operation
         for at, read in enumerate(op.reads):
             leaf = leaves[at]
             if isinstance(leaf, Placeholder) and at != hollow and leaf.value != read.value:
                 raise ReplayDriftError(f"Cannot replay {op}: expected another frozen value there.")
-        if op.label is Label.FROZEN:
+        if op.label is Label.FROZEN and not op.in_head:
             if op.reads_values:
                 raise frozen_branch(op)
             given = self._given(step, leaves)

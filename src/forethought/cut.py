@@ -1,0 +1,76 @@
+"""Which frozen tensors cross the frontier, from a recorded run.
+
+A tensor crosses if something that the head runs reads it: a trainable operation, or the model's output. So does one by
+whose value Python decides what to run next, such as `mask.all()`: the head must decide for itself. It is then not the
+decision that crosses but the tensor that it was made from, as long as that belongs to the batch as a whole.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from forethought.errors import InvisibleOperationError
+from forethought.recording import Crossing, Label, Operation, Read, Value
+
+
+class Cut:
+    """Finds the crossings of one recorded run; marks on its operations what the head does with them.
+
+    Args:
+        operations: All operations, in order, with the calls around them known to be whole or not.
+        last_written: For each memory, the last operation that wrote into it.
+    """
+
+    def __init__(self, operations: Sequence[Operation], last_written: Mapping[int, int]) -> None:
+        self.crossings: list[Crossing] = []
+        self._operations = operations
+        self._last_written = last_written
+        self._index: dict[tuple[Value, int], int] = {}
+        self._real: set[Value] = set()  # frozen values that the head computes
+        for op in operations:
+            if op.reads_values and op.call.outermost_whole() is None:
+                self._give_to_head(op)
+        for op in operations:
+            self._cross_all(op)
+
+    def cross(self, read: Read, what: str, path: str) -> int | None:
+        """Let what was read cross; give its place in the frontier. None if the head computes it.
+
+        Raises:
+            InvisibleOperationError: nobody saw where it came from.
+        """
+        if read.value is None:
+            raise InvisibleOperationError(
+                f"Cannot split: expected to see every operation that leads to {what}{f' in {path}' if path else ''}, "
+                "got a tensor made by code that torch functions do not show (scripted code, a C++ extension, numpy). "
+                "Cut before it: ft.split(model, x, at=<an earlier module>)"
+            )
+        if read.value in self._real:
+            return None
+        key = read.value, max(read.value[0], read.settled)
+        if key not in self._index:
+            later = self._last_written.get(read.memory, -1) if read.memory is not None else -1
+            self._index[key] = len(self.crossings)
+            self.crossings.append(Crossing(*key, rewritten=later > key[1]))
+        return self._index[key]
+
+    def _give_to_head(self, op: Operation) -> None:
+        """Let the head run a frozen operation too, and what it follows from down to tensors with rows."""
+        op.in_head = True
+        self._real |= {made.value for made in op.made if made.value is not None}
+        for read in op.reads:
+            if read.label is Label.FROZEN and read.value is not None and read.value[0] >= 0:
+                source = self._operations[read.value[0]]
+                is_number = 0 <= read.value[1] < len(source.made) and source.made[read.value[1]].shape == ()
+                if is_number and not source.changed and source.call.outermost_whole() is None:
+                    self._give_to_head(source)
+
+    def _cross_all(self, op: Operation) -> None:
+        frozen = {at: read for at, read in enumerate(op.reads) if read.label is Label.FROZEN}
+        known = [read.value in self._real for read in frozen.values()]
+        op.meets_frozen = not all(known)
+        if op.label is Label.FROZEN and not op.in_head and known and all(known) and op.call.outermost_whole() is None:
+            self._give_to_head(op)  # it follows from what the head computes
+        if op.in_head or op.label is Label.TRAINABLE:
+            for at, read in frozen.items():
+                place = self.cross(read, str(op), op.call.path)
+                if place is not None:
+                    op.crossing[at] = place
