@@ -20,7 +20,7 @@ from forethought.energy import Window, find_meters
 from forethought.errors import DataError, IdentityError, RandomDatasetError, SplitError
 from forethought.features import ExtractionReport, Features, join_targets
 from forethought.fingerprint import fingerprint_of, model_key
-from forethought.plan import FrontierTensor
+from forethought.forms import FrontierTensor
 from forethought.purity import probe
 from forethought.replay import Split
 from forethought.store import Column, DamagedSegmentError, Store, Table

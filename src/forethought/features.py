@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from forethought import nesting
 from forethought.errors import DataError, StoreError
-from forethought.plan import FrontierTensor
+from forethought.forms import FrontierTensor
 from forethought.replay import Head, Split, Values
 from forethought.store import DamagedSegmentError, Table
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from forethought.forms import linear_size
 from forethought.identity import Digest, numeric_state
 from forethought.operations import name_of
-from forethought.plan import Plan, linear_size
+from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Value
 
 VERSION = 1

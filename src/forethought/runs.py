@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from forethought import nesting
 from forethought.errors import InvisibleOperationError, ReplayDriftError
+from forethought.forms import Form
 from forethought.frontier import Tracker
 from forethought.operations import Function, func_name, is_about, name_of, shape_only, stand_in
-from forethought.plan import CallStep, Form, OperationStep, Plan, Step, frozen_branch
+from forethought.plan import CallStep, OperationStep, Plan, Step, frozen_branch
 from forethought.recording import Label, Made, Position, Value
 
 

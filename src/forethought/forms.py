@@ -1,0 +1,140 @@
+"""Shapes that hold for any batch size, and the tensors of the frontier as rows."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+"""A size `a * batch + c`, as (a, c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Shape, strides, dtype and device of a recorded tensor, for any batch size."""
+
+    shape: tuple[Size, ...]
+    stride: tuple[Size, ...]
+    dtype: torch.dtype
+    device: torch.device
+    is_steady: bool  # False: the shape depends on values, so it cannot be foretold
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019  (forms are small, and the cache forgets)
+    def at(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Give shape and strides for one batch size."""
+        return tuple(a * batch + c for a, c in self.shape), tuple(a * batch + c for a, c in self.stride)
+
+    def batch_of(self, shape: tuple[int, ...]) -> int | None:
+        """Find the batch size that gives this shape; None if none does or none is needed."""
+        for (a, c), size in zip(self.shape, shape, strict=False):
+            if a:
+                return (size - c) // a
+        return None
+
+
+def linear_size(size: int, larger: int, batch: int) -> Size:
+    """Write a size that is `size` for `batch` samples and `larger` for one more as `a * batch + c`."""
+    return larger - size, size - (larger - size) * batch
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierTensor:
+    """One tensor of the frontier.
+
+    Attributes:
+        name: The module call that gave it, or the operation.
+        form: Its shape (with the batch), strides, dtype and device.
+        row_axis: The axis along which samples lie, or None if the tensor has none.
+        fold: How many entries along that axis belong to one sample.
+    """
+
+    name: str
+    form: Form
+    batch: int
+
+    @property
+    def row_axis(self) -> int | None:
+        """Axis along which samples lie; None if no axis, or more than one, grows with the batch."""
+        axes = [axis for axis, (a, _) in enumerate(self.form.shape) if a]
+        if len(axes) != 1 or self.form.shape[axes[0]][1] != 0 or not self.form.is_steady:
+            return None
+        return axes[0]
+
+    @property
+    def fold(self) -> int:
+        """Entries along the row axis that belong to one sample."""
+        return 1 if self.row_axis is None else self.form.shape[self.row_axis][0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's row; the whole shape where there are no rows."""
+        shape, _ = self.form.at(self.batch)
+        axis = self.row_axis
+        if axis is None:
+            return shape
+        rest = shape[:axis] + shape[axis + 1 :]
+        return (self.fold, *rest) if self.fold > 1 else rest
+
+    def to_rows(self, value: Tensor) -> Tensor:
+        """Lay a tensor that crosses the frontier out as rows (B, *shape). Undone by `from_rows`."""
+        axis = self.row_axis
+        assert axis is not None
+        if self.fold > 1:
+            value = value.unflatten(axis, (-1, self.fold)).movedim(axis + 1, 0)
+            return value.movedim(axis + 1, 0)
+        return value.movedim(axis, 0)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Lay rows (B, *shape) out as the head knows the tensor, in the memory order that it had live."""
+        axis = self.row_axis
+        assert axis is not None
+        batch = rows.shape[0]
+        if self.fold > 1:
+            value = rows.movedim((0, 1), (axis, axis + 1)).flatten(axis, axis + 1)
+        else:
+            value = rows.movedim(0, axis)
+        shape, stride = self.form.at(batch)
+        if value.stride() == stride or not _is_dense(shape, stride):
+            return value
+        return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device).copy_(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain values. Undone by `from_json`."""
+        form = {
+            "shape": self.form.shape,
+            "stride": self.form.stride,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        return {"name": self.name, "batch": self.batch, **form}
+
+    @staticmethod
+    def from_json(written: dict[str, Any]) -> "FrontierTensor":
+        """Read what `to_json` wrote."""
+        sizes = {key: tuple((int(a), int(c)) for a, c in written[key]) for key in ("shape", "stride")}
+        dtype = getattr(torch, str(written["dtype"]))
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"expected the name of a dtype, got {written['dtype']!r}")
+        form = Form(sizes["shape"], sizes["stride"], dtype, torch.device("cpu"), True)
+        return FrontierTensor(str(written["name"]), form, int(written["batch"]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its entries."""
+        return self.form.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one sample's row."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Say whether strides fill a block of memory exactly once."""
+    expected = 1
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size != 1 and step != expected:
+            return False
+        expected *= size
+    return True
