@@ -1,7 +1,7 @@
 """Any data set as batches of (what the model is given, targets).
 
 A tuple's first element is the model's input and the rest are targets; of a dictionary, the keys that the model's
-`forward` names are inputs and the rest are targets; `inputs=` overrides.
+`forward` names are inputs and the rest are targets, and so are `labels`; `inputs=` overrides.
 """
 
 import inspect
@@ -19,6 +19,7 @@ from forethought import nesting
 from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError, UnequalShapesError
 from forethought.identity import Digest, row_keys
 
+_TARGET_NAMES = ("labels", "label")  # forwards name them to compute a loss; they are no input of a frozen part
 _PROBED = 32  # samples read twice: a transform that acts on one sample in ten escapes once in 600 data sets
 
 
@@ -40,7 +41,7 @@ class Batch:
         """How many samples it holds."""
         return len(self.tensors[0])
 
-    def keys(self) -> np.ndarray:
+    def row_keys(self) -> np.ndarray:
         """Identify each sample by what the model is given: (B, 16) bytes."""
         count = iter(range(1 << 30))
         rest = nesting.replace((self.args, self.kwargs), lambda _: ("tensor", next(count)))
@@ -49,6 +50,11 @@ class Batch:
     def select(self, rows: Tensor) -> "Batch":
         """Take some of the samples; targets are left out."""
         args, kwargs = nesting.replace((self.args, self.kwargs), lambda tensor: tensor[rows])
+        return Batch(args, kwargs, None)
+
+    def copied_to(self, device: torch.device) -> "Batch":
+        """Copy what the model is given to a device: a forward may write into it, and it is the user's."""
+        args, kwargs = nesting.replace((self.args, self.kwargs), lambda t: t.to(device, non_blocking=True, copy=True))
         return Batch(args, kwargs, None)
 
     def to(self, device: torch.device) -> "Batch":
@@ -84,12 +90,31 @@ class Samples:
         batch_size: int | None = None,
         num_workers: int | None = None,
     ) -> None:
+        self._lent: dict[str, Any] = {}
         if isinstance(dataset, DataLoader):
+            if dataset.batch_sampler is None:
+                raise DataError(
+                    "Cannot read this DataLoader: expected one that makes batches, got batch_size=None, whose items "
+                    "are batches already. Pass its data set, or an iterable of single samples."
+                )
             collate_fn = collate_fn or dataset.collate_fn
             batch_size = batch_size or dataset.batch_size
             num_workers = dataset.num_workers if num_workers is None else num_workers
+            self._lent = {
+                "worker_init_fn": dataset.worker_init_fn,
+                "multiprocessing_context": dataset.multiprocessing_context if num_workers else None,
+            }
             dataset = dataset.dataset
-        self._columns = _columns(dataset)
+        if batch_size is not None and batch_size < 1:
+            raise DataError(f"Cannot read batches of {batch_size}: expected at least 1. ft.extract(..., batch_size=64)")
+        if isinstance(dataset, Iterator):
+            raise DataError(
+                f"Cannot extract from a {type(dataset).__name__}: expected an iterable that can be read again, got an "
+                "iterator, which can be read once. Pass the data set itself, or list(...)."
+            )
+        self._columns = _columns(dataset) if collate_fn in (None, default_collate) else None
+        if self._columns is None and type(dataset) is tuple and dataset and all(isinstance(t, Tensor) for t in dataset):
+            dataset = TensorDataset(*dataset)
         self._dataset = dataset
         self._inputs = (inputs,) if isinstance(inputs, str | int) else inputs
         self._collate = collate_fn or default_collate
@@ -113,15 +138,19 @@ class Samples:
 
     def fetch(self, indices: Sequence[int]) -> Batch:
         """Read these samples here and now, and leave every random state as it was."""
+        with _random_states_kept():
+            return self._fetched(indices)
+
+    def _fetched(self, indices: Sequence[int]) -> Batch:
         if self._columns is not None:
             return self._batch(self._rows(torch.as_tensor(indices)))
-        with _random_states_kept():
-            return self._batch(self._collated([self._dataset[int(index)] for index in indices]))
+        return self._batch(self._collated([self._dataset[int(index)] for index in indices]))
 
-    def first(self, count: int) -> Batch:
-        """Read the first samples."""
+    def some(self, count: int) -> Batch:
+        """Read a few samples, spread over the data set; of an iterable, the first."""
         if self.is_indexed:
-            return self.fetch(range(min(count, len(self))))
+            last, count = len(self) - 1, min(count, len(self))
+            return self.fetch([round(at * last / max(count - 1, 1)) for at in range(count)])
         samples = []
         for sample in self._dataset:
             samples.append(sample)
@@ -141,11 +170,14 @@ class Samples:
                 stop = min(start + self._batch_size, len(self))
                 yield self._batch(self._rows(slice(start, stop)))
             return
-        iterable = (
-            self._dataset if self.is_indexed or isinstance(self._dataset, IterableDataset) else _Stream(self._dataset)
-        )
+        is_torch = self.is_indexed or isinstance(self._dataset, IterableDataset)
         loader: DataLoader[Any] = DataLoader(
-            iterable, self._batch_size, num_workers=self._workers, collate_fn=_Collate(self._collate)
+            self._dataset if is_torch else _Stream(self._dataset),
+            self._batch_size,
+            num_workers=self._workers if is_torch else 0,  # each worker would read all of a plain iterable
+            collate_fn=_Collate(self._collate),
+            generator=torch.Generator(),  # the user's own is left as it is
+            **(self._lent if is_torch else {}),
         )
         for collated in loader:
             yield self._batch(collated)
@@ -163,7 +195,8 @@ class Samples:
             return {}
         count = min(len(self), _PROBED)
         indices = sorted({round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)})
-        first, second = self._keys_at(indices), self._keys_at(indices)
+        with _random_states_kept():  # around both: the second reading must draw other numbers than the first
+            first, second = self._keys_at(indices), self._keys_at(indices)
         for index in indices:
             if first[index] != second[index]:
                 raise RandomDatasetError(
@@ -174,7 +207,7 @@ class Samples:
         return first
 
     def _keys_at(self, indices: Sequence[int]) -> dict[int, bytes]:
-        return {index: self.fetch([index]).keys()[0].tobytes() for index in indices}
+        return {index: self._fetched([index]).row_keys()[0].tobytes() for index in indices}
 
     def _rows(self, indices: Tensor | slice) -> Any:
         return nesting.replace(self._columns, lambda tensor: tensor[indices])
@@ -205,8 +238,11 @@ class Samples:
         if not isinstance(collated, tuple | list):
             return (collated,), {}, None
         chosen = self._inputs if self._inputs is not None else (0,)
-        if any(not isinstance(at, int) or at >= len(collated) for at in chosen):
-            raise DataError(f"Cannot choose inputs {tuple(chosen)}: expected positions below {len(collated)}.")
+        if any(not isinstance(at, int) or not 0 <= at < len(collated) for at in chosen):
+            raise DataError(
+                f"Cannot choose inputs {tuple(chosen)}: expected positions from 0 to {len(collated) - 1}, since "
+                f"samples are tuples of {len(collated)}. ft.extract(..., inputs=0)"
+            )
         given = [collated[int(at)] for at in chosen]
         rest = tuple(item for at, item in enumerate(collated) if at not in chosen)
         targets = None if not rest else rest[0] if len(rest) == 1 else rest
@@ -217,12 +253,14 @@ class Samples:
         return tuple(given), {}, targets
 
     def _parted_mapping(self, collated: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        chosen = self._inputs if self._inputs is not None else [key for key in collated if key in self._parameters]
+        named = [key for key in collated if key in self._parameters and key not in _TARGET_NAMES]
+        chosen = self._inputs if self._inputs is not None else named
         missing = [key for key in chosen if key not in collated]
         if missing or not chosen:
+            wanted = f"{missing[0]!r}" if missing else f"keys that forward({', '.join(self._parameters)}) names"
             raise DataError(
-                f"Cannot find the model's inputs: expected keys that forward({', '.join(self._parameters)}) names, got "
-                f"{list(collated)}. Name them: ft.extract(..., inputs=['<key>'])"
+                f"Cannot find the model's inputs: expected {wanted}, got {list(collated)}. "
+                "Name them: ft.extract(..., inputs=['<key>'])"
             )
         rest = {key: item for key, item in collated.items() if key not in chosen}
         targets = None if not rest else next(iter(rest.values())) if len(rest) == 1 else rest
@@ -240,6 +278,11 @@ class _Collate:
     def __call__(self, samples: list[Any]) -> Any:
         try:
             return self._collate(samples)
+        except TypeError as err:
+            raise DataError(
+                f"Cannot join samples into a batch: {str(err).splitlines()[0]}. Give the data set a "
+                "transform that makes tensors (torchvision: transform=ToTensor()), or pass collate_fn=."
+            ) from err
         except RuntimeError as err:
             shapes = {tuple(tensor.shape) for sample in samples for tensor in nesting.tensors(sample)[:1]}
             if len(shapes) < 2:
@@ -272,7 +315,7 @@ class _random_states_kept:  # noqa: N801  (a context manager, read as a clause)
 
 def _columns(dataset: Any) -> Any:
     """See tensors held in memory as columns, which need no reading sample by sample."""
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:
         dataset = dataset.tensors if len(dataset.tensors) > 1 else dataset.tensors[0]
     parts = list(dataset.values()) if type(dataset) is dict else list(dataset) if type(dataset) is tuple else [dataset]
     if not parts or not all(isinstance(part, Tensor | np.ndarray) for part in parts):
@@ -280,10 +323,21 @@ def _columns(dataset: Any) -> Any:
     sizes = {len(part) if part.ndim else 0 for part in parts}
     if len(sizes) != 1:
         raise DataError(f"Cannot use tensors as a data set: expected one length, got {sorted(sizes)}.")
-    tensors = [part if isinstance(part, Tensor) else torch.from_numpy(part) for part in parts]
+    tensors = [part if isinstance(part, Tensor) else _tensor(part) for part in parts]
     if type(dataset) is dict:
         return dict(zip(dataset, tensors, strict=True))
     return tuple(tensors) if type(dataset) is tuple else tensors[0]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """See an array as a tensor; one that torch cannot share is copied."""
+    if array.dtype.kind not in "biufc":
+        raise DataError(
+            f"Cannot use an array of {array.dtype} as a column: expected numbers. Encode it, or pass a list of samples."
+        )
+    if not array.flags.writeable or not array.dtype.isnative or any(step < 0 for step in array.strides):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(array)
 
 
 def _parameters(model: nn.Module) -> list[str]:

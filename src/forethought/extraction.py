@@ -19,13 +19,14 @@ from forethought.dataset import Batch, Samples
 from forethought.energy import Window, find_meters
 from forethought.errors import DataError, IdentityError, RandomDatasetError, SplitError
 from forethought.features import ExtractionReport, Features, join_targets
-from forethought.fingerprint import fingerprint_of, model_key
+from forethought.fingerprint import fingerprint_of, model_key, structure_of
 from forethought.forms import FrontierTensor
 from forethought.purity import probe
 from forethought.replay import Split
 from forethought.store import Column, DamagedSegmentError, Store, Table
 
 _PROBE_ROWS = 8
+_SEGMENT_BYTES = 64 * 2**20
 _COMMIT_S = 20.0  # what a kill may cost, in seconds of work
 _DTYPES = {
     torch.float64: "F64",
@@ -93,83 +94,107 @@ def extract(
         10 0 (10, 8)
     """
     started = time.perf_counter()
+    if segment_rows is not None and segment_rows < 1:
+        raise DataError(f"Cannot write segments of {segment_rows} rows: expected at least 1. Leave segment_rows out.")
     store = store if isinstance(store, Store) else Store(store)
     trunk = _Trunk(model, at, device)
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
     probed = samples.check_repeats()
-    meter = find_meters().meter
-    with Window(meter, synchronize=_synchronize) as window:
-        table, frontier = trunk.table(store, samples)
-        job = _Extraction(trunk, table, frontier, samples, segment_rows, progress)
-        places, targets = job.run(probed, window.lap)
+    with Window(find_meters().meter, synchronize=_synchronize) as window:
+        try:
+            job = _Extraction(trunk, store, samples, segment_rows, progress)
+            places, targets = job.run(probed, window.lap)
+        except _MistakenNoteError:
+            trunk.believes = False
+            job = _Extraction(trunk, store, samples, segment_rows, progress)
+            places, targets = job.run(probed, window.lap)
     trunk.remember(store)
     rows = len(places)
     report = ExtractionReport(
         rows=rows,
         rows_computed=job.rows_computed,
         rows_reused=rows - job.rows_computed,
-        size_bytes=rows * sum(tensor.size_bytes for tensor in frontier),
+        size_bytes=rows * sum(tensor.size_bytes for tensor in job.frontier),
         time_s=time.perf_counter() - started,
         energy_j=window.reading.energy_j,
         energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
     )
-    return Features(table, places, frontier, targets, report, trunk.split_on(samples))
+    return Features(job.table, places, job.frontier, targets, report, trunk.split_on(samples))
+
+
+class _MistakenNoteError(Exception):
+    """The store's note of a model does not say what the model does now: it must be recorded."""
 
 
 class _Trunk:
     """A model's frozen part: which table its rows belong to, and, only where rows are missing, how to run it."""
 
     def __init__(self, model: nn.Module | Split, at: str | None, device: str | torch.device | None) -> None:
+        if not isinstance(model, nn.Module | Split):
+            raise SplitError(f"Cannot run a {type(model).__name__}: expected a torch.nn.Module or a Split.")
         if isinstance(model, Split) and at is not None and (at,) != model.at:
             raise SplitError(f"Cannot cut at '{at}': expected a model, got a split. Use ft.split(model, x, at={at!r}).")
-        self._split = model if isinstance(model, Split) else None
+        self._given = model if isinstance(model, Split) else None
+        self._split = self._given
         self.model = model.model if isinstance(model, Split) else model
+        self.believes = True
         self._at = at
         first = next(self.model.parameters(), None)
         self._home = torch.device("cpu") if first is None else first.device
         self.device = torch.device(device) if device is not None else self._home
         self._example: Batch | None = None
+        self._believed: str | None = None  # the fingerprint that a note gave
         self._facts: dict[str, Any] | None = None
 
     def table(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
         """Find the table of this trunk's rows; where the store knows the model as it stands, without running it."""
-        example = self._example = samples.first(_PROBE_ROWS)
+        example = self._example = samples.some(_PROBE_ROWS)
+        different = len({key.tobytes() for key in example.row_keys()})
         key = self._key(example)
-        known = store.note(key) if key else None
-        if known is not None:
-            frontier = _frontier_of(known)
-            if frontier is not None:
-                return store.table(str(known["trunk"]), _columns(frontier), {}), frontier
+        known = store.note(key) if key and self.believes else None
+        frontier = _frontier_of(known) if known is not None else None
+        if (
+            known is not None
+            and frontier is not None
+            and _is_number(known.get("probed"))
+            and known["probed"] >= different
+        ):
+            self._believed = str(known["trunk"])
+            return store.table(self._believed, _columns(frontier), {}), frontier
+        self._believed = None
         with self.placed():
             split = self.split()
             fingerprint = fingerprint_of(split.plan)
-            is_known = fingerprint in store.tables()  # whoever made the table has probed this trunk
-            purity = None if is_known else probe(split, example.to(self.device))
+            before = store.note(fingerprint) or {}  # of whoever probed this trunk before
+            is_probed = _is_number(before.get("probed")) and before["probed"] >= different
+            purity = None if is_probed else probe(split, example.to(self.device))
         facts = {
             "frontier": [tensor.to_json() for tensor in split.frontier],
             "model": type(self.model).__qualname__,
             "torch": torch.__version__,
             "device": self.device.type,
-            "noise_ulps": purity.noise_ulps if purity else None,
         }
-        self._facts = {"trunk": fingerprint, "frontier": facts["frontier"]}
-        self._write_note(store, key)
-        return store.table(fingerprint, _columns(split.frontier), facts), split.frontier
+        table = store.table(fingerprint, _columns(split.frontier), facts)
+        probed = before if purity is None else {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
+        self._facts = {"trunk": fingerprint, "frontier": facts["frontier"], "probed": probed["probed"]}
+        self._write_note(store, fingerprint, probed)
+        self._write_note(store, key, self._facts)
+        return table, split.frontier
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
         if self._facts is not None and self._example is not None:
-            self._write_note(store, self._key(self._example))
+            self._write_note(store, self._key(self._example), self._facts)
 
-    def _write_note(self, store: Store, key: str | None) -> None:
+    def _write_note(self, store: Store, key: str | None, facts: dict[str, Any]) -> None:
         if key and not store.readonly and os.access(store.path, os.W_OK):
-            store.write_note(key, self._facts or {})
+            store.write_note(key, facts)
 
     def _key(self, example: Batch) -> str | None:
         """Identify the model as it stands; None if something in it does not show its content."""
-        if self._split is not None:
+        if self._given is not None:
             return None
         forms = [(tuple(t.shape[1:]), str(t.dtype)) for t in example.tensors]
         count = iter(range(1 << 30))
@@ -180,11 +205,23 @@ class _Trunk:
             return None
 
     def split(self) -> Split:
-        """The split, recorded on the first samples when it is first needed."""
+        """The split, recorded on a few samples when it is first needed.
+
+        Raises:
+            SplitError: a split was given, and its model has changed since.
+        """
+        if self._given is not None and self._given.structure != structure_of(self.model):
+            raise SplitError(
+                f"Cannot use this split of {type(self.model).__name__}: expected the model as it was split, got other "
+                "modules, attributes, hooks or code. Split it again: ft.split(model, x)"
+            )
         if self._split is None:
             assert self._example is not None
             example = self._example.select(torch.arange(min(2, self._example.rows))).to(self.device)
-            self._split = Split(self.model, example.args, example.kwargs, (self._at,) if self._at else ())
+            split = Split(self.model, example.args, example.kwargs, (self._at,) if self._at else ())
+            if self._believed is not None and fingerprint_of(split.plan) != self._believed:
+                raise _MistakenNoteError
+            self._split = split
         return self._split
 
     def split_on(self, samples: Samples) -> Callable[[], Split]:
@@ -192,16 +229,22 @@ class _Trunk:
 
         def make() -> Split:
             self.device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-            return self.split()
+            try:
+                return self.split()
+            except _MistakenNoteError as err:
+                raise SplitError(
+                    f"Cannot give the split of {type(self.model).__name__}: expected the model that these features "
+                    "were made with, got one that has changed since. Extract again: ft.extract(model, dataset, store)"
+                ) from err
 
         return make
 
     def rows(self, batch: Batch) -> list[np.ndarray]:
         """Run the trunk; give each tensor's rows as bytes (B, n)."""
-        batch = batch.to(self.device)
-        values = self.split().trunk(*batch.args, **batch.kwargs)
+        batch, split = batch.copied_to(self.device), self.split()
+        values = split.trunk(*batch.args, **batch.kwargs)
         values = (values,) if isinstance(values, Tensor) else values
-        return [_bytes(t.to_rows(v)) for t, v in zip(self.split().frontier, values, strict=True)]
+        return [_bytes(t.to_rows(v)) for t, v in zip(split.frontier, values, strict=True)]
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -219,33 +262,24 @@ class _Trunk:
 class _Extraction:
     """One pass over a data set: computes the rows that the table lacks."""
 
-    def __init__(
-        self,
-        trunk: _Trunk,
-        table: Table,
-        frontier: tuple[FrontierTensor, ...],
-        samples: Samples,
-        segment_rows: int | None,
-        progress: bool,
-    ) -> None:
+    def __init__(self, trunk: _Trunk, store: Store, samples: Samples, segment_rows: int | None, progress: bool) -> None:
+        self.table, self.frontier = trunk.table(store, samples)
+        self.rows_computed = 0
         self._trunk = trunk
-        self._table = table
-        self._frontier = frontier
         self._samples = samples
         self._segment_rows = segment_rows
         self._progress = progress
-        self.rows_computed = 0
 
     def run(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, Any]:
         """Compute what is missing; give the place of every row, and the targets."""
         keys, targets = self._pass(probed, lap)
-        places = self._table.locate(keys)
+        places = self.table.locate(keys)
         damaged = self._drop_damaged(places)
         while damaged or bool((places[:, 0] < 0).any()):
             keys, targets = self._pass(probed, lap)
-            places = self._table.locate(keys)
+            places = self.table.locate(keys)
             damaged = self._drop_damaged(places)
-        return places, join_targets(targets)
+        return places, join_targets(targets, len(places))
 
     def _pass(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, list[Any]]:
         keys: list[np.ndarray] = []
@@ -255,14 +289,14 @@ class _Extraction:
         committed = time.perf_counter()
         try:
             for batch in self._watched():
-                own = batch.keys()
+                own = batch.row_keys()
                 _check_probed(own, probed, sum(map(len, keys)))
                 keys.append(own)
                 targets.append(batch.targets)
                 missing = self._missing(own, fresh)
                 if len(missing):
                     if writer is None:
-                        writer = self._table.writer(segment_rows=self._segment_rows)
+                        writer = self.table.writer(segment_rows=self._whole_batches(len(own)))
                     part = batch if len(missing) == len(own) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():
                         writer.append(own[missing], self._trunk.rows(part))
@@ -274,13 +308,19 @@ class _Extraction:
         finally:
             if writer is not None:
                 writer.close()
-        self._table.refresh()
+        self.table.refresh()
         return np.concatenate(keys), targets
+
+    def _whole_batches(self, batch: int) -> int:
+        """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
+        row = max(1, sum(tensor.size_bytes for tensor in self.frontier))
+        wanted = self._segment_rows or _SEGMENT_BYTES // row
+        return max(1, -(-wanted // batch)) * batch
 
     def _missing(self, keys: np.ndarray, fresh: set[bytes]) -> np.ndarray:
         """Find the rows to compute: neither stored, nor met before in this pass."""
         rows = []
-        for row in np.flatnonzero(self._table.locate(keys)[:, 0] < 0):
+        for row in np.flatnonzero(self.table.locate(keys)[:, 0] < 0):
             key = keys[row].tobytes()
             if key not in fresh:
                 fresh.add(key)
@@ -292,10 +332,10 @@ class _Extraction:
         damaged = False
         for number in np.unique(places[:, 0]):
             try:
-                for column in self._table.columns:
-                    self._table.segment(int(number)).column(column.name)
+                for column in self.table.columns:
+                    self.table.segment(int(number)).column(column.name)
             except DamagedSegmentError as err:
-                self._table.drop(int(number), err)
+                self.table.drop(int(number), err)
                 damaged = True
         return damaged
 
@@ -354,6 +394,10 @@ def _frontier_of(note: dict[str, Any]) -> tuple[FrontierTensor, ...] | None:
         return tuple(FrontierTensor.from_json(tensor) for tensor in note["frontier"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _bytes(rows: Tensor) -> np.ndarray:

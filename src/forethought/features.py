@@ -101,13 +101,14 @@ class Features(Dataset[Any]):
         """The model's own head: maps a batch's values to the model's output."""
         return self.split.head
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Give one sample: its row (a tensor, or a tuple of several) and its targets."""
+    def __getitem__(self, index: int) -> Any:
+        """Give one sample: its row (a tensor, or a tuple of several) and its targets; the row alone if it has none."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"Cannot give row {index}: expected one of {len(self)}.")
         at = torch.tensor([index % len(self)])
         rows = tuple(column.rows(at)[0] for column in self._open())
-        return (rows[0] if len(rows) == 1 else rows), _pick(self.targets, at, one=True)
+        row = rows[0] if len(rows) == 1 else rows
+        return row if self.targets is None else (row, _pick(self.targets, at, one=True))
 
     def batches(
         self,
@@ -128,12 +129,23 @@ class Features(Dataset[Any]):
             device: Where to put values and targets.
             drop_last: Leave out a last batch that is not full.
 
-        Yields:
-            (values, targets): what the head is given, one tensor (B, ...) or a tuple of several; and the targets of
-            these samples.
+        Returns:
+            An iterator of (values, targets): what the head is given, one tensor (B, ...) or a tuple of several, and
+            the targets of these samples. Both are copies: writing into them changes nothing stored.
         """
-        if batch_size < 1:
-            raise DataError(f"Cannot feed batches of {batch_size}: expected at least 1. Use batches(4096).")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise DataError(f"Cannot feed batches of {batch_size}: expected a whole number above 0. batches(4096)")
+        return self._fed(batch_size, shuffle, seed, epoch, device, drop_last)
+
+    def _fed(
+        self,
+        batch_size: int,
+        shuffle: bool,
+        seed: int | None,
+        epoch: int | None,
+        device: str | torch.device | None,
+        drop_last: bool,
+    ) -> Iterator[tuple[Values, Any]]:
         order = _order(len(self), shuffle, seed, epoch)
         stop = len(self) - len(self) % batch_size if drop_last else len(self)
         for start in range(0, stop, batch_size):
@@ -142,7 +154,7 @@ class Features(Dataset[Any]):
             yield self._values(at, device), _moved(_pick(self.targets, at), device)
 
     def numpy(self) -> Any:
-        """Give the features in the data set's order: one array (N, ...), or a tuple of several."""
+        """Give the features in the data set's order: one read-only array (N, ...), or a tuple of several."""
         everything = slice(0, len(self))
         arrays = []
         for column, tensor in zip(self._open(), self.frontier, strict=True):
@@ -151,12 +163,15 @@ class Features(Dataset[Any]):
                     f"Cannot give '{tensor.name}' as an array: numpy has no bfloat16. "
                     "Take tensors instead: torch.cat([v.float() for v, _ in features.batches(4096)])"
                 )
-            arrays.append(column.rows(everything).numpy())
+            array = column.rows(everything).numpy()
+            array.flags.writeable = False  # it may be the mapped file itself
+            arrays.append(array)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
     def _values(self, at: slice | Tensor, device: str | torch.device | None) -> Values:
         rows = [column.rows(at) for column in self._open()]
-        rows = [row if device is None else row.to(device, non_blocking=True) for row in rows]
+        # A copy of one's own: in aligned memory, as a live tensor is, and nobody else's to write into.
+        rows = [row.to(device or "cpu", non_blocking=True, copy=row._is_view()) for row in rows]
         values = tuple(tensor.from_rows(row) for tensor, row in zip(self.frontier, rows, strict=True))
         return values[0] if len(values) == 1 else values
 
@@ -210,14 +225,15 @@ def _order(rows: int, shuffle: bool, seed: int | None, epoch: int | None) -> Ten
         return None
     if seed is None:
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + (epoch or 0)) % 2**63)
+    mixed = np.random.SeedSequence([seed % 2**64, (epoch or 0) % 2**64]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(mixed))
     return torch.randperm(rows, generator=generator)
 
 
 def _pick(targets: Any, at: slice | Tensor, one: bool = False) -> Any:
     """Take the targets of some samples, whatever they are."""
     if isinstance(targets, Tensor):
-        return targets[at][0] if one else targets[at]
+        return targets[at][0].clone() if one else targets[at].clone()
     if isinstance(targets, list):
         chosen = targets[at] if isinstance(at, slice) else [targets[i] for i in at.tolist()]
         return chosen[0] if one else chosen
@@ -232,15 +248,40 @@ def _moved(targets: Any, device: str | torch.device | None) -> Any:
     return targets if device is None else nesting.replace(targets, lambda t: t.to(device, non_blocking=True))
 
 
-def join_targets(parts: Sequence[Any]) -> Any:
-    """Join the targets of successive batches: tensors end to end, lists end to end, tuples and dictionaries by part."""
+def join_targets(parts: Sequence[Any], rows: int) -> Any:
+    """Join the targets of successive batches: a tensor or list by row, tuples and dictionaries by part.
+
+    Raises:
+        DataError: there is not one target for each of `rows` samples.
+    """
+    joined = _joined(parts)
+    for column in nesting.tensors(joined) or ([joined] if isinstance(joined, list) else []):
+        if len(column) != rows:
+            raise DataError(
+                f"Cannot match targets to samples: expected {rows} of them, got {len(column)}. "
+                "Let collate_fn give tensors with the batch as first axis, or a list with one entry a sample."
+            )
+    return joined
+
+
+def _joined(parts: Sequence[Any]) -> Any:
     first = parts[0]
+    if isinstance(first, np.ndarray):
+        return _joined([torch.from_numpy(np.array(part)) for part in parts])
     if isinstance(first, Tensor):
         return torch.cat([part.reshape(-1) if part.ndim == 0 else part for part in parts])
     if isinstance(first, dict):
-        return {key: join_targets([part[key] for part in parts]) for key in first}
-    if isinstance(first, list | tuple) and any(isinstance(item, Tensor | dict | list | tuple) for item in first):
-        return tuple(join_targets([part[at] for part in parts]) for at in range(len(first)))
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, list | tuple) and _are_columns(first):
+        return tuple(_joined([part[at] for part in parts]) for at in range(len(first)))
     if isinstance(first, list | tuple):
         return [item for part in parts for item in part]
     return None
+
+
+def _are_columns(part: Sequence[Any]) -> bool:
+    """Say whether a list holds columns, one entry a target, rather than one entry a sample."""
+    if not all(isinstance(item, Tensor | np.ndarray | list | tuple) for item in part):
+        return False
+    lengths = {len(item) if not isinstance(item, Tensor | np.ndarray) or item.ndim else 0 for item in part}
+    return len(lengths) == 1 and 0 not in lengths

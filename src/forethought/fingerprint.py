@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from forethought.errors import IdentityError
 from forethought.forms import linear_size
 from forethought.identity import Digest, numeric_state
 from forethought.operations import name_of
@@ -47,6 +48,19 @@ def model_key(model: nn.Module, at: tuple[str, ...], forms: Any, device: str) ->
     digest = Digest(skip=lambda tensor: id(tensor) in trains)
     digest.add("forethought model", VERSION, torch.__version__, at, repr(forms), numeric_state(device), model)
     return digest.hex()
+
+
+def structure_of(model: nn.Module) -> str | None:
+    """Identify a model's modules, attributes and code, without any tensor's values and without training modes.
+
+    Returns:
+        Hex; None if something in the model does not show its content.
+    """
+    digest = Digest(skip=lambda _: True, ignore=frozenset({"training"}))
+    try:
+        return digest.add(model).hex()
+    except IdentityError:
+        return None
 
 
 class _Writer:
@@ -122,7 +136,7 @@ class _Writer:
             if read.settled > read.value[0]:
                 self._digest.add("after", self._number(read.settled))
         else:
-            self._digest.add("outside", read.outside)
+            self._digest.add("outside", read.now())
 
     def _value(self, value: Value | None) -> None:
         if value is None:

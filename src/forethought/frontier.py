@@ -128,6 +128,11 @@ class Recorder(TorchFunctionMode):
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
         self._tracker = Tracker([p for p in model.parameters() if p.requires_grad])
+        self._homes = {
+            id(tensor): (module, name)
+            for module in model.modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        }
         self._native = {id(t) for m in model.modules() for t in nesting.tensors(vars(m))}
         self._root = Call("", model, None)
         self._here = self._root
@@ -241,9 +246,10 @@ class Recorder(TorchFunctionMode):
         label, value = self._tracker.read(tensor)
         storage = self._tracker.storage(tensor)
         outside = tensor if value is None else None
+        home = self._homes.get(id(tensor)) if outside is not None else None
         if storage is None:
-            return Read(label, value, outside)
-        return Read(label, value, outside, storage.written, storage.ref.cdata)
+            return Read(label, value, outside, home=home)
+        return Read(label, value, outside, storage.written, storage.ref.cdata, home)
 
     def _note(
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]

@@ -8,7 +8,9 @@ import enum
 import functools
 import logging
 import types
-from collections.abc import Callable, Mapping
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import blake3
@@ -19,6 +21,22 @@ from torch import Tensor, nn
 from forethought.errors import IdentityError
 
 KEY_BYTES = 16
+_SCALARS = {bool, int, float, complex, str}
+_NAMED_BY_STR = {torch.dtype, torch.layout, torch.memory_format, torch.device, range}
+_CONTAINERS = {dict, OrderedDict, defaultdict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size, object}
+_DESCRIPTORS = (
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+_CLASS_BOOKKEEPING = {
+    "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__abstractmethods__",
+    "_abc_impl", "__parameters__", "__orig_bases__", "__firstlineno__", "__static_attributes__", "__slots__",
+}  # fmt: skip
+_REACHES_ANYWHERE = {"globals", "locals", "vars", "eval", "exec", "open", "__import__", "environ", "getenv"}
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not by static C
 _LIBRARIES = (
     "torch",
     "torchvision",
@@ -37,15 +55,17 @@ class Digest:
 
     Args:
         skip: Tensors whose values do not count, only their form.
+        ignore: Attributes of modules that do not count.
 
     Example:
         >>> Digest().add("a", 1).hex() == Digest().add("a", 1).hex() != Digest().add("a1").hex()
         True
     """
 
-    def __init__(self, skip: Callable[[Tensor], bool] = lambda _: False) -> None:
+    def __init__(self, skip: Callable[[Tensor], bool] = lambda _: False, ignore: frozenset[str] = frozenset()) -> None:
         self._hash = blake3.blake3(max_threads=blake3.blake3.AUTO)
         self._skip = skip
+        self._ignore = ignore | {"_compiled_call_impl"}
         self._seen: dict[int, int] = {}
         self._held: list[Any] = []  # keeps ids from being used again
 
@@ -56,7 +76,13 @@ class Digest:
             IdentityError: a value cannot be told from its content.
         """
         for value in values:
-            self._add(value)
+            try:
+                self._add(value)
+            except (RecursionError, NotImplementedError) as err:
+                raise IdentityError(
+                    f"Cannot establish the identity of a {_qualified(type(value))}: expected values of moderate depth "
+                    f"on a real device, got {type(err).__name__}: {err}"
+                ) from err
         return self
 
     def hex(self) -> str:
@@ -68,28 +94,31 @@ class Digest:
         self._hash.update(content)
 
     def _add(self, value: Any) -> None:
-        if value is None or isinstance(value, bool | int | float | complex | str | bytes | type(Ellipsis)):
-            self._scalar(value)
+        kind = type(value)
+        if value is None or value is Ellipsis or kind in _SCALARS:
+            text = value.hex() if kind is float else f"{value:x}" if kind is int else repr(value)
+            self._mark(kind.__name__, text.encode())
+        elif kind is bytes:
+            self._mark("bytes", value)
         elif isinstance(value, Tensor):
             self._tensor(value)
-        elif isinstance(value, torch.dtype | torch.layout | torch.memory_format | torch.device | range):
-            self._mark(type(value).__name__, str(value).encode())
-        elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-            self._mark(f"array {value.dtype} {value.shape}", np.ascontiguousarray(value).tobytes())
+        elif kind in _NAMED_BY_STR:
+            self._mark(kind.__name__, str(value).encode())
+        elif kind is np.ndarray or isinstance(value, np.generic):
+            if value.dtype.hasobject:
+                raise _unknown(value)
+            self._mark(f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
         elif isinstance(value, enum.Enum):
-            self._mark("enum", f"{_qualified(type(value))}.{value.name}".encode())
-        elif isinstance(value, slice):
+            self._mark("enum", f"{_qualified(kind)}.{value.name}".encode())
+        elif kind is slice:
             self._mark("slice")
             self.add(value.start, value.stop, value.step)
         else:
             self._once(value)
 
-    def _scalar(self, value: Any) -> None:
-        text = value.hex() if isinstance(value, float) else repr(value)
-        self._mark(type(value).__name__, text.encode())
-
     def _tensor(self, tensor: Tensor) -> None:
-        self._mark("tensor", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        kind = "" if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) else _qualified(type(tensor))
+        self._mark(f"tensor {kind}", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         if not self._skip(tensor):
             self._mark("bytes", tensor_bytes(tensor))
 
@@ -100,100 +129,133 @@ class Digest:
             return
         self._seen[id(value)] = len(self._seen)
         self._held.append(value)
-        if isinstance(value, Mapping):
-            self._mark(f"mapping {_qualified(type(value))}", str(len(value)).encode())
-            for key, item in value.items():
-                self.add(key, item)
+        if isinstance(value, nn.Module):
+            self._module(value)
+        elif isinstance(value, Mapping):
+            self._container(value, [part for item in value.items() for part in item])
+            self.add(getattr(value, "default_factory", None))
         elif isinstance(value, list | tuple):
-            self._mark(f"sequence {_qualified(type(value))}", str(len(value)).encode())
-            self.add(*value)
+            self._container(value, value)
         elif isinstance(value, set | frozenset):
-            self._mark("set", "".join(sorted(Digest(self._skip).add(item).hex() for item in value)).encode())
+            self._container(value, sorted(Digest(self._skip).add(item).hex() for item in value))
         else:
             self._object(value)
+
+    def _container(self, value: Any, parts: Sequence[Any]) -> None:
+        """Write the parts of a container, and the attributes that a class of the user's may have added."""
+        kind = type(value)
+        self._mark(f"container {_qualified(kind)}", str(len(parts)).encode())
+        self.add(*parts)
+        if kind not in _CONTAINERS:
+            if not all(base in _CONTAINERS or _is_python(base) for base in kind.__mro__):
+                raise _unknown(value)
+            self.add(kind, dict(vars(value)) if hasattr(value, "__dict__") else None)
 
     def _object(self, value: Any) -> None:
         if isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.CodeType):
-            self._code(value)
+            self._code(value, value.co_consts)
         elif isinstance(value, types.MethodType):
             self._mark("method")
             self.add(value.__func__, value.__self__)
         elif isinstance(value, functools.partial):
             self._mark("partial")
             self.add(value.func, value.args, value.keywords)
+        elif isinstance(value, weakref.ref):
+            self._mark("reference")
+            self.add(value())
         elif isinstance(value, type):
             self._class(value)
-        elif isinstance(value, types.BuiltinFunctionType | types.ModuleType | logging.Logger):
+        elif isinstance(value, types.BuiltinFunctionType):
+            self._mark("builtin", f"{value.__module__}.{value.__qualname__}".encode())
+            owner = value.__self__
+            self.add(None if isinstance(owner, types.ModuleType) else owner)
+        elif isinstance(value, types.ModuleType | logging.Logger):
             name = value.name if isinstance(value, logging.Logger) else value.__name__
-            self._mark("named", f"{getattr(value, '__module__', '')}.{name}".encode())
-        elif isinstance(value, nn.Module):
-            self._module(value)
-        elif hasattr(value, "__dict__") and not hasattr(type(value), "__slots__") and not _is_opaque(value):
-            self._mark("object")
-            self.add(type(value), vars(value))
-        elif isinstance(value, types.MethodDescriptorType | types.WrapperDescriptorType | types.GetSetDescriptorType):
+            self._mark("named", f"{type(value).__name__} {name}".encode())
+        elif isinstance(value, _DESCRIPTORS):
             self._mark("descriptor", value.__qualname__.encode())
+        elif isinstance(value, property | staticmethod | classmethod | functools.cached_property):
+            self._mark(type(value).__name__)
+            names = ("fget", "fset", "fdel", "func", "__func__")
+            self.add([getattr(value, name) for name in names if hasattr(value, name)])
+        elif hasattr(value, "__wrapped__") and callable(value):  # functools.cache and its kind
+            self._mark("wrapper", _qualified(type(value)).encode())
+            self.add(value.__wrapped__)
+        elif type(value) is types.SimpleNamespace:
+            self._mark("namespace")
+            self.add(dict(vars(value)))
+        elif all(_is_python(base) for base in type(value).__mro__) and hasattr(value, "__dict__"):
+            self._mark("object")
+            slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ())]
+            if set(slots) - {"__dict__", "__weakref__"}:
+                raise _unknown(value)
+            self.add(type(value), dict(vars(value)))
         else:
-            raise IdentityError(
-                f"Cannot establish the identity of a {_qualified(type(value))}: expected plain values, tensors, "
-                "modules or functions, got an object that does not show its content. "
-                "Keep it out of the frozen part, or hold its content in attributes."
-            )
+            raise _unknown(value)
 
     def _module(self, module: nn.Module) -> None:
         self._mark("module")
         self.add(type(module))
         for name, value in sorted(vars(module).items()):
-            if name != "_compiled_call_impl":
+            if name not in self._ignore:
                 self.add(name, value)
         self.add([parameter.requires_grad for parameter in module.parameters(recurse=False)])
 
     def _class(self, cls: type) -> None:
-        """Write a class by name and, unless a library made it, by the code of its methods."""
+        """Write a class by name and by all that it holds; what a library made, by the library's version."""
         self._mark("class", _qualified(cls).encode())
         for base in cls.__mro__:
-            if _is_library(base.__module__):
-                self._mark("library", f"{_qualified(base)} {_version(base.__module__)}".encode())
+            if not base.__flags__ & _HEAP_TYPE:
+                self._mark("builtin", _qualified(base).encode())
                 continue
+            library = _is_library(base.__module__)
+            if library:
+                self._mark("library", f"{_qualified(base)} {_version(base.__module__)}".encode())
             for name, item in sorted(vars(base).items()):
-                item = getattr(item, "__func__", getattr(item, "fget", item))
-                if isinstance(item, types.FunctionType) or (
-                    isinstance(item, bool | int | float | str | tuple) and not name.startswith("__")
-                ):
-                    self.add(name, item)
+                if library:
+                    is_patched = isinstance(item, types.FunctionType) and not _is_library(item.__module__ or "")
+                    if not is_patched:
+                        continue
+                elif name in _CLASS_BOOKKEEPING:
+                    continue
+                self.add(name, item)
 
     def _function(self, function: types.FunctionType) -> None:
         self._mark("function", f"{function.__module__}.{function.__qualname__}".encode())
         if _is_library(function.__module__ or ""):
             self._mark("library", _version(function.__module__ or "").encode())
             return
-        self.add(function.__code__, function.__defaults__, function.__kwdefaults__)
+        code = function.__code__
+        has_text = bool(code.co_consts) and isinstance(code.co_consts[0], str) and code.co_consts[0] == function.__doc__
+        self._code(code, code.co_consts[1:] if has_text else code.co_consts)
+        self.add(function.__defaults__, function.__kwdefaults__)
         self.add([_content(cell) for cell in function.__closure__ or ()])
-        for name in sorted(_names(function.__code__)):
-            if name in function.__globals__:
-                self.add(name)
-                self._global(function.__globals__[name], _names(function.__code__))
+        names = _names(code)
+        if names & _REACHES_ANYWHERE and not names & function.__globals__.keys() & _REACHES_ANYWHERE:
+            raise IdentityError(
+                f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
+                f"got a call of {sorted(names & _REACHES_ANYWHERE)[0]}()."
+            )
+        for name in sorted(names & function.__globals__.keys()):
+            self.add(name)
+            self._global(function.__globals__[name], names, depth=0)
 
-    def _global(self, value: Any, names: set[str]) -> None:
-        """Write a global that a function reads; of a module, the plain values among the names it reads."""
-        if isinstance(value, types.ModuleType):
-            self._mark("named", value.__name__.encode())
-            if not _is_library(value.__name__):
-                for name in sorted(names & set(vars(value))):
-                    self.add(
-                        name,
-                        getattr(value, name) if not isinstance(getattr(value, name), types.ModuleType) else None,
-                    )
-        else:
+    def _global(self, value: Any, names: set[str], depth: int) -> None:
+        """Write a global that a function reads; of a module, what it reads there."""
+        if not isinstance(value, types.ModuleType):
             self.add(value)
+            return
+        self._mark("named", value.__name__.encode())
+        if not _is_library(value.__name__) and depth < 4:
+            for name in sorted(names & vars(value).keys()):
+                self.add(name)
+                self._global(vars(value)[name], names, depth + 1)
 
-    def _code(self, code: types.CodeType) -> None:
-        constants = [item for item in code.co_consts if not isinstance(item, str)]
-        texts = [item for item in code.co_consts[1:] if isinstance(item, str)]  # the first may be a docstring
+    def _code(self, code: types.CodeType, constants: tuple[Any, ...]) -> None:
         self._mark("code", code.co_code)
-        self.add(constants, texts, code.co_names, code.co_varnames, code.co_freevars)
+        self.add(list(constants), code.co_names, code.co_varnames, code.co_freevars)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -231,15 +293,51 @@ def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
 
 def numeric_state(device: str) -> tuple[Any, ...]:
     """Give the settings outside any model that change what torch computes on a kind of device."""
-    state: tuple[Any, ...] = (
+    backends = torch.backends
+    places: list[tuple[str, Any]] = [("mkldnn.matmul", backends.mkldnn), ("mkldnn.conv", backends.mkldnn)]
+    if device == "cuda":
+        places = [("cuda.matmul", backends.cuda), ("cudnn.conv", backends.cudnn), ("cudnn.rnn", backends.cudnn)]
+    precision = [(name, _precision(getattr(place, name.split(".")[1], None))) for name, place in places]
+    return (
         str(torch.get_default_dtype()),
         torch.is_autocast_enabled(device),
         str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
-        torch.get_float32_matmul_precision(),
+        _precision(backends),
+        _legacy(torch.get_float32_matmul_precision),
+        precision,
+        _legacy(lambda: (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)) if device == "cuda" else None,
     )
-    if device == "cuda":
-        state += (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-    return state
+
+
+def _precision(place: Any) -> str:
+    return str(getattr(place, "fp32_precision", None))
+
+
+def _legacy(read: Callable[[], Any]) -> Any:
+    """Read an old setting; torch refuses to tell it once the new ones were used, which then count."""
+    try:
+        return read()
+    except RuntimeError:
+        return "superseded"
+
+
+def _unknown(value: Any) -> IdentityError:
+    return IdentityError(
+        f"Cannot establish the identity of a {_qualified(type(value))}: expected plain values, tensors, modules or "
+        "functions, got an object that does not show its content. "
+        "Keep it out of the frozen part, or hold its content in attributes."
+    )
+
+
+def _is_python(cls: type) -> bool:
+    """Say whether a class keeps all its state where Python can see it: in `__dict__`."""
+    return cls is object or bool(cls.__flags__ & _HEAP_TYPE and "__module__" in vars(cls) and not _has_c_state(cls))
+
+
+def _has_c_state(cls: type) -> bool:
+    """Say whether the class was made in C: then its methods are not functions."""
+    methods = [item for item in vars(cls).values() if isinstance(item, types.MethodDescriptorType)]
+    return bool(methods)
 
 
 def _content(cell: Any) -> Any:
@@ -269,7 +367,3 @@ def _is_library(module: str) -> bool:
 def _version(module: str) -> str:
     root = __import__(module.split(".")[0])
     return str(getattr(root, "__version__", ""))
-
-
-def _is_opaque(value: Any) -> bool:
-    return isinstance(value, torch.Generator | types.GeneratorType)

@@ -4,6 +4,7 @@ Before anything is stored the trunk runs on the same samples twice, in another o
 buffers compared before and after.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,12 @@ from forethought.errors import ImpureTrunkError
 from forethought.recording import Call, Label
 from forethought.replay import Split
 
-# Rounding that another batch shape may bring: sums in another order, through a deep network.
-_NOISE_ULPS = 512
+# How far a sample's row may move when the rest of its batch changes, in units in the last place of the largest value of
+# its feature: some multiples of what the number of samples alone moves it (measured on copies of one sample, which have
+# nothing to learn from each other), but at least the first number and at most the second.
+_BOUNDS = {torch.float64: (16.0, 1024.0), torch.float32: (16.0, 1024.0)}
+_BOUNDS_HALF = (4.0, 16.0)
+_NOISE_TIMES = 4.0
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,14 @@ class Purity:
     """What the probe saw.
 
     Attributes:
-        rows: Samples probed.
-        noise_ulps: Largest difference between batch shapes, in units in the last place of the largest entry.
+        rows: Different samples probed.
+        moved_ulps: How far a row moved at most when the rest of its batch changed, in units in the last place of the
+            largest value of its feature.
+        noise_ulps: How far it moved when only the number of samples changed.
     """
 
     rows: int
+    moved_ulps: float
     noise_ulps: float
 
 
@@ -55,27 +63,55 @@ def probe(split: Split, batch: Batch) -> Purity:
                 f"Cannot store features of {_name(split)}: expected frozen buffers to stay as they are, got "
                 f"'{name}' changed by the forward. Call ft.freeze(model, until=...) or model.eval() first."
             )
-    if any(_ulps(a, b) > (0 if a.device.type == "cpu" else _NOISE_ULPS) for a, b in zip(first, second, strict=True)):
+    noise = _noise(split, batch)
+    if any(_moved(a, b) > (0 if a.device.type == "cpu" else bound) for a, b, bound in _bounded(first, second, noise)):
         raise ImpureTrunkError(
             f"Cannot store features of {_name(split)}: expected the frozen part to give the same output twice, got "
             "two different ones: it draws random numbers or keeps a state. Call model.eval(), or cut before the "
             "random part: ft.extract(model, ..., at=<an earlier module>)"
         )
-    order = torch.arange(batch.rows).flip(0)
-    flipped = [rows[order] for rows in _rows(split, batch.select(order))]
-    half = (batch.rows + 1) // 2
-    part = _rows(split, batch.select(torch.arange(half)))
-    noise = 0.0
-    for at, (whole, other, small) in enumerate(zip(first, flipped, part, strict=True)):
-        difference = max(_ulps(whole, other), _ulps(whole[:half], small))
-        noise = max(noise, difference)
-        if difference > _NOISE_ULPS:
-            raise ImpureTrunkError(
-                f"Cannot store features of {_name(split)}: expected '{split.frontier[at].name}' of a sample not to "
-                f"depend on the rest of its batch, got a difference of {difference:.3g} units in the last place when "
-                "samples were given in another order or number. It splits, but cannot be stored: use split.trunk live."
-            )
-    return Purity(batch.rows, noise)
+    moved = 0.0
+    for chosen in _companies(batch.rows):
+        for at, (whole, part, bound) in enumerate(_bounded(first, _rows(split, batch.select(chosen)), noise)):
+            difference = _moved(whole[chosen], part, scale=whole)
+            moved = max(moved, difference)
+            if difference > bound:
+                raise ImpureTrunkError(
+                    f"Cannot store features of {_name(split)}: expected '{split.frontier[at].name}' of a sample not to "
+                    f"depend on the rest of its batch, got a change of {difference:.3g} units in the last place, where "
+                    f"rounding explains {bound:.3g}, when samples were given in another order or number. "
+                    "It splits, but cannot be stored: use split.trunk live."
+                )
+    return Purity(len({key.tobytes() for key in batch.row_keys()}), moved, max(noise))
+
+
+def _noise(split: Split, batch: Batch) -> list[float]:
+    """Measure how far the number of samples alone moves a row: copies of one sample, in several numbers."""
+    noise = [0.0] * len(split.frontier)
+    for row in (0, batch.rows - 1):
+        whole = _rows(split, batch.select(torch.full((batch.rows,), row)))
+        for copies in (2, max(2, (batch.rows + 1) // 2), 2 * batch.rows):
+            part = _rows(split, batch.select(torch.full((copies,), row)))
+            moved = [_moved(a[:1], b[:1]) for a, b in zip(whole, part, strict=True)]
+            noise = [max(pair) for pair in zip(noise, moved, strict=True)]
+    return noise
+
+
+def _companies(rows: int) -> list[Tensor]:
+    """Choose samples in other orders and numbers: reversed, either half, two alone (one alone not all models can)."""
+    half = max(2, (rows + 1) // 2)
+    return [
+        torch.arange(rows).flip(0),
+        torch.arange(half),
+        torch.arange(rows - half, rows),
+        torch.arange(rows - 2, rows),
+    ]
+
+
+def _bounded(first: list[Tensor], second: list[Tensor], noise: list[float]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    for a, b, moved in zip(first, second, noise, strict=True):
+        least, most = _BOUNDS.get(a.dtype, _BOUNDS_HALF)
+        yield a, b, min(max(least, _NOISE_TIMES * moved), most)
 
 
 def _check_rows(split: Split) -> None:
@@ -134,17 +170,21 @@ def _rows(split: Split, batch: Batch) -> list[Tensor]:
     return [tensor.to_rows(value) for tensor, value in zip(split.frontier, values, strict=True)]
 
 
-def _ulps(a: Tensor, b: Tensor) -> float:
-    """Largest difference, in units in the last place of the largest entry; infinite where one is not finite."""
-    if a.shape != b.shape:
+def _moved(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
+    """Largest change from a to b (B, ...), in units in the last place of the largest value that its feature takes.
+
+    A feature that is zero, or tiny beside the others, is measured against a twentieth of what is usual among them.
+    """
+    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
         return float("inf")
     if not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else float("inf")
-    if torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isfinite(), b.isfinite()):
+    if torch.equal(a.nan_to_num(), b.nan_to_num()):
         return 0.0
-    scale = max(float(a.abs().max()), torch.finfo(a.dtype).tiny)
-    difference = float((a.double() - b.double()).abs().max())
-    return difference / (scale * torch.finfo(a.dtype).eps) if difference == difference else float("inf")
+    largest = (a if scale is None else scale).nan_to_num().double().abs().amax(0, keepdim=True)
+    usual = float(largest.median()) or float(largest.max()) or 1.0
+    units = torch.clamp(largest, min=usual * 0.05) * torch.finfo(a.dtype).eps
+    return float(((a.double() - b.double()).abs() / units).nan_to_num(0.0, float("inf"), float("inf")).max())
 
 
 def _name(split: Split) -> str:

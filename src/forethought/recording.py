@@ -45,6 +45,14 @@ class Read:
     outside: Tensor | None = None
     settled: int = -1  # the last operation that had written into its memory
     memory: int | None = None  # tells one memory from another
+    home: tuple[nn.Module, str] | None = None  # the module and name of a parameter or buffer
+
+    def now(self) -> Tensor | None:
+        """Give the tensor from outside as it is now: a parameter may have been swapped on its module."""
+        if self.home is None:
+            return self.outside
+        module, name = self.home
+        return module._parameters.get(name, module._buffers.get(name))
 
 
 @dataclass(eq=False, slots=True)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import ShapeError, SplitError
-from forethought.fingerprint import fingerprint_of
+from forethought.fingerprint import fingerprint_of, structure_of
 from forethought.forms import FrontierTensor
 from forethought.plan import Plan
 from forethought.recording import Label
 from forethought.shell import shell
-from forethought.trials import batch_of, check_plan, inputs_of, record_plan, run_head, run_trunk, signature_of
+from forethought.trials import batch_of, check_plan, inputs_of, plain, record_plan, run_head, run_trunk, signature_of
 
 Values = Tensor | tuple[Tensor, ...]
 
@@ -73,6 +73,7 @@ class Split:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: Sequence[str]) -> None:
         self.model = model
         self.at = tuple(at)
+        self.structure = structure_of(model)
         self._body = shell(model)
         self._plans: dict[Any, Plan] = {}
         inputs = inputs_of(args, kwargs)
@@ -100,7 +101,7 @@ class Split:
     def trunk_tensors(self) -> dict[str, Tensor]:
         """Name the model's parameters and buffers that the trunk reads."""
         operations = [op for op in self.plan.recording.operations if op.label is not Label.TRAINABLE]
-        used = {id(read.outside) for op in operations for read in op.reads if read.outside is not None}
+        used = {id(read.now()) for op in operations for read in op.reads if read.outside is not None}
         for call in self.plan.recording.root.walk():
             if call.opaque:  # its operations do not show all that it may read
                 used |= {id(tensor) for tensor in nesting.tensors(call.module.state_dict(keep_vars=True))}
@@ -156,7 +157,7 @@ class Trunk(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Values:
         """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
-        args, kwargs = nesting.replace((args, kwargs), lambda tensor: tensor.detach())
+        args, kwargs = nesting.replace((args, kwargs), plain)
         plan = self._owner[0]._plan(args, kwargs)
         values = run_trunk(self.body, plan, args, kwargs)
         return values[0] if len(values) == 1 else values

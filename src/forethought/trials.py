@@ -42,7 +42,7 @@ def _joined(model: nn.Module, at: Sequence[str], given: Any, example: list[Tenso
     def record(tensors: list[Tensor]) -> Recording:
         args, kwargs = nesting.replace(arguments, lambda position: tensors[position.at].clone(), Position)
         body = shell(model)
-        with _untouched(body):
+        with torch.inference_mode(False), _untouched(body):
             return Recorder(body, at).record(args, kwargs)
 
     first, second = record(example), record(_varied(example, batch))
@@ -67,7 +67,7 @@ def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict
     def run(halves: bool) -> list[Tensor]:
         args, kwargs = nesting.replace(plan.arguments, lambda position: inputs[position.at].clone(), Position)
         body = shell(model)
-        with _untouched(body):
+        with torch.inference_mode(False), _untouched(body):
             torch.manual_seed(0)
             if not halves:
                 return nesting.tensors(body(*args, **kwargs))
@@ -89,7 +89,7 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
     trainable = [parameter for parameter in body.parameters() if parameter.requires_grad]
     run = TrunkRun(plan, batch_of(inputs), trainable)
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             run.begin(inputs)
             with active(run), run:
                 body(*args, **kwargs)
@@ -128,8 +128,14 @@ class _untouched:  # noqa: N801  (a context manager, read as an adjective)
                     buffer.copy_(before)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Give a tensor without a graph, and with a version counter, which inference tensors lack."""
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
 def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    inputs = [tensor.detach() for tensor in nesting.tensors((args, kwargs))]
+    inputs = [plain(tensor) for tensor in nesting.tensors((args, kwargs))]
     if not inputs:
         raise SplitError(
             "Cannot split: expected example inputs with at least one tensor, got none. "
