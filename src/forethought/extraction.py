@@ -272,16 +272,16 @@ class _Extraction:
 
     def run(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, Any]:
         """Compute what is missing; give the place of every row, and the targets."""
-        keys, targets = self._pass(probed, lap)
+        keys, targets, sizes = self._pass(probed, lap)
         places = self.table.locate(keys)
         damaged = self._drop_damaged(places)
         while damaged or bool((places[:, 0] < 0).any()):
-            keys, targets = self._pass(probed, lap)
+            keys, targets, sizes = self._pass(probed, lap)
             places = self.table.locate(keys)
             damaged = self._drop_damaged(places)
-        return places, join_targets(targets, len(places))
+        return places, join_targets(targets, sizes)
 
-    def _pass(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, list[Any]]:
+    def _pass(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, list[Any], list[int]]:
         keys: list[np.ndarray] = []
         targets: list[Any] = []
         fresh: set[bytes] = set()
@@ -309,13 +309,13 @@ class _Extraction:
             if writer is not None:
                 writer.close()
         self.table.refresh()
-        return np.concatenate(keys), targets
+        return np.concatenate(keys), targets, [len(part) for part in keys]
 
     def _whole_batches(self, batch: int) -> int:
         """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
         row = max(1, sum(tensor.size_bytes for tensor in self.frontier))
-        wanted = self._segment_rows or _SEGMENT_BYTES // row
-        return max(1, -(-wanted // batch)) * batch
+        wanted = self._segment_rows or max(_SEGMENT_BYTES // row, 1)
+        return wanted // batch * batch if wanted > batch else wanted
 
     def _missing(self, keys: np.ndarray, fresh: set[bytes]) -> np.ndarray:
         """Find the rows to compute: neither stored, nor met before in this pass."""

@@ -248,40 +248,48 @@ def _moved(targets: Any, device: str | torch.device | None) -> Any:
     return targets if device is None else nesting.replace(targets, lambda t: t.to(device, non_blocking=True))
 
 
-def join_targets(parts: Sequence[Any], rows: int) -> Any:
+def join_targets(parts: Sequence[Any], rows: Sequence[int]) -> Any:
     """Join the targets of successive batches: a tensor or list by row, tuples and dictionaries by part.
 
+    Args:
+        parts: The targets of each batch.
+        rows: How many samples each batch has.
+
     Raises:
-        DataError: there is not one target for each of `rows` samples.
+        DataError: there is not one target for each sample.
     """
-    joined = _joined(parts)
-    for column in nesting.tensors(joined) or ([joined] if isinstance(joined, list) else []):
-        if len(column) != rows:
+    joined = _joined(parts, rows)
+    for column in [joined] if isinstance(joined, list) else nesting.tensors(joined):
+        if len(column) != sum(rows):
             raise DataError(
-                f"Cannot match targets to samples: expected {rows} of them, got {len(column)}. "
+                f"Cannot match targets to samples: expected {sum(rows)} of them, got {len(column)}. "
                 "Let collate_fn give tensors with the batch as first axis, or a list with one entry a sample."
             )
     return joined
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _joined(parts: Sequence[Any], rows: Sequence[int]) -> Any:
     first = parts[0]
     if isinstance(first, np.ndarray):
-        return _joined([torch.from_numpy(np.array(part)) for part in parts])
+        return _joined([torch.from_numpy(np.array(part)) for part in parts], rows)
     if isinstance(first, Tensor):
         return torch.cat([part.reshape(-1) if part.ndim == 0 else part for part in parts])
     if isinstance(first, dict):
-        return {key: _joined([part[key] for part in parts]) for key in first}
-    if isinstance(first, list | tuple) and _are_columns(first):
-        return tuple(_joined([part[at] for part in parts]) for at in range(len(first)))
+        return {key: _joined([part[key] for part in parts], rows) for key in first}
+    if isinstance(first, list | tuple) and all(_is_column(item, rows[0]) for item in first):
+        return tuple(_joined([part[at] for part in parts], rows) for at in range(len(first)))
     if isinstance(first, list | tuple):
         return [item for part in parts for item in part]
     return None
 
 
-def _are_columns(part: Sequence[Any]) -> bool:
-    """Say whether a list holds columns, one entry a target, rather than one entry a sample."""
-    if not all(isinstance(item, Tensor | np.ndarray | list | tuple) for item in part):
-        return False
-    lengths = {len(item) if not isinstance(item, Tensor | np.ndarray) or item.ndim else 0 for item in part}
-    return len(lengths) == 1 and 0 not in lengths
+def _is_column(item: Any, rows: int) -> bool:
+    """Say whether an entry of a batch's targets is for all of its samples, rather than for one."""
+    if isinstance(item, Tensor | np.ndarray):
+        return item.ndim > 0 and len(item) == rows
+    if isinstance(item, dict):
+        return bool(item) and all(_is_column(part, rows) for part in item.values())
+    if isinstance(item, list | tuple):
+        is_plain = not any(isinstance(part, Tensor | np.ndarray | dict | list | tuple) for part in item)
+        return len(item) == rows if is_plain else all(_is_column(part, rows) for part in item)
+    return False

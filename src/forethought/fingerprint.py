@@ -46,7 +46,7 @@ def model_key(model: nn.Module, at: tuple[str, ...], forms: Any, device: str) ->
     """
     trains = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     digest = Digest(skip=lambda tensor: id(tensor) in trains)
-    digest.add("forethought model", VERSION, torch.__version__, at, repr(forms), numeric_state(device), model)
+    digest.add("forethought model", VERSION, str(torch.__version__), at, repr(forms), numeric_state(device), model)
     return digest.hex()
 
 

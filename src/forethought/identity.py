@@ -4,6 +4,7 @@ Everything is written with its type and length before its bytes, so that two dif
 image. What cannot be told from its content is an `IdentityError`, never a name or a number drawn at random.
 """
 
+import dis
 import enum
 import functools
 import logging
@@ -35,7 +36,8 @@ _CLASS_BOOKKEEPING = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__abstractmethods__",
     "_abc_impl", "__parameters__", "__orig_bases__", "__firstlineno__", "__static_attributes__", "__slots__",
 }  # fmt: skip
-_REACHES_ANYWHERE = {"globals", "locals", "vars", "eval", "exec", "open", "__import__", "environ", "getenv"}
+_REACH_ANYWHERE = {"globals", "locals", "vars", "eval", "exec", "open", "__import__"}
+_OUTSIDE = {"environ", "getenv"}
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not by static C
 _LIBRARIES = (
     "torch",
@@ -233,10 +235,11 @@ class Digest:
         self.add(function.__defaults__, function.__kwdefaults__)
         self.add([_content(cell) for cell in function.__closure__ or ()])
         names = _names(code)
-        if names & _REACHES_ANYWHERE and not names & function.__globals__.keys() & _REACHES_ANYWHERE:
+        anywhere = (_called_by_name(code) & _REACH_ANYWHERE - function.__globals__.keys()) | (names & _OUTSIDE)
+        if anywhere:
             raise IdentityError(
                 f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
-                f"got a call of {sorted(names & _REACHES_ANYWHERE)[0]}()."
+                f"got one that uses {sorted(anywhere)[0]}."
             )
         for name in sorted(names & function.__globals__.keys()):
             self.add(name)
@@ -310,7 +313,9 @@ def numeric_state(device: str) -> tuple[Any, ...]:
 
 
 def _precision(place: Any) -> str:
-    return str(getattr(place, "fp32_precision", None))
+    """Read a float32 precision; not set is the exact one, which torch writes so once it was set and put back."""
+    precision = str(getattr(place, "fp32_precision", "none"))
+    return "ieee" if precision == "none" and place is not torch.backends.cudnn.conv else precision
 
 
 def _legacy(read: Callable[[], Any]) -> Any:
@@ -352,6 +357,15 @@ def _names(code: types.CodeType) -> set[str]:
     for item in code.co_consts:
         if isinstance(item, types.CodeType):
             found |= _names(item)
+    return found
+
+
+def _called_by_name(code: types.CodeType) -> set[str]:
+    """Give the global names that a function reads, attributes left out."""
+    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            found |= _called_by_name(item)
     return found
 
 
