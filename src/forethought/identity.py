@@ -315,7 +315,7 @@ def numeric_state(device: str) -> tuple[Any, ...]:
 def _precision(place: Any) -> str:
     """Read a float32 precision; not set is the exact one, which torch writes so once it was set and put back."""
     precision = str(getattr(place, "fp32_precision", "none"))
-    return "ieee" if precision == "none" and place is not torch.backends.cudnn.conv else precision
+    return "ieee" if precision == "none" and place is not getattr(torch.backends.cudnn, "conv", None) else precision
 
 
 def _legacy(read: Callable[[], Any]) -> Any:

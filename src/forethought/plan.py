@@ -53,6 +53,7 @@ class CallStep:
     touching: list[OperationStep]  # operations that read a frozen value, in order
     meeting: list[OperationStep]  # those of them that meet a placeholder in the head
     trainable: list[OperationStep]  # operations that only the head runs, in order
+    is_free: bool  # the head meets nothing frozen inside: nothing there needs watching
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ class _Joiner:
 
     def call(self, a: Call, b: Call, c: Call) -> CallStep:
         if a.whole and b.whole and c.whole and (step := self._whole(a, b, c)) is not None:
-            return CallStep(a.path, step, {}, [], [], [])
+            return CallStep(a.path, step, {}, [], [], [], is_free=False)
         a.whole = False
         if not a.children.keys() == b.children.keys() == c.children.keys():
             raise ReplayDriftError(_drift(a, "the same modules called each time", "others for other inputs"))
@@ -131,7 +132,8 @@ class _Joiner:
         made = {id(step.operation): step for step in touching}
         meeting = self._operations(a, a.meeting(), b.meeting(), c.meeting(), made)
         trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), made)
-        return CallStep(a.path, None, children, touching, meeting, trainable)
+        is_free = not meeting and all(child.is_free for child in children.values())
+        return CallStep(a.path, None, children, touching, meeting, trainable, is_free)
 
     def _whole(self, a: Call, b: Call, c: Call) -> Step | None:
         if repr(a.result) != repr(b.result) or repr(a.result) != repr(c.result):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from forethought import nesting
 from forethought.errors import InvisibleOperationError, ReplayDriftError
@@ -117,6 +117,22 @@ def _run(func: Function, args: Any, kwargs: Any, leaves: list[Tensor], hollow: i
     return func(*args, **kwargs)
 
 
+class _aside:  # noqa: N801  (a context manager, read as a clause)
+    """Take a mode off its stack: what runs meanwhile is what runs without it, torch's own fast paths included."""
+
+    def __init__(self, mode: TorchFunctionMode) -> None:
+        self._mode = mode
+        self._is_top = _get_current_function_mode() is mode
+
+    def __enter__(self) -> None:
+        if self._is_top:
+            self._mode.__exit__(None, None, None)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_top:
+            self._mode.__enter__()
+
+
 class HeadRun(TorchFunctionMode):
     """Runs what trains, with the stored tensors put in where they cross the frontier.
 
@@ -133,6 +149,7 @@ class HeadRun(TorchFunctionMode):
         self._batch = batch
         self._level = _Level(plan.root)
         self._begun = False
+        self._inside = False  # a call that meets nothing frozen: nothing to watch
         self._shadows: dict[int, tuple[Tensor, Placeholder]] = {}  # real constants that frozen code wrote into
 
     def output(self, result: Any) -> Any:
@@ -153,6 +170,8 @@ class HeadRun(TorchFunctionMode):
 
     def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the call of one module: a whole frozen one is not run."""
+        if self._inside:
+            return module._call_impl(*args, **kwargs)
         outside = self._level
         step = outside.child(path) if self._begun else self._plan.root
         self._begun = True
@@ -162,6 +181,8 @@ class HeadRun(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 leaves = nesting.tensors((args, kwargs)) if step.whole.needs_arguments else []
                 return self._given(step.whole, leaves)
+        if step.is_free:
+            return self._unwatched(module, args, kwargs)
         self._level = _Level(step)
         try:
             return module._call_impl(*args, **kwargs)
@@ -194,6 +215,16 @@ class HeadRun(TorchFunctionMode):
             given = self._given(step, leaves)
             return iter(given) if func_name(func) == "__iter__" else given
         return self._crossed(step, func, args, kwargs, leaves)
+
+    def _unwatched(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._concerns(args) or self._concerns(kwargs.values()):  # written into before: known by their real tensors
+            args, kwargs = nesting.replace((args, kwargs), self._current)
+        self._inside = True
+        try:
+            with _aside(self):
+                return module._call_impl(*args, **kwargs)
+        finally:
+            self._inside = False
 
     def _concerns(self, values: Any) -> bool:
         """Say whether a placeholder is among the arguments."""
@@ -300,7 +331,8 @@ class TrunkRun(TorchFunctionMode):
         if step.whole is not None:
             self._inside = True
             try:
-                result = module._call_impl(*args, **kwargs)
+                with _aside(self):
+                    result = module._call_impl(*args, **kwargs)
             finally:
                 self._inside = False
             with torch._C.DisableTorchFunction():

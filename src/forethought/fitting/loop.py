@@ -160,6 +160,7 @@ class _Loop:
             widened = _Widened(values)
             for trainee in active:
                 trainee.add_scores(widened.to(trainee.dtype), targets)
+                widened.check(trainee.name)
             rows += _rows_of(targets)
         means = _means(active, rows)
         is_root = [trainee.options.metric == "rmse" for trainee in active]
@@ -178,6 +179,7 @@ class _Loop:
                     trainee.add_scores(widened.to(trainee.dtype), targets)
                     trainee.take_total()
                 trainee.learn(widened.to(trainee.dtype), targets, epoch + rows / len(train))
+                widened.check(trainee.name)
             rows += _rows_of(targets)
             board.advance(_rows_of(targets))
         return _means(active, rows)
@@ -192,6 +194,19 @@ class _Widened:
     def __init__(self, values: Any) -> None:
         self.values = values
         self._by_dtype: dict[torch.dtype, Tensor] = {}
+        self._versions = [tensor._version for tensor in self._tensors()]
+
+    def check(self, name: str) -> None:
+        """See that a head left the values as they were: the other heads are given the same ones."""
+        if self._versions != [tensor._version for tensor in self._tensors()]:
+            raise FitError(
+                f"Cannot train head {name!r}: expected it to leave its input as it is, got it written into, and all "
+                "heads share it. Use inplace=False in its first layer, or clone the input in its forward."
+            )
+
+    def _tensors(self) -> list[Tensor]:
+        values = self.values if isinstance(self.values, tuple | list) else (self.values,)
+        return [tensor for tensor in (*values, *self._by_dtype.values()) if isinstance(tensor, Tensor)]
 
     def to(self, dtype: torch.dtype | None) -> Any:
         """Return the values in the dtype, if that loses nothing."""
@@ -206,6 +221,7 @@ class _Widened:
             return values
         if dtype not in self._by_dtype:
             self._by_dtype[dtype] = values.to(dtype)
+            self._versions.append(self._by_dtype[dtype]._version)
         return self._by_dtype[dtype]
 
 
