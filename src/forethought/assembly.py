@@ -4,6 +4,7 @@ A saved model is one safetensors file: the trunk's tensors, the heads', an examp
 about how they belong together. No code is stored and none is run on reading: whoever loads it brings the model's class.
 """
 
+import copy
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ from forethought import nesting
 from forethought.errors import BundleError, FitError
 from forethought.heads import Head as RegressorHead
 from forethought.heads import from_config
+from forethought.identity import numeric_state
 from forethought.recording import Position
 from forethought.replay import Head, Split
 
@@ -64,9 +66,13 @@ class Assembled(nn.Module):
         super().__init__()
         self.is_single = isinstance(heads, nn.Module)
         named = {_ONE: heads} if isinstance(heads, nn.Module) else dict(heads)
-        bad = [name for name in named if not name or "." in name]
+        taken = set(dir(nn.ModuleDict()))
+        bad = [name for name in named if not isinstance(name, str) or not name or "." in name or name in taken]
         if bad:
-            raise FitError(f"Cannot name a head {bad[0]!r}: expected a name without dots. Use another key.")
+            raise FitError(f"Cannot name a head {bad[0]!r}: expected a text without dots, no word of torch's own.")
+        for name, head in named.items():
+            if not isinstance(head, nn.Module):
+                raise FitError(f"Cannot assemble head '{name}': expected a module, got a {type(head).__name__}.")
         self.split = split
         self.trunk = split.trunk
         self.heads = nn.ModuleDict(named)
@@ -86,7 +92,8 @@ class Assembled(nn.Module):
         """
         path = Path(path)
         plan = self.split.plan
-        example = self.split.example
+        first = next(iter(self.split.trunk_tensors().values()), None)
+        example = [_moved(tensor, first) for tensor in self.split.example]
         args, kwargs = nesting.replace(plan.arguments, lambda position: example[position.at], Position)
         with torch.no_grad():
             outputs = nesting.tensors(_evaluated(self, args, kwargs))
@@ -98,7 +105,7 @@ class Assembled(nn.Module):
         about = {
             "format": FORMAT,
             "model": type(self.split.model).__qualname__,
-            "torch": torch.__version__,
+            "made_under": [str(torch.__version__), _numerics(self.split.model)],
             "trunk": self.trunk.fingerprint,
             "at": list(self.split.at),
             "single": self.is_single,
@@ -108,10 +115,15 @@ class Assembled(nn.Module):
             "training": [name for name, module in self.split.model.named_modules() if module.training],
         }
         held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(held, {"forethought": json.dumps(about)})
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            safetensors.torch.save_file(held, temporary, {"forethought": json.dumps(about)})
+            temporary.write_bytes(data)
             os.replace(temporary, path)
+        except OSError as err:
+            raise BundleError(
+                f"Cannot save '{path}': {err}. Save into a folder that exists and can be written."
+            ) from err
         finally:
             temporary.unlink(missing_ok=True)
         return path
@@ -133,12 +145,48 @@ def load(
         BundleError: the file, the model and the heads do not fit together; nothing half-loaded is returned.
     """
     about, tensors = _read(Path(path))
+    if not isinstance(model, nn.Module) or any(p.is_meta for p in model.parameters()):
+        raise BundleError(
+            f"Cannot load '{path}': expected a module on a real device to load into, got {type(model).__name__}. "
+            "Build the model as it was built for saving."
+        )
+    given = {_ONE: heads} if isinstance(heads, nn.Module) else dict(heads or {})
+    before = _flags(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        return _loaded(about, tensors, model, given, path)
+    except Exception as err:
+        _restore(model, *before)
+        if isinstance(err, BundleError):
+            raise
+        raise BundleError(
+            f"Cannot load '{path}': expected a whole file and a model built by the code that saved it, got "
+            f"{type(err).__name__}: {err}"
+        ) from err
+
+
+def _loaded(
+    about: dict[str, Any],
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    given: dict[str, nn.Module],
+    path: str | os.PathLike[str],
+) -> Assembled:
+    unknown = sorted(given.keys() - about["heads"].keys())
+    if unknown:
+        raise BundleError(
+            f"Cannot load head '{unknown[0]}': expected one of {sorted(about['heads'])}, got another name."
+        )
     example = [tensors[f"example.{at}"] for at in range(_count(tensors, "example"))]
     _load_trunk(model, about, {k.removeprefix("trunk."): t for k, t in tensors.items() if k.startswith("trunk.")})
     args, kwargs = nesting.replace(_from_json(about["arguments"]), lambda position: example[position.at], Position)
+    first = next(model.parameters(), None)
+    if first is not None:
+        args, kwargs = nesting.replace((args, kwargs), lambda tensor: tensor.to(first.device))
     split = Split(model, args, kwargs, tuple(about["at"]))
-    given = {_ONE: heads} if isinstance(heads, nn.Module) else dict(heads or {})
-    made = {name: _load_head(name, spec, given, split, tensors) for name, spec in about["heads"].items()}
+    made: dict[str, nn.Module] = {}
+    for name, spec in about["heads"].items():
+        is_second = any(head is split.head for head in made.values())
+        made[name] = _load_head(name, spec, given, split, tensors, is_second)
     full = Assembled(split, made[_ONE] if about["single"] else made)
     with torch.no_grad():
         outputs = nesting.tensors(_evaluated(full, args, kwargs))
@@ -147,12 +195,34 @@ def load(
         a.shape == b.shape and torch.allclose(a.cpu().double(), b.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
         for a, b in zip(outputs, expected, strict=True)
     )
-    if not same or (about["torch"] == torch.__version__ and split.trunk.fingerprint != about["trunk"]):
+    here = [str(torch.__version__), _numerics(model)]
+    if not same or (about["made_under"] == here and split.trunk.fingerprint != about["trunk"]):
         raise BundleError(
             f"Cannot load '{path}': expected the model to give the outputs saved with it, got others. It was made "
-            f"with a {about['model']} under torch {about['torch']}; give a model built by the same code and options."
+            f"with a {about['model']} under torch {about['made_under'][0]}; give a model built by the same code and "
+            "options."
         )
     return full
+
+
+def _numerics(model: nn.Module) -> str:
+    """Tell the settings under which a fingerprint holds."""
+    first = next(model.parameters(), None)
+    device = "cpu" if first is None else first.device.type
+    return repr((device, numeric_state(device)))
+
+
+def _flags(model: nn.Module) -> tuple[list[bool], list[bool]]:
+    return [p.requires_grad for p in model.parameters()], [module.training for module in model.modules()]
+
+
+def _restore(model: nn.Module, flags: tuple[list[bool], list[bool]], state: dict[str, Tensor]) -> None:
+    """Put a model back as it was given."""
+    for parameter, trains in zip(model.parameters(), flags[0], strict=True):
+        parameter.requires_grad_(trains)
+    for module, training in zip(model.modules(), flags[1], strict=True):
+        module.training = training
+    model.load_state_dict(state)
 
 
 def _evaluated(full: Assembled, args: Any, kwargs: Any) -> Any:
@@ -164,6 +234,13 @@ def _evaluated(full: Assembled, args: Any, kwargs: Any) -> Any:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _moved(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Give an example the device and floating type that the model has now."""
+    if like is None:
+        return tensor
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() and like.is_floating_point() else None)
 
 
 def _state(head: nn.Module) -> dict[str, Tensor]:
@@ -183,18 +260,23 @@ def _described(head: nn.Module) -> dict[str, Any]:
 
 
 def _load_head(
-    name: str, spec: dict[str, Any], given: dict[str, nn.Module], split: Split, tensors: dict[str, Tensor]
+    name: str,
+    spec: dict[str, Any],
+    given: dict[str, nn.Module],
+    split: Split,
+    tensors: dict[str, Tensor],
+    is_second: bool,
 ) -> nn.Module:
     if name in given:
         head = given[name]
     elif spec["kind"] == "own":
-        head = split.head
+        head = copy.deepcopy(split.head) if is_second else split.head
     elif spec["kind"] == "ours":
         head = from_config(spec["config"])
     else:
         raise BundleError(
-            f"Cannot load head '{name}': expected the module, a {spec['class']}, which the file cannot hold. "
-            f"ft.load(path, model, heads={{'{name}': {spec['class']}(...)}})"
+            f"Cannot load head '{name}': expected the module, a {spec.get('class')}, which the file cannot hold. "
+            f"ft.load(path, model, heads={{'{name}': {spec.get('class')}(...)}})"
         )
     prefix = f"heads.{name}."
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
@@ -238,13 +320,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
     except FileNotFoundError as err:
         raise BundleError(f"Cannot load '{path}': there is no such file. Save one first: full.save('{path}')") from err
-    except (safetensors.SafetensorError, ValueError, OSError) as err:
+    except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as err:
         raise BundleError(f"Cannot load '{path}': expected a whole safetensors file, got {err}.") from err
-    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+    version = about.get("format") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or type(version) is not int or version < 1:
         raise BundleError(f"Cannot load '{path}': expected a file that Assembled.save wrote, got another one.")
-    if about["format"] > FORMAT:
+    if version > FORMAT:
         raise BundleError(
-            f"Cannot load '{path}': expected format {FORMAT} or older, got {about['format']}. "
+            f"Cannot load '{path}': expected format {FORMAT} or older, got {version}. "
             "It was made by a newer version: pip install --upgrade forethought"
         )
     return about, tensors
@@ -279,4 +362,8 @@ def _from_json(written: Any) -> Any:
     if kind in ("tuple", "list"):
         items = [_from_json(item) for item in value]
         return tuple(items) if kind == "tuple" else items
-    return {key: _from_json(item) for key, item in value} if kind == "dict" else value
+    if kind == "dict":
+        return {key: _from_json(item) for key, item in value}
+    if kind != "plain":
+        raise BundleError(f"Cannot read the example's arguments: expected a known kind of value, got {kind!r}.")
+    return value

@@ -47,7 +47,11 @@ def demo(
 
     if tiny and full:
         raise typer.BadParameter("expected --tiny or --full, got both")
-    report = run("tiny" if tiny else "full" if full else "default", out, fresh=fresh, quiet=as_json)
+    try:
+        report = run("tiny" if tiny else "full" if full else "default", out, fresh=fresh, quiet=as_json)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Rows that were stored are kept: run the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(report, indent=2))
 
@@ -69,11 +73,8 @@ def main() -> None:
     """Run a command; say an error of ours in one line. FORETHOUGHT_DEBUG=1 shows where it came from."""
     try:
         app()
-    except ft.ForethoughtError as err:
+    except (ft.ForethoughtError, OSError) as err:
         if os.environ.get("FORETHOUGHT_DEBUG"):
             raise
         typer.echo(f"Error: {err}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Rows that were stored are kept: run the same command again to go on.", err=True)
-        sys.exit(130)

@@ -7,7 +7,8 @@ decision that crosses but the tensor that it was made from, as long as that belo
 
 from collections.abc import Mapping, Sequence
 
-from forethought.errors import InvisibleOperationError
+from forethought.errors import FrozenBranchError, InvisibleOperationError
+from forethought.operations import func_name
 from forethought.recording import Crossing, Label, Operation, Read, Value
 
 
@@ -30,6 +31,21 @@ class Cut:
                 self._give_to_head(op)
         for op in operations:
             self._cross_all(op)
+        self._forbid_trainable_numbers()
+
+    def _forbid_trainable_numbers(self) -> None:
+        """Refuse numbers that Python made from what trains, where they can still reach a frozen value.
+
+        A yes or no can only choose a path, and another path than the recorded one is seen when it is taken.
+        """
+        last = max((crossing.value[0] for crossing in self.crossings), default=-1)
+        for op in self._operations[: max(last, 0)]:
+            if op.label is Label.TRAINABLE and op.gives_numbers and func_name(op.func) != "__bool__":
+                raise FrozenBranchError(
+                    f"Cannot split: expected frozen values to follow from the input alone, got Python reading a "
+                    f"trainable value ({op}) before the last of them is made. Cut before it: "
+                    "ft.split(model, x, at=<an earlier module>)"
+                )
 
     def cross(self, read: Read, what: str, path: str) -> int | None:
         """Let what was read cross; give its place in the frontier. None if the head computes it.

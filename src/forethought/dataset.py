@@ -5,6 +5,7 @@ A tuple's first element is the model's input and the rest are targets; of a dict
 """
 
 import inspect
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Batch:
 
     def row_keys(self) -> np.ndarray:
         """Identify each sample by what the model is given: (B, 16) bytes."""
-        count = iter(range(1 << 30))
+        count = itertools.count()
         rest = nesting.replace((self.args, self.kwargs), lambda _: ("tensor", next(count)))
         return row_keys(self.tensors, Digest().add(rest).hex().encode())
 

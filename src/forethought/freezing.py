@@ -1,6 +1,6 @@
 """`freeze`: make the first part of a model frozen in every sense, and keep it so."""
 
-import types
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,7 +132,7 @@ def _pin(module: nn.Module) -> None:
         parameter.requires_grad_(False)
     module.eval()
     for inner in module.modules():
-        inner.__dict__["train"] = types.MethodType(_stay, inner)
+        inner.__dict__["train"] = functools.partial(_stay, inner)
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:

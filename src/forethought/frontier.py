@@ -13,6 +13,7 @@ The calls between modules are kept as a tree. A call in which nothing trains, an
 output, is *whole*: it can be run, or left out, as one step.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,8 @@ class Tracker:
         known = self._known.get(tensor)
         if storage is not None and storage.trains:
             return Label.TRAINABLE, known[1] if known else None
+        if known is not None and storage is not None and storage.label > known[0]:
+            return storage.label, None  # written through another view of its memory
         if known is not None:
             return known  # type: ignore[no-any-return]
         if storage is not None:  # another object over known memory, made where no mode can see it
@@ -168,12 +171,17 @@ class Recorder(TorchFunctionMode):
             given = nesting.tensors((args, kwargs))
             before = [self._tracker.read(tensor)[1] for tensor in given]
         call.inputs = before
+        attributes = dict(vars(module))
         outside, self._here = self._here, call
         try:
             output = module._call_impl(*args, **kwargs)
         finally:
             self._here = outside
         with torch._C.DisableTorchFunction():
+            after = vars(module)
+            call.sets_attributes = attributes.keys() != after.keys() or any(
+                attributes[name] is not value for name, value in after.items()
+            )
             self._close(call, output, given)
         return output
 
@@ -212,7 +220,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """See one call of a torch function."""
         kwargs = kwargs or {}
-        if is_about(func, args):
+        if is_about(func, args, kwargs):
             return func(*args, **kwargs)
         leaves = nesting.tensors((args, kwargs))
         reads = [self._look(tensor) for tensor in leaves]
@@ -221,6 +229,7 @@ class Recorder(TorchFunctionMode):
         label = max(labels, default=Label.CONSTANT)
         if any(read.value in self._boundary for at, read in enumerate(reads) if at != hollow and read.value):
             label = Label.TRAINABLE
+        lends_shape = hollow is not None and hollow < len(reads) and reads[hollow].label is Label.FROZEN
         if hollow is not None and hollow < len(reads):
             reads[hollow] = Read(Label.CONSTANT, None)
         versions = [tensor._version for tensor in leaves]
@@ -237,6 +246,7 @@ class Recorder(TorchFunctionMode):
         op = Operation(
             len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
         )
+        op.lends_shape = lends_shape
         self._operations.append(op)
         self._here.operations.append(op)
         self._note(op, leaves, versions, result, outputs)
@@ -266,7 +276,8 @@ class Recorder(TorchFunctionMode):
             label, known = self._tracker.read(tensor)
             op.made.append(_made(tensor, known, label, argument))
         op.result = _numbered(result)
-        op.reads_values = op.label is Label.FROZEN and not outputs and not op.changed and result is not None
+        op.gives_numbers = not outputs and not op.changed and result is not None
+        op.reads_values = op.gives_numbers and op.label is Label.FROZEN
         for at, read in enumerate(op.reads):
             if read.outside is not None and read.label is Label.CONSTANT and id(read.outside) not in self._native:
                 self._strangers.append((leaves[at], op))
@@ -287,7 +298,7 @@ def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | Non
 
 def _numbered(value: Any) -> Any:
     """Put a tensor's position in its place, so that nothing holds the tensor."""
-    count = iter(range(1 << 30))
+    count = itertools.count()
     return nesting.replace(value, lambda _: Position(next(count)))
 
 
@@ -298,4 +309,16 @@ def _is_whole(call: Call, output: Any) -> bool:
         return False
     if any(made.label is not Label.FROZEN or made.value is None for made in call.made):
         return False
-    return not any(op.label is Label.TRAINABLE for inner in call.walk() for op in inner.operations)
+    inner = list(call.walk())
+    if any(one.sets_attributes for one in inner):
+        return False  # the head may read what it leaves on a module
+    if any(one.opaque for one in inner) and _gives_numbers(output):
+        return False  # a number made from values: the head must make its own
+    return not any(op.label is Label.TRAINABLE for one in inner for op in one.operations)
+
+
+def _gives_numbers(output: Any) -> bool:
+    """Say whether a plain value holds a number, a flag or a text beside its tensors."""
+    if isinstance(output, bool | int | float | complex | str):
+        return True
+    return any(_gives_numbers(part) for part in nesting.parts(output))

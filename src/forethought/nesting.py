@@ -44,11 +44,11 @@ def tensors(value: Any, kind: type = Tensor) -> list[Any]:
         [torch.Size([2]), torch.Size([3])]
     """
     found: list[Any] = []
-    _collect(value, kind, found, set())
+    _collect(value, kind, found, frozenset())
     return found
 
 
-def _collect(value: Any, kind: type, found: list[Any], seen: set[int]) -> None:
+def _collect(value: Any, kind: type, found: list[Any], seen: frozenset[int]) -> None:
     exact = type(value)
     if exact in _ATOMS:
         return
@@ -63,10 +63,9 @@ def _collect(value: Any, kind: type, found: list[Any], seen: set[int]) -> None:
     elif isinstance(value, slice):
         for item in (value.start, value.stop, value.step):
             _collect(item, kind, found, seen)
-    elif not isinstance(value, _LEAVES) and id(value) not in seen:
-        seen.add(id(value))
+    elif not isinstance(value, _LEAVES) and id(value) not in seen:  # on the way down: a cycle ends
         for _, item in _items(value):
-            _collect(item, kind, found, seen)
+            _collect(item, kind, found, seen | {id(value)})
 
 
 def replace(value: Any, new: Callable[[Any], Any], kind: type = Tensor) -> Any:
@@ -107,6 +106,11 @@ def is_plain(value: Any) -> bool:
     return False
 
 
+def parts(value: Any) -> list[Any]:
+    """List what a container holds; nothing for anything else."""
+    return [] if isinstance(value, _LEAVES) else [item for _, item in _items(value)]
+
+
 def _items(value: Any) -> list[tuple[Any, Any]]:
     """Name the parts of a container; for an object of an unknown class, its attributes."""
     if isinstance(value, Mapping):
@@ -115,7 +119,13 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         return list(enumerate(value))
     if isinstance(value, set | frozenset):
         return []
-    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+    slots = [name for cls in type(value).__mro__ for name in _names(vars(cls).get("__slots__", ()))]
+    held = [(name, getattr(value, name)) for name in slots if hasattr(value, name) and not name.startswith("__")]
+    return held + (list(vars(value).items()) if hasattr(value, "__dict__") else [])
+
+
+def _names(slots: str | Sequence[str]) -> Sequence[str]:
+    return (slots,) if isinstance(slots, str) else slots
 
 
 def _rebuild(value: Any, items: list[tuple[Any, Any]]) -> Any:
@@ -129,11 +139,15 @@ def _rebuild(value: Any, items: list[tuple[Any, Any]]) -> Any:
         return made
     if isinstance(value, tuple):
         parts = [item for _, item in items]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if hasattr(value, "_fields"):
+            return tuple.__new__(type(value), parts)
+        return type(value)(parts)
     if isinstance(value, list):
         made = copy.copy(value)
         made[:] = [item for _, item in items]
         return made
+    if isinstance(value, Sequence):  # a deque, or a class of the user's
+        return type(value)([item for _, item in items])  # type: ignore[call-arg]
     made = copy.copy(value)
     for key, item in items:
         object.__setattr__(made, key, item)  # a frozen dataclass has no other door

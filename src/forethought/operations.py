@@ -44,14 +44,14 @@ def func_name(func: Function) -> str:
     return getattr(func, "__name__", type(func).__name__)
 
 
-def is_about(func: Function, args: tuple[Any, ...]) -> bool:
+def is_about(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
     """Say whether a call only asks about shape, dtype or place, so that a placeholder can answer it."""
     name = func_name(func)
     if name in {"__get__", "__set__", "__delete__"}:
         attribute = getattr(getattr(func, "__self__", None), "__name__", "")
         return not (name == "__get__" and attribute in _TENSOR_ATTRIBUTES)
     if name == "type":
-        return len(args) == 1
+        return len(args) == 1 and not kwargs
     return name in _ABOUT
 
 

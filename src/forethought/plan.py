@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from forethought.errors import (
     FrozenBranchError,
@@ -17,7 +18,7 @@ from forethought.errors import (
     ReplayDriftError,
 )
 from forethought.forms import Form, FrontierTensor, linear_size
-from forethought.recording import Call, Made, Operation, Recording, Value
+from forethought.recording import Call, Label, Made, Operation, Recording, Value
 
 
 @dataclass(slots=True)
@@ -71,9 +72,20 @@ class Plan:
     recording: Recording
     larger: Recording | None
     batch: int
+    keeps_state: bool  # the forward leaves something on its modules: each run begins with a fresh shell
+
+    def constants_written(self) -> list[Tensor]:
+        """Give the model's own tensors that constant operations write into, at levels that both halves walk."""
+        found = []
+        for op in self.recording.operations:
+            if op.label is Label.CONSTANT and op.changed and op.call.outermost_whole() is None:
+                found += [read.now() for at, read in enumerate(op.reads) if at in op.changed and read.home]
+        return [tensor for tensor in found if tensor is not None]
 
 
-def make_plan(example: Recording, other: Recording, larger: Recording | None, arguments: Any, batch: int) -> Plan:
+def make_plan(
+    example: Recording, other: Recording, larger: Recording | None, arguments: Any, batch: int, keeps_state: bool
+) -> Plan:
     """Join the recordings of one model into a plan.
 
     Args:
@@ -82,6 +94,7 @@ def make_plan(example: Recording, other: Recording, larger: Recording | None, ar
         larger: The run on one sample more; None if the model takes one batch size only.
         arguments: (args, kwargs) of the example with positions in the place of tensors.
         batch: Samples in the example.
+        keeps_state: Whether the forward leaves something on its modules.
 
     Raises:
         NothingFrozenError: only inputs cross the frontier.
@@ -109,6 +122,7 @@ def make_plan(example: Recording, other: Recording, larger: Recording | None, ar
         recording=example,
         larger=larger,
         batch=batch,
+        keeps_state=keeps_state,
     )
     _place_crossings(plan, joiner, batch)
     return plan
@@ -132,7 +146,8 @@ class _Joiner:
         made = {id(step.operation): step for step in touching}
         meeting = self._operations(a, a.meeting(), b.meeting(), c.meeting(), made)
         trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), made)
-        is_free = not meeting and all(child.is_free for child in children.values())
+        is_free = not meeting and not any(op.lends_shape for op in a.operations)
+        is_free = is_free and all(child.is_free for child in children.values())
         return CallStep(a.path, None, children, touching, meeting, trainable, is_free)
 
     def _whole(self, a: Call, b: Call, c: Call) -> Step | None:
@@ -242,7 +257,10 @@ def _check_strangers(a: Recording, b: Recording) -> None:
 
 
 def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    try:
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    except RuntimeError:
+        return False  # a tensor of vmap has no values of its own
 
 
 def _drift(call: Call, expected: str, got: str) -> str:

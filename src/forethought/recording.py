@@ -69,7 +69,9 @@ class Operation:
     result: Any  # the result, each tensor replaced by its position in `made`
     changed: dict[int, Made]  # arguments written in place, by position in `reads`
     reads_values: bool  # gives Python a number made from frozen values
+    gives_numbers: bool = False  # gives Python something that is no tensor
     crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
+    lends_shape: bool = False  # reads only the shape of a frozen value
     in_head: bool = False  # frozen, but the head runs it too, because Python decides by it
     meets_frozen: bool = False  # reads a frozen value that the head does not compute
 
@@ -93,6 +95,7 @@ class Call:
     changed: dict[int, Made] = field(default_factory=dict)
     inputs: list[Value | None] = field(default_factory=list)
     whole: bool = False
+    sets_attributes: bool = False  # of its own module
     opaque: bool = False  # something inside cannot be told from its operations alone
 
     def child(self, path: str, module: nn.Module) -> "Call":

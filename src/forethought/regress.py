@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from forethought import heads, nesting
 from forethought.assembly import Assembled, assemble
-from forethought.errors import SplitError
+from forethought.errors import FitError, SplitError
 from forethought.features import Features
+from forethought.placeholder import Placeholder
 from forethought.recording import Position
-from forethought.replay import Split, Values, split
-from forethought.runs import Placeholder
+from forethought.replay import Head, Split, Values, split
 
 
 def as_regressor(
@@ -60,6 +60,11 @@ def as_regressor(
         owner = split(classifier, args if args is not None else (), kwargs)
         made: Assembled = assemble(owner, heads.as_regressor(_logits_of(owner), anchors, kind, **options))
         return made
+    if not isinstance(classifier, nn.Module):
+        raise FitError(
+            f"Cannot make a regressor of a {type(classifier).__name__}: expected a module, a Split or Features. "
+            "ft.as_regressor(model.fc, anchors)"
+        )
     if any(not parameter.requires_grad for parameter in classifier.parameters()):
         raise SplitError(
             f"Cannot make a regressor of a {type(classifier).__name__}: expected example inputs, since part of it is "
@@ -71,14 +76,15 @@ def as_regressor(
 class _Logits(nn.Module):
     """The part of a head up to the classifier's last Linear: features to logits."""
 
-    def __init__(self, owner: Split) -> None:
+    def __init__(self, head: Head, linear: nn.Linear) -> None:
         super().__init__()
-        self.head = owner.head
+        self.head = head
+        self._name = next(name for name, module in head.named_modules() if module is linear)
 
     def forward(self, values: Values) -> Tensor:
         """Run the head; give what its last Linear gave, (B, K)."""
         found: list[Tensor] = []
-        linear = last_linear(self.head)
+        linear = self.head.get_submodule(self._name)
         handle = linear.register_forward_hook(lambda _module, _args, output: found.append(output))
         try:
             self.head(values)
@@ -89,25 +95,31 @@ class _Logits(nn.Module):
 
 def _logits_of(owner: Split) -> nn.Module:
     """Find the layer that gives the logits: the last Linear itself, if the features go straight into it."""
-    linear = last_linear(owner.head)
-    seen: list[Any] = []
-    handle = linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     plan = owner.plan
     args, kwargs = nesting.replace(plan.arguments, lambda position: owner.example[position.at], Position)
-    try:
-        owner.head(owner.trunk(*args, **kwargs))
-    finally:
-        handle.remove()
+    linear, seen = last_linear(owner.head, owner.trunk(*args, **kwargs))
     direct = len(plan.frontier) == 1 and len(seen) == 1 and isinstance(seen[0], Placeholder)
-    return linear if direct and seen[0].value == plan.recording.crossings[0].value else _Logits(owner)
+    return linear if direct and seen[0].value == plan.recording.crossings[0].value else _Logits(owner.head, linear)
 
 
-def last_linear(module: nn.Module) -> nn.Linear:
-    """Give the last Linear with something to train."""
-    found = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-    if not found:
+def last_linear(head: Head, values: Values) -> tuple[nn.Linear, list[Any]]:
+    """Find the trainable Linear that runs last, and what it is given at each call.
+
+    Raises:
+        SplitError: none runs.
+    """
+    calls: list[tuple[nn.Linear, Any]] = []
+    linears = [m for m in head.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+    handles = [m.register_forward_pre_hook(lambda module, args: calls.append((module, args[0]))) for m in linears]
+    try:
+        head(values)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not calls:
         raise SplitError(
             "Cannot make a regressor: expected a trainable nn.Linear that gives the classes' logits, got none after "
             "the frontier. Give it: ft.as_regressor(nn.Linear(...), anchors)"
         )
-    return found[-1]
+    last = calls[-1][0]
+    return last, [given for module, given in calls if module is last]

@@ -12,7 +12,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.errors import ShapeError, SplitError
@@ -74,8 +76,13 @@ class Split:
         self.model = model
         self.at = tuple(at)
         self.structure = structure_of(model)
+        self._made_for = self._state()
+        self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._body = shell(model)
         self._plans: dict[Any, Plan] = {}
+        self._made_by: WeakIdKeyDictionary = (
+            WeakIdKeyDictionary()
+        )  # the trunk's tensors -> plan and batch size that made them
         inputs = inputs_of(args, kwargs)
         batch = batch_of(inputs)
         self.example = [t[:2].clone() if t.ndim and t.shape[0] == batch else t.clone() for t in inputs]
@@ -122,8 +129,22 @@ class Split:
             self._plans[signature] = plan
         return self._plans[signature]
 
+    def _state(self) -> list[Any]:
+        """Tell the modules as they are now."""
+        return [(id(module), *map(id, module._modules.values())) for module in self.model.modules()]
+
+    def _check_unchanged(self) -> None:
+        if self._state() != self._made_for or any(parameter.requires_grad for parameter in self._frozen):
+            raise SplitError(
+                f"Cannot run the trunk of {type(self.model).__name__}: expected the modules and the frozen parameters "
+                "that were there when it was split, got others. Split it again: ft.split(model, x)"
+            )
+
     def _plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
         """Find the recorded path, and the batch size, that features of these shapes belong to."""
+        made_by = self._made_by.get(values[0]) if values else None
+        if made_by is not None:
+            return made_by  # type: ignore[no-any-return]
         found = []
         for plan in self._plans.values():
             batch = _batch_of_values(plan, values)
@@ -136,14 +157,17 @@ class Split:
             )
         if len(found) > 1 and any(not _same_geometry(found[0], other) for other in found[1:]):
             raise ShapeError(
-                "Cannot run the head: expected the features' shape to tell the inputs' shape, got several input "
-                "shapes with features of one shape. Make one split for each input shape: ft.split(model, x)"
+                "Cannot run the head: expected the features' shape to tell which inputs they are of, got inputs of "
+                "several shapes, or with several numbers or flags, that give features of one shape. "
+                "Make one split for each: ft.split(model, x)"
             )
         return found[0]
 
 
 class Trunk(nn.Module):
     """The frozen half of a split: maps the model's inputs to the frontier's tensors. Builds no graph."""
+
+    has_shell = True
 
     def __init__(self, owner: Split) -> None:
         super().__init__()
@@ -155,12 +179,39 @@ class Trunk(nn.Module):
         """What this trunk computes, as hex: the same in every process, another after any change that matters."""
         return fingerprint_of(self._owner[0].plan)
 
+    def train(self, mode: bool = True) -> "Trunk":
+        """Keep the modes of the moment of the split: what is frozen does not follow `train()`."""
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Trunk":
+        return self  # frozen: nothing of it changes
+
     def forward(self, *args: Any, **kwargs: Any) -> Values:
         """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
         args, kwargs = nesting.replace((args, kwargs), plain)
         plan = self._owner[0]._plan(args, kwargs)
-        values = run_trunk(self.body, plan, args, kwargs)
+        self._owner[0]._check_unchanged()
+        with _kept(plan.constants_written()):
+            body = shell(self.body) if plan.keeps_state else self.body
+            values = run_trunk(body, plan, args, kwargs)
+        self._owner[0]._made_by[values[0]] = plan, batch_of(nesting.tensors((args, kwargs)))
         return values[0] if len(values) == 1 else values
+
+
+class _kept:  # noqa: N801  (a context manager, read as an adjective)
+    """Put tensors back: both halves run what is constant, and only the head's writing is to stay."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with torch.no_grad():
+            for tensor, before in self._before:
+                tensor.copy_(before)
 
 
 class Head(nn.Module):
@@ -169,6 +220,8 @@ class Head(nn.Module):
     Its parameters are the model's own objects, so that training the head trains the model. A deep copy has
     parameters of its own and shares everything frozen.
     """
+
+    has_shell = True
 
     def __init__(self, owner: Split, body: nn.Module) -> None:
         super().__init__()
@@ -179,7 +232,7 @@ class Head(nn.Module):
         """Run what trains on (B, ...) features; returns what the model returns."""
         values = (values,) if isinstance(values, Tensor) else tuple(values)
         plan, batch = self._owner[0]._plan_of(values)
-        return run_head(self.body, plan, values, batch)
+        return run_head(shell(self.body) if plan.keeps_state else self.body, plan, values, batch)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -190,12 +243,11 @@ class Head(nn.Module):
                 yield name, parameter
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Head":
-        trains = {id(parameter) for parameter in self.parameters()}
-        writes = {id(buffer) for module in self.body.modules() if module.training for buffer in module.buffers()}
+        buffers = {id(buffer) for buffer in self.body.buffers()}
         copies: dict[int, Tensor] = {}
 
         def own(tensor: Tensor) -> Tensor:
-            if id(tensor) in trains | writes:
+            if id(tensor) in buffers or (tensor.requires_grad and tensor.is_leaf):
                 if id(tensor) not in copies:
                     copies[id(tensor)] = copy.deepcopy(tensor)
                 return copies[id(tensor)]
@@ -208,7 +260,9 @@ def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:
     if len(values) != len(plan.frontier):
         return None
     batches = [tensor.form.batch_of(tuple(v.shape)) for tensor, v in zip(plan.frontier, values, strict=True)]
-    batch = next((size for size in batches if size is not None), plan.batch)
+    batch = next((size for size in batches if size is not None), None)
+    if batch is None:
+        return None  # nothing tells how many samples there were
     for tensor, value in zip(plan.frontier, values, strict=True):
         if tensor.form.at(batch)[0] != tuple(value.shape) or tensor.dtype != value.dtype:
             return None
@@ -216,7 +270,8 @@ def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:
 
 
 def _same_geometry(a: tuple[Plan, int], b: tuple[Plan, int]) -> bool:
-    return [form.at(a[1]) for _, form in a[0].inputs] == [form.at(b[1]) for _, form in b[0].inputs]
+    shapes = [[form.at(batch) for _, form in plan.inputs] for plan, batch in (a, b)]
+    return shapes[0] == shapes[1] and repr(a[0].arguments) == repr(b[0].arguments)
 
 
 def _shown(tensor: FrontierTensor) -> str:

@@ -13,43 +13,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from forethought import nesting
-from forethought.errors import InvisibleOperationError, ReplayDriftError
+from forethought.errors import InvisibleOperationError, ReplayDriftError, ShapeError
 from forethought.forms import Form
 from forethought.frontier import Tracker
-from forethought.operations import Function, func_name, is_about, name_of, shape_only, stand_in
+from forethought.operations import Function, func_name, is_about, name_of, shape_only
+from forethought.placeholder import Placeholder, run_on
 from forethought.plan import CallStep, OperationStep, Plan, Step, frozen_branch
-from forethought.recording import Label, Made, Position, Value
-
-
-class Placeholder(Tensor):
-    """Stands for a tensor that this half does not compute."""
-
-    value: Value | None
-    bound: Tensor | None  # the real tensor, once the head has written into it
-
-    @staticmethod
-    def __new__(cls: Any, value: Value | None, form: Form, batch: int) -> "Placeholder":
-        shape, stride = form.at(batch)
-        made: Placeholder = torch.Tensor._make_wrapper_subclass(
-            cls, shape, strides=stride or None, dtype=form.dtype, device=form.device
-        )
-        made.value = value
-        made.bound = None
-        return made
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Refuse: whoever computes with a placeholder is code that cannot be seen."""
-        raise InvisibleOperationError(
-            f"Cannot replay: expected to see every operation on frozen values, got '{func}' from code that torch "
-            "functions do not show (scripted or compiled code, an extension, vmap). "
-            "Cut after it: ft.split(model, x, at=<a later module>)"
-        )
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Placeholder({tuple(self.shape)}, {self.dtype})"
+from forethought.recording import Label, Made, Position
 
 
 class _Level:
@@ -106,15 +76,6 @@ def _filled(template: Any, made: list[Any]) -> Any:
     if type(template) is Position:
         return made[template.at]
     return nesting.replace(template, lambda position: made[position.at], Position)
-
-
-def _run(func: Function, args: Any, kwargs: Any, leaves: list[Tensor], hollow: int | None) -> Any:
-    """Run an operation on these tensors; one that only lends its shape may be a placeholder."""
-    if hollow is not None and hollow < len(leaves) and isinstance(leaves[hollow], Placeholder):
-        leaves = [*leaves[:hollow], stand_in(leaves[hollow]), *leaves[hollow + 1 :]]
-    real = iter(leaves)
-    args, kwargs = nesting.replace((args, kwargs), lambda _: next(real))
-    return func(*args, **kwargs)
 
 
 class _aside:  # noqa: N801  (a context manager, read as a clause)
@@ -196,13 +157,13 @@ class HeadRun(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._concerns(args) and not self._concerns(kwargs.values()):
             return func(*args, **kwargs)
-        if is_about(func, args):
+        if is_about(func, args, kwargs):
             return func(*args, **kwargs)
         leaves = [self._current(tensor) for tensor in nesting.tensors((args, kwargs))]
         hollow = shape_only(func)
         touches = any(isinstance(leaf, Placeholder) for at, leaf in enumerate(leaves) if at != hollow)
         if not touches:
-            return _run(func, args, kwargs, leaves, hollow)
+            return run_on(func, args, kwargs, leaves, hollow)
         step = self._level.next_meeting(func)
         op = step.operation
         for at, read in enumerate(op.reads):
@@ -255,7 +216,7 @@ class HeadRun(TorchFunctionMode):
             if at in step.changed:  # written in place: the stored tensor must stay as it is
                 real[at] = real[at].clone()
                 leaves[at].bound = real[at]  # type: ignore[attr-defined]
-        return _run(func, args, kwargs, real, shape_only(func))
+        return run_on(func, args, kwargs, real, shape_only(func))
 
     def _given(self, step: Step, leaves: list[Tensor]) -> Any:
         """Give what a frozen step would have given, and mark what it would have written into."""
@@ -349,7 +310,7 @@ class TrunkRun(TorchFunctionMode):
     ) -> Any:
         """Run one operation, or give placeholders for what trains."""
         kwargs = kwargs or {}
-        if self._inside or is_about(func, args):
+        if self._inside or is_about(func, args, kwargs):
             return func(*args, **kwargs)
         leaves = nesting.tensors((args, kwargs))
         hollow = shape_only(func)
@@ -359,7 +320,7 @@ class TrunkRun(TorchFunctionMode):
                 self._level.next_touching(func)
             return self._left_out(self._level.next_trainable(func), leaves)
         if Label.FROZEN not in labels:
-            return _run(func, args, kwargs, leaves, hollow)
+            return run_on(func, args, kwargs, leaves, hollow)
         step = self._level.next_touching(func)
         if step.operation.label is Label.TRAINABLE:  # the frontier was asked for here, by `at`
             self._level.next_trainable(func)
@@ -380,7 +341,14 @@ class TrunkRun(TorchFunctionMode):
         self._ordinal += 1
         for at, (made, _) in step.changed.items():
             self._tracker.wrote(leaves[at], made.label, made.value or (0, 0), self._ordinal)
-        for (made, _), tensor in zip(step.made, results, strict=True):
+        for (made, form), tensor in zip(step.made, results, strict=True):
+            if form.is_steady and form.at(self._batch)[0] != tuple(tensor.shape):
+                raise ShapeError(
+                    f"Cannot run the trunk on {self._batch} samples: expected shape {form.at(self._batch)[0]} in "
+                    f"'{self._level.step.path or 'the forward'}', as when the model was split, got "
+                    f"{tuple(tensor.shape)}: it does not grow evenly with the batch, or depends on values. "
+                    "Cut elsewhere: ft.split(model, x, at=...)"
+                )
             self._tracker.note(tensor, made.label, made.value)
         for from_changed, at, crossing in step.captures:
             self._take(crossing, leaves[at] if from_changed else results[at])

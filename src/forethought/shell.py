@@ -11,7 +11,7 @@ Each module of the shell hands its calls to the run that is active on this threa
 import functools
 import threading
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -90,6 +90,8 @@ class _Copier:
             module = cast(nn.Module, module._orig_mod)  # torch.compile's wrapper hides what runs
         if isinstance(module, torch.jit.ScriptModule):
             return module  # compiled code has no Python tree to copy
+        if getattr(type(module), "has_shell", False):
+            return module  # a half of another split: it runs on a shell of its own
         if id(module) in self._made:
             return self._made[id(module)]
         path = self._names.get(id(module), path)
@@ -109,6 +111,8 @@ class _Copier:
         return {name: tensor if tensor is None else self._tensors(tensor) for name, tensor in named.items()}
 
     def _value(self, value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            return value if self._tensors is None else self._tensors(value)
         if isinstance(value, nn.Module):
             return self.module(value, path)
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
@@ -116,6 +120,8 @@ class _Copier:
         if type(value) is functools.partial:
             parts = self._value([value.func, list(value.args), value.keywords], path)
             return functools.partial(parts[0], *parts[1], **parts[2])
+        if type(value) is defaultdict:
+            return defaultdict(value.default_factory, self._value(dict(value), path))
         if type(value) in (dict, OrderedDict):
             return type(value)((key, self._value(item, _join(path, str(key)))) for key, item in value.items())
         if type(value) in (list, tuple, set):

@@ -3,19 +3,34 @@
 Trials run on shells of the model, with buffers and random state put back afterwards.
 """
 
+import itertools
+import random
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from forethought import nesting
-from forethought.errors import ForethoughtError, NothingFrozenError, ReplayDriftError, SplitError
+from forethought.errors import (
+    ForethoughtError,
+    IdentityError,
+    InvisibleOperationError,
+    NothingFrozenError,
+    ReplayDriftError,
+    SplitError,
+)
 from forethought.frontier import Recorder
+from forethought.identity import Digest
 from forethought.plan import Plan, make_plan
 from forethought.recording import Position, Recording
 from forethought.runs import Finished, HeadRun, TrunkRun, placeholders_for
 from forethought.shell import active, shell
+
+_HELD_ELSEWHERE = ("_parameters", "_modules")
 
 
 def record_plan(model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
@@ -37,29 +52,44 @@ def record_plan(model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwar
 
 
 def _joined(model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int) -> Plan:
+    try:
+        return _compared(model, at, given, example, batch, other=_varied(_rolled(example, batch), batch))
+    except ReplayDriftError:
+        # Other rows may take another path, which is no fault as long as each batch is seen to take the recorded one.
+        return _compared(model, at, given, example, batch, other=_rolled(example, batch))
+
+
+def _compared(
+    model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int, other: list[Tensor]
+) -> Plan:
+    """Record a model on an example, on other values of its shape, and on one sample more."""
     arguments = _template(given)
+    kept: list[bool] = []
 
     def record(tensors: list[Tensor]) -> Recording:
         args, kwargs = nesting.replace(arguments, lambda position: tensors[position.at].clone(), Position)
         body = shell(model)
-        with torch.inference_mode(False), _untouched(body):
-            return Recorder(body, at).record(args, kwargs)
+        before = _state_of(body)
+        with torch.inference_mode(False), _untouched(body), eagerly():
+            recording = Recorder(body, at).record(args, kwargs)
+            kept.append(_state_of(body) != before)
+            return recording
 
-    first, second = record(example), record(_varied(example, batch))
+    first, second = record(example), record(other)
     try:
-        larger = record(_resized(_varied(example, batch), batch, batch + 1)) if batch else None
+        larger = record(_resized(_rolled(example, batch), batch, batch + 1)) if batch else None
     except ForethoughtError:
         raise
     except Exception:  # whatever the model says of a batch that it cannot take
         larger = None
-    return make_plan(first, second, larger, arguments, batch)
+    return make_plan(first, second, larger, arguments, batch, keeps_state=any(kept))
 
 
 def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Compare both halves with the whole model, on rows in another order and one more of them."""
     inputs = inputs_of(args, kwargs)
     batch = batch_of(inputs)
-    inputs = _varied(_resized(inputs, batch, plan.batch), plan.batch)
+    inputs = _rolled(_resized(inputs, batch, plan.batch), plan.batch)
     size = plan.batch
     if plan.larger is not None:
         inputs, size = _resized(inputs, plan.batch, plan.batch + 1), plan.batch + 1
@@ -67,8 +97,7 @@ def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict
     def run(halves: bool) -> list[Tensor]:
         args, kwargs = nesting.replace(plan.arguments, lambda position: inputs[position.at].clone(), Position)
         body = shell(model)
-        with torch.inference_mode(False), _untouched(body):
-            torch.manual_seed(0)
+        with torch.inference_mode(False), _untouched(body), eagerly():
             if not halves:
                 return nesting.tensors(body(*args, **kwargs))
             values = run_trunk(body, plan, args, kwargs)
@@ -77,11 +106,15 @@ def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict
     whole, joined = run(halves=False), run(halves=True)
     if _all_same(whole, joined):
         return
-    if _all_same(whole, run(halves=False)):  # otherwise the model does not equal itself
+    if not _all_same(whole, run(halves=False)):
         raise ReplayDriftError(
-            f"Cannot split {type(model).__name__}: expected head(trunk(x)) to equal model(x), got a difference. "
-            "A value reached the head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
+            f"Cannot split {type(model).__name__}: expected it to equal itself on the same input and random state, got "
+            "two outputs. It keeps a state, or draws numbers where torch does not see. Try model.eval() first."
         )
+    raise ReplayDriftError(
+        f"Cannot split {type(model).__name__}: expected head(trunk(x)) to equal model(x), got a difference. "
+        "A value reached the head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
+    )
 
 
 def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -91,7 +124,7 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
     try:
         with torch.inference_mode(False), torch.enable_grad():
             run.begin(inputs)
-            with active(run), run:
+            with active(run), run, eagerly():
                 body(*args, **kwargs)
     except Finished:
         return run.values
@@ -104,28 +137,70 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
 def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
     run = HeadRun(plan, values, batch)
     args, kwargs = placeholders_for(plan, batch)
-    with active(run), run:
-        result = body(*args, **kwargs)
+    try:
+        with active(run), run, eagerly():
+            result = body(*args, **kwargs)
+    except RuntimeError as err:
+        if "Cannot replay" not in str(err) or isinstance(err, ForethoughtError):
+            raise
+        raise InvisibleOperationError(  # the script interpreter wraps our own error in its own
+            "Cannot replay: expected to see every operation on frozen values, got scripted code that computes with "
+            "them. Cut after it: ft.split(model, x, at=<a later module>)"
+        ) from err
     return run.output(result)
 
 
+def _state_of(body: nn.Module) -> list[Any]:
+    """Tell what the modules of a shell hold beside tensors in place: attributes, and what lies in containers."""
+    return [
+        (name, id(value), [id(part) for part in nesting.parts(value)] if isinstance(value, list | dict | set) else None)
+        for module in body.modules()
+        for name, value in vars(module).items()
+        if name not in _HELD_ELSEWHERE
+    ]
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Run functions that `torch.compile` decorates as they are written. Where nothing compiles, this costs nothing."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 class _untouched:  # noqa: N801  (a context manager, read as an adjective)
-    """Put back every buffer and the random state after a trial run."""
+    """Put back what a trial run may write into, and every random state. Inside, chance begins anew.
+
+    Modules share their dictionaries of buffers with the model, so these are put back, too.
+    """
 
     def __init__(self, body: nn.Module) -> None:
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in body.buffers()]
-        self._devices = sorted({t.device.index or 0 for t in body.parameters() if t.device.type == "cuda"})
+        self._dictionaries = [
+            (held, dict(held)) for module in body.modules() for held in (module._buffers, module._parameters)
+        ]
+        held = [v for module in body.modules() for name, v in vars(module).items() if name not in _HELD_ELSEWHERE]
+        self._tensors = [(t, t.detach().clone()) for t in {id(t): t for t in nesting.tensors(held)}.values()]
+        self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
         self._random = torch.random.fork_rng(self._devices)
 
     def __enter__(self) -> None:
+        self._states = (random.getstate(), np.random.get_state())
         self._random.__enter__()
+        torch.default_generator.manual_seed(0)
+        for device in self._devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
 
     def __exit__(self, *error: Any) -> None:
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])
         self._random.__exit__(*error)
+        for held, before in self._dictionaries:
+            if list(held) != list(before) or any(held[name] is not before[name] for name in held):
+                held.clear()
+                held.update(before)  # type: ignore[arg-type]
         with torch.no_grad():
-            for buffer, before in self._buffers:
-                if not _is_same(buffer, before):
-                    buffer.copy_(before)
+            for tensor, was in self._tensors:
+                if not _is_same(tensor, was):
+                    tensor.copy_(was)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -145,7 +220,7 @@ def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 
 def _template(given: Any) -> Any:
-    count = iter(range(1 << 30))
+    count = itertools.count()
     return nesting.replace(given, lambda _: Position(next(count)))
 
 
@@ -162,14 +237,21 @@ def _resized(inputs: list[Tensor], batch: int, wanted: int) -> list[Tensor]:
     return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
 
 
-def _varied(inputs: list[Tensor], batch: int) -> list[Tensor]:
-    """Give other values that the model takes: rows in another order, or, of one row, its entries reversed."""
-    return [_vary(t) if t.ndim and t.shape[0] == batch else t for t in inputs]
+def _rolled(inputs: list[Tensor], batch: int) -> list[Tensor]:
+    """Give the same rows in another order; where all are equal, with their entries reversed."""
+    return [_roll(t) if t.ndim and t.shape[0] == batch else t for t in inputs]
 
 
-def _vary(tensor: Tensor) -> Tensor:
+def _roll(tensor: Tensor) -> Tensor:
     rolled = tensor.roll(1, 0)
     return tensor.flip(-1) if tensor.ndim > 1 and torch.equal(rolled, tensor) else rolled
+
+
+def _varied(inputs: list[Tensor], batch: int) -> list[Tensor]:
+    """Leave the last row out and the first one in twice: other values as a whole, each of them valid."""
+    rows = torch.arange(batch)
+    rows[-1:] = 0
+    return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
 
 
 def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,11 +259,22 @@ def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     inputs = nesting.tensors((args, kwargs))
     batch = batch_of(inputs)
     forms = tuple(
-        (tuple(t.shape[1:]) if t.ndim and t.shape[0] == batch else (None, *t.shape), t.dtype, t.device.type)
+        (tuple(t.shape[1:]) if t.ndim and t.shape[0] == batch else (None, *t.shape), t.dtype, t.device.type, _order(t))
         for t in inputs
     )
     autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-    return forms, repr(_template((args, kwargs))), repr(autocast)
+    count = itertools.count()
+    rest = nesting.replace((args, kwargs), lambda _: ("tensor", next(count)))
+    try:
+        others = Digest().add(rest).hex()
+    except IdentityError:
+        others = repr(rest)
+    return forms, others, repr(autocast)
+
+
+def _order(tensor: Tensor) -> bool:
+    """Tell the layouts apart in which `contiguous()` gives the tensor itself, or a copy."""
+    return tensor.is_contiguous()
 
 
 def _all_same(a: list[Tensor], b: list[Tensor]) -> bool:

@@ -34,6 +34,8 @@ def score(answers: Tensor, truth: Tensor) -> Scores:
         >>> score(torch.tensor([0.0, 20.0, 1200.0]), torch.zeros(3)).within["25"]
         0.6666666666666666
     """
+    if answers.shape != truth.shape:
+        raise ValueError(f"Cannot score: expected answers and truth of one shape, got {answers.shape}, {truth.shape}")
     distance = (answers.double() - truth.double()).abs()
     within = {str(limit): float((distance <= limit).double().mean()) for limit in (50, 25, 10)}
     return Scores(float(distance.mean()), float(distance.median()), within, len(distance))

@@ -121,7 +121,11 @@ def build_cost(folder: Path, fingerprint: str, reports: list[ft.ExtractionReport
         known = json.loads(note.read_text())
     except (OSError, ValueError):
         known = {}
-    spent = known.get(fingerprint, {"rows": 0, "time_s": 0.0})
+    known = known if isinstance(known, dict) else {}
+    spent = known.get(fingerprint)
+    computed_all = all(report.rows_computed == report.rows for report in reports)
+    if computed_all or not isinstance(spent, dict) or spent.keys() != {"rows", "time_s"}:
+        spent = {"rows": 0, "time_s": 0.0}
     spent["rows"] += sum(report.rows_computed for report in reports)
     spent["time_s"] += sum(report.time_s for report in reports if report.rows_computed)
     note.write_text(json.dumps(known | {fingerprint: spent}))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
@@ -18,6 +19,7 @@ from forethought.demo.costs import Savings, build_cost, frozen_share, measure_ep
 from forethought.demo.crepe import CENTS, argmax_cents, load_crepe, weighted_cents
 from forethought.demo.notes import SIZES, Splits, glissando, make_splits
 from forethought.demo.screen import Screen
+from forethought.errors import StorePathError
 
 EPOCHS = {"tiny": 6, "default": 40, "full": 12}
 BATCH = {"tiny": 64, "default": 512, "full": 4096}
@@ -41,7 +43,12 @@ def run(
     """
     screen = Screen(quiet)
     torch.manual_seed(0)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StorePathError(
+            f"Cannot write to '{out}': expected a folder, got {err}. Choose another: --out FOLDER"
+        ) from err
     if fresh:
         shutil.rmtree(out / "store", ignore_errors=True)
         (out / "costs.json").unlink(missing_ok=True)
@@ -69,7 +76,7 @@ def run(
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     screen.say("")
     for name, path in files.items():
-        screen.say(f"{name:<8} {path}")
+        screen.say(f"{name:<8} {escape(path)}")
     return report
 
 
@@ -206,7 +213,7 @@ def _measure(
         savings,
         build_s=build_s,
         break_even_epochs=build_s / saved_s if build_s is not None and saved_s > 0 else None,
-        energy_j=reports[0].energy_j,
+        energy_j=reports[0].energy_j if reports[0].rows_computed == reports[0].rows else None,
         energy_source=reports[0].energy_source,
     )
 

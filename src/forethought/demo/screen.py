@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import forethought as ft
@@ -91,7 +92,7 @@ class Screen:
                 f"[bold]{savings.break_even_epochs:.1f} epochs[/bold] of one head"
             )
         joules = "not measured on this machine" if savings.energy_j is None else f"{savings.energy_j:,.0f} J to build"
-        self.say(f"energy: {joules} ({savings.energy_source})")
+        self.say(f"energy: {joules} ({escape(savings.energy_source)})")
 
 
 def _table(*titles: str) -> Table:

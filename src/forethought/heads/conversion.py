@@ -109,7 +109,11 @@ def _check_classes(outputs: int, anchors: int) -> None:
 
 def _copied(classifier: nn.Module, anchors: int) -> nn.Module:
     """Return a trainable copy whose logits have a bias, checked to give one logit per anchor."""
-    net = copy.deepcopy(classifier).requires_grad_(True)
+    net = copy.deepcopy(classifier)
+    given = {id(parameter) for parameter in classifier.parameters()}
+    for parameter in net.parameters():
+        if id(parameter) not in given:  # what a copy shares with the original is the original's to train
+            parameter.requires_grad_(True)
     last = _last_linear(net)
     _check_classes(last.out_features, anchors)
     if getattr(last, "bias", None) is None:

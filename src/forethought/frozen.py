@@ -1,0 +1,196 @@
+"""A model's frozen part as a source of rows: which table they belong to, and how to compute those that are missing."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forethought import nesting
+from forethought.dataset import Batch, Samples
+from forethought.errors import IdentityError, SplitError
+from forethought.fingerprint import fingerprint_of, model_key, structure_of
+from forethought.forms import FrontierTensor
+from forethought.purity import probe
+from forethought.replay import Split
+from forethought.store import Column, Store, Table
+
+_PROBE_ROWS = 8
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class MistakenNoteError(Exception):
+    """The store's note of a model does not say what the model does now: it must be recorded."""
+
+
+class FrozenPart:
+    """A model's frozen part: which table its rows belong to, and, only where rows are missing, how to run it."""
+
+    def __init__(self, model: nn.Module | Split, at: str | None, device: str | torch.device | None) -> None:
+        if not isinstance(model, nn.Module | Split):
+            raise SplitError(f"Cannot run a {type(model).__name__}: expected a torch.nn.Module or a Split.")
+        if isinstance(model, Split) and at is not None and (at,) != model.at:
+            raise SplitError(f"Cannot cut at '{at}': expected a model, got a split. Use ft.split(model, x, at={at!r}).")
+        self._given = model if isinstance(model, Split) else None
+        self._split = self._given
+        self.model = model.model if isinstance(model, Split) else model
+        self.believes = True
+        self._at = at
+        first = next(self.model.parameters(), None)
+        self._home = torch.device("cpu") if first is None else first.device
+        self.device = torch.device(device) if device is not None else self._home
+        self._example: Batch | None = None
+        self._believed: str | None = None  # the fingerprint that a note gave
+        self._facts: dict[str, Any] | None = None
+
+    def table(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
+        """Find the table of this trunk's rows; where the store knows the model as it stands, without running it."""
+        example = self._example = samples.some(_PROBE_ROWS)
+        different = len({key.tobytes() for key in example.row_keys()})
+        key = self._key(example)
+        known = store.note(key) if key and self.believes else None
+        frontier = _frontier_of(known) if known is not None else None
+        if (
+            known is not None
+            and frontier is not None
+            and _is_number(known.get("probed"))
+            and known["probed"] >= different
+        ):
+            self._believed = str(known["trunk"])
+            return store.table(self._believed, _columns(frontier), {}), frontier
+        self._believed = None
+        with self.placed():
+            split = self.split()
+            fingerprint = fingerprint_of(split.plan)
+            before = store.note(fingerprint) or {}  # of whoever probed this trunk before
+            is_probed = _is_number(before.get("probed")) and before["probed"] >= different
+            purity = None if is_probed else probe(split, example.to(self.device))
+        facts = {
+            "frontier": [tensor.to_json() for tensor in split.frontier],
+            "model": type(self.model).__qualname__,
+            "torch": torch.__version__,
+            "device": self.device.type,
+        }
+        table = store.table(fingerprint, _columns(split.frontier), facts)
+        probed = before if purity is None else {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
+        self._facts = {"trunk": fingerprint, "frontier": facts["frontier"], "probed": probed["probed"]}
+        self._write_note(store, fingerprint, probed)
+        self._write_note(store, key, self._facts)
+        return table, split.frontier
+
+    def remember(self, store: Store) -> None:
+        """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
+        if self._facts is not None and self._example is not None:
+            self._write_note(store, self._key(self._example), self._facts)
+
+    def _write_note(self, store: Store, key: str | None, facts: dict[str, Any]) -> None:
+        if key and not store.readonly and os.access(store.path, os.W_OK):
+            store.write_note(key, facts)
+
+    def _key(self, example: Batch) -> str | None:
+        """Identify the model as it stands; None if something in it does not show its content."""
+        if self._given is not None:
+            return None
+        forms = [(tuple(t.shape[1:]), str(t.dtype)) for t in example.tensors]
+        count = itertools.count()
+        shape = nesting.replace((example.args, example.kwargs), lambda _: ("tensor", next(count)))
+        try:
+            return model_key(self.model, (self._at,) if self._at else (), (forms, shape), self.device.type)
+        except IdentityError:
+            return None
+
+    def split(self) -> Split:
+        """The split, recorded on a few samples when it is first needed.
+
+        Raises:
+            SplitError: a split was given, and its model has changed since.
+        """
+        if self._given is not None and self._given.structure != structure_of(self.model):
+            raise SplitError(
+                f"Cannot use this split of {type(self.model).__name__}: expected the model as it was split, got other "
+                "modules, attributes, hooks or code. Split it again: ft.split(model, x)"
+            )
+        if self._split is None:
+            assert self._example is not None
+            example = self._example.select(torch.arange(min(2, self._example.rows))).to(self.device)
+            split = Split(self.model, example.args, example.kwargs, (self._at,) if self._at else ())
+            if self._believed is not None and fingerprint_of(split.plan) != self._believed:
+                raise MistakenNoteError
+            self._split = split
+        return self._split
+
+    def split_on(self, samples: Samples) -> Callable[[], Split]:
+        """Give a way to have the split later, on the device where the model is then."""
+
+        def make() -> Split:
+            self.device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+            try:
+                return self.split()
+            except MistakenNoteError as err:
+                raise SplitError(
+                    f"Cannot give the split of {type(self.model).__name__}: expected the model that these features "
+                    "were made with, got one that has changed since. Extract again: ft.extract(model, dataset, store)"
+                ) from err
+
+        return make
+
+    def rows(self, batch: Batch) -> list[np.ndarray]:
+        """Run the trunk; give each tensor's rows as bytes (B, n)."""
+        batch, split = batch.copied_to(self.device), self.split()
+        values = split.trunk(*batch.args, **batch.kwargs)
+        values = (values,) if isinstance(values, Tensor) else values
+        return [_bytes(t.to_rows(v)) for t, v in zip(split.frontier, values, strict=True)]
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Have the model on the wanted device, and put it back."""
+        if self.device == self._home:
+            yield
+            return
+        self.model.to(self.device)
+        try:
+            yield
+        finally:
+            self.model.to(self._home)
+
+
+def _columns(frontier: Sequence[FrontierTensor]) -> list[Column]:
+    unknown = [tensor for tensor in frontier if tensor.dtype not in _DTYPES]
+    if unknown:
+        raise SplitError(
+            f"Cannot store '{unknown[0].name}': expected a plain dtype, got {unknown[0].dtype}. "
+            "Cut where the values are real numbers: ft.extract(..., at=...)"
+        )
+    return [Column(str(at), _DTYPES[tensor.dtype], tuple(tensor.shape)) for at, tensor in enumerate(frontier)]
+
+
+def _frontier_of(note: dict[str, Any]) -> tuple[FrontierTensor, ...] | None:
+    """Read what the store knows of a trunk; anything unexpected means that it knows nothing."""
+    try:
+        return tuple(FrontierTensor.from_json(tensor) for tensor in note["frontier"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _bytes(rows: Tensor) -> np.ndarray:
+    rows = rows.detach().cpu().contiguous()
+    return rows.reshape(len(rows), -1).view(torch.uint8).numpy()

@@ -1,0 +1,52 @@
+"""A tensor that one half of a model does not compute: its form, and nothing else."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forethought import nesting
+from forethought.errors import InvisibleOperationError
+from forethought.forms import Form
+from forethought.operations import Function, stand_in
+from forethought.recording import Value
+
+
+class Placeholder(Tensor):
+    """Stands for a tensor that this half does not compute."""
+
+    value: Value | None
+    bound: Tensor | None  # the real tensor, once the head has written into it
+
+    @staticmethod
+    def __new__(cls: Any, value: Value | None, form: Form, batch: int) -> "Placeholder":
+        shape, stride = form.at(batch)
+        made: Placeholder = torch.Tensor._make_wrapper_subclass(
+            cls, shape, strides=stride or None, dtype=form.dtype, device=form.device
+        )
+        made.value = value
+        made.bound = None
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Refuse: whoever computes with a placeholder is code that cannot be seen."""
+        raise InvisibleOperationError(
+            f"Cannot replay: expected to see every operation on frozen values, got '{func}' from code that torch "
+            "functions do not show (scripted or compiled code, an extension, vmap). "
+            "Cut after it: ft.split(model, x, at=<a later module>)"
+        )
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Placeholder({tuple(self.shape)}, {self.dtype})"
+
+
+def run_on(func: Function, args: Any, kwargs: Any, leaves: list[Tensor], hollow: int | None) -> Any:
+    """Run an operation on these tensors; one that only lends its shape may be a placeholder."""
+    if hollow is not None and hollow < len(leaves) and isinstance(leaves[hollow], Placeholder):
+        leaves = [*leaves[:hollow], stand_in(leaves[hollow]), *leaves[hollow + 1 :]]
+    real = iter(leaves)
+    args, kwargs = nesting.replace((args, kwargs), lambda _: next(real))
+    return func(*args, **kwargs)
