@@ -27,7 +27,7 @@ def measure() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         features = ft.extract(model, (frames.audio, frames.cents), folder, batch_size=256)
         for name, head in heads.items():
-            found = measure_epochs(name, head, 1e-3, features, frames, model, pairs=5)
+            found = measure_epochs(name, head, 1e-3, features, frames, model, batch=512, pairs=5)
             ratio, least, most = found.ratio
             lines.append(
                 f"{name}: {ratio:.0f} x ({least:.0f} to {most:.0f} in 5 pairs), "

@@ -187,9 +187,7 @@ def test_public_names_have_docstrings():
     """Every word of the facade says what it is, and the list is sorted."""
     public = getattr(ft, "__all__", ())
     assert list(public) == sorted(public)
-    assert [
-        name for name in public if name != "__version__" and not has_own_docstring(getattr(ft, name))
-    ] == []
+    assert [name for name in public if name != "__version__" and not has_own_docstring(getattr(ft, name))] == []
 
 
 def has_own_docstring(value):
@@ -210,9 +208,7 @@ def test_nothing_runs_code_on_load(module):
     for call in calls:
         given = {word.arg: word.value for word in call.keywords}
         if ast.unparse(call.func) == "torch.load":
-            assert is_true(given.get("weights_only")), (
-                f"{module}:{call.lineno} torch.load without weights_only"
-            )
+            assert is_true(given.get("weights_only")), f"{module}:{call.lineno} torch.load without weights_only"
         assert not is_true(given.get("allow_pickle")), f"{module}:{call.lineno} allow_pickle"
 
 

@@ -99,9 +99,7 @@ def test_run_keeps_one_namespace_and_leaves_out_what_says_so():
     assert run(PAGE, "page")["y"] == 3
 
 
-@pytest.mark.parametrize(
-    "mark", ["<!-- not run:  -->", "<!-- not run -->", "<!-- not run: far away -->\ntext\n"]
-)
+@pytest.mark.parametrize("mark", ["<!-- not run:  -->", "<!-- not run -->", "<!-- not run: far away -->\ntext\n"])
 def test_run_leaves_nothing_out_without_a_reason(mark):
     """The mark needs a reason, and stands right before its block."""
     with pytest.raises(ZeroDivisionError):

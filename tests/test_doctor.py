@@ -88,9 +88,7 @@ def test_probe_of_this_machine_is_understood():
     assert {"cuda", "driver", "cudnn"} <= gpus.keys()
 
 
-@pytest.mark.parametrize(
-    "code", ["import os; os.abort()", "print('[1]')", "print('{}')", "raise SystemExit(3)"]
-)
+@pytest.mark.parametrize("code", ["import os; os.abort()", "print('[1]')", "print('{}')", "raise SystemExit(3)"])
 def test_probe_survives_a_child_that_fails(code):
     """A driver that aborts or an answer that is none is a line in the report."""
     gpus, answers = probe(code)
@@ -199,9 +197,7 @@ def test_diagnose_points_out_a_network_file_system(monkeypatch, tmp_path):
     place = tmp_path / "my share" / "thoughts"
     place.mkdir(parents=True)
     shared = str(place.parent).replace(" ", "\\040")
-    mounts = (
-        f"22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 0:5 / {shared} rw,relatime shared:1 - nfs4 box:/x rw\n"
-    )
+    mounts = f"22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 0:5 / {shared} rw,relatime shared:1 - nfs4 box:/x rw\n"
     table = tmp_path / "mountinfo"
     table.write_text(mounts)
     monkeypatch.setattr(doctor, "MOUNTS", table)

@@ -74,9 +74,7 @@ def test_window_laps_add_up(steps_j):
 @given(start=st.floats(0, 999.0), drawn=st.floats(0.001, 999.0))
 def test_window_puts_one_wrap_right(start, drawn):
     """A counter that starts again at zero once gives the same energy as one that does not."""
-    meter = ScriptedMeter(
-        {"cpu": start}, {"cpu": (start + drawn) % 1000.0}, limits={"cpu": Limit(1000.0, 1000.0)}
-    )
+    meter = ScriptedMeter({"cpu": start}, {"cpu": (start + drawn) % 1000.0}, limits={"cpu": Limit(1000.0, 1000.0)})
     assert measure(meter, 1.0).energy_j == pytest.approx(drawn, abs=1e-9)
 
 
@@ -143,9 +141,7 @@ def test_window_synchronizes_before_it_reads():
 def test_window_closes_after_an_error():
     """What a failed run drew was drawn; the device that failed is not waited for."""
     waits = []
-    window = Window(
-        ScriptedMeter({"cpu": 1.0}, {"cpu": 3.0}), synchronize=lambda: waits.append(1), clock=FakeClock()
-    )
+    window = Window(ScriptedMeter({"cpu": 1.0}, {"cpu": 3.0}), synchronize=lambda: waits.append(1), clock=FakeClock())
     with pytest.raises(KeyError), window:
         raise KeyError("work")
     assert (window.reading.energy_j, len(waits)) == (2.0, 1)

@@ -63,6 +63,4 @@ def test_alternate_refuses_what_gives_no_ratio(repeats, time_s):
     """No pairs, or runs that the clock cannot see, give no ratio."""
     clock = FakeClock()
     with pytest.raises(ValueError, match="Cannot compare"):
-        alternate(
-            clock.work("a", *[time_s] * 9), clock.work("b", *[time_s] * 9), repeats=repeats, clock=clock
-        )
+        alternate(clock.work("a", *[time_s] * 9), clock.work("b", *[time_s] * 9), repeats=repeats, clock=clock)

@@ -1,8 +1,8 @@
 """What a split must know to run either half: the recorded path, with forms that hold for any batch size.
 
-A model is recorded three times: on the example, on other values of the same shape, and on one more sample. Forms that
-differ between the first two depend on values; sizes that differ between the first and the third are taken as
-`a * batch + c`. Both halves then follow the same tree of calls and operations.
+A model is recorded four times: on the example, on other values of the same shape, on one more sample, and on about
+twice as many. Forms that differ between the first two depend on values; sizes that differ between the first and the
+third are taken as `a * batch + c` if that also fits the fourth. Both halves then follow the same tree of calls.
 """
 
 from dataclasses import dataclass, field
@@ -84,7 +84,13 @@ class Plan:
 
 
 def make_plan(
-    example: Recording, other: Recording, larger: Recording | None, arguments: Any, batch: int, keeps_state: bool
+    example: Recording,
+    other: Recording,
+    larger: Recording | None,
+    far: Recording | None,
+    arguments: Any,
+    batch: int,
+    keeps_state: bool,
 ) -> Plan:
     """Join the recordings of one model into a plan.
 
@@ -92,6 +98,7 @@ def make_plan(
         example: The run on the example inputs.
         other: The run on other values of the same shapes.
         larger: The run on one sample more; None if the model takes one batch size only.
+        far: The run on `far_batch` samples, if there is one.
         arguments: (args, kwargs) of the example with positions in the place of tensors.
         batch: Samples in the example.
         keeps_state: Whether the forward leaves something on its modules.
@@ -106,10 +113,10 @@ def make_plan(
             "Freeze the first layers: ft.freeze(model, until='<module>'), or set requires_grad_(False) on them."
         )
     _check_strangers(example, other)
-    joiner = _Joiner(batch)
-    root = joiner.call(example.root, other.root, (larger or example).root)
-    last = (larger or example).inputs
-    inputs = [joiner.made(a, b, c) for a, b, c in zip(example.inputs, other.inputs, last, strict=True)]
+    joiner = _Joiner(batch, far_batch(batch) if far else batch)
+    root = joiner.call(example.root, other.root, (larger or example).root, (far or example).root)
+    runs = [run.inputs for run in (example, other, larger or example, far or example)]
+    inputs = [joiner.made(*made) for made in zip(*runs, strict=True)]
     plan = Plan(
         root=root,
         inputs=inputs,
@@ -128,34 +135,45 @@ def make_plan(
     return plan
 
 
+def far_batch(batch: int) -> int:
+    """Choose a batch size from which sizes that do not grow evenly stand out."""
+    return 2 * batch + 3
+
+
 class _Joiner:
     """Walks the recordings side by side."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, far: int) -> None:
         self._batch = batch
+        self._far = far
         self.steps: dict[int, Step] = {}  # id of a recorded operation or call -> its step
 
-    def call(self, a: Call, b: Call, c: Call) -> CallStep:
-        if a.whole and b.whole and c.whole and (step := self._whole(a, b, c)) is not None:
+    def call(self, a: Call, b: Call, c: Call, d: Call) -> CallStep:
+        if a.whole and b.whole and c.whole and d.whole and (step := self._whole(a, b, c, d)) is not None:
             return CallStep(a.path, step, {}, [], [], [], is_free=False)
         a.whole = False
-        if not a.children.keys() == b.children.keys() == c.children.keys():
+        if not a.children.keys() == b.children.keys() == c.children.keys() == d.children.keys():
             raise ReplayDriftError(_drift(a, "the same modules called each time", "others for other inputs"))
-        children = {key: self.call(child, b.children[key], c.children[key]) for key, child in a.children.items()}
-        touching = self._operations(a, a.touching(), b.touching(), c.touching())
+        children = {
+            key: self.call(child, b.children[key], c.children[key], d.children[key])
+            for key, child in a.children.items()
+        }
+        touching = self._operations(a, a.touching(), b.touching(), c.touching(), d.touching())
         made = {id(step.operation): step for step in touching}
-        meeting = self._operations(a, a.meeting(), b.meeting(), c.meeting(), made)
-        trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), made)
+        meeting = self._operations(a, a.meeting(), b.meeting(), c.meeting(), d.meeting(), made)
+        trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), d.trainable(), made)
         is_free = not meeting and not any(op.lends_shape for op in a.operations)
         is_free = is_free and all(child.is_free for child in children.values())
         return CallStep(a.path, None, children, touching, meeting, trainable, is_free)
 
-    def _whole(self, a: Call, b: Call, c: Call) -> Step | None:
-        if repr(a.result) != repr(b.result) or repr(a.result) != repr(c.result):
+    def _whole(self, a: Call, b: Call, c: Call, d: Call) -> Step | None:
+        if not repr(a.result) == repr(b.result) == repr(c.result) == repr(d.result):
             return None  # it gives Python something that changes: walk through it
-        if a.changed.keys() != b.changed.keys() or a.changed.keys() != c.changed.keys():
+        if not a.changed.keys() == b.changed.keys() == c.changed.keys() == d.changed.keys():
             return None
-        step = Step(self._all(a.made, b.made, c.made), self._each(a.changed, b.changed, c.changed), a.result)
+        step = Step(
+            self._all(a.made, b.made, c.made, d.made), self._each(a.changed, b.changed, c.changed, d.changed), a.result
+        )
         self.steps[id(a)] = step
         return step
 
@@ -165,38 +183,44 @@ class _Joiner:
         a: list[Operation],
         b: list[Operation],
         c: list[Operation],
+        d: list[Operation],
         made: dict[int, OperationStep] | None = None,
     ) -> list[OperationStep]:
-        if not len(a) == len(b) == len(c) or any(
-            not (x.func == y.func == z.func) for x, y, z in zip(a, b, c, strict=True)
+        if not len(a) == len(b) == len(c) == len(d) or any(
+            not (w.func == x.func == y.func == z.func) for w, x, y, z in zip(a, b, c, d, strict=True)
         ):
             raise ReplayDriftError(_drift(call, "the same operations each time", "others for other inputs"))
         steps = []
-        for x, y, z in zip(a, b, c, strict=True):
-            step = (made or {}).get(id(x))
+        for w, x, y, z in zip(a, b, c, d, strict=True):
+            step = (made or {}).get(id(w))
             if step is None:
                 step = OperationStep(
-                    self._all(x.made, y.made, z.made), self._each(x.changed, y.changed, z.changed), x.result
+                    self._all(w.made, x.made, y.made, z.made),
+                    self._each(w.changed, x.changed, y.changed, z.changed),
+                    w.result,
                 )
-                step.operation = x
-                self.steps[id(x)] = step
+                step.operation = w
+                self.steps[id(w)] = step
             steps.append(step)
         return steps
 
-    def _all(self, a: list[Made], b: list[Made], c: list[Made]) -> list[tuple[Made, Form]]:
-        return [self.made(x, y, z) for x, y, z in zip(a, b, c, strict=True)]
+    def _all(self, a: list[Made], b: list[Made], c: list[Made], d: list[Made]) -> list[tuple[Made, Form]]:
+        return [self.made(w, x, y, z) for w, x, y, z in zip(a, b, c, d, strict=True)]
 
-    def _each(self, a: dict[int, Made], b: dict[int, Made], c: dict[int, Made]) -> dict[int, tuple[Made, Form]]:
-        return {at: self.made(a[at], b[at], c[at]) for at in a}
+    def _each(
+        self, a: dict[int, Made], b: dict[int, Made], c: dict[int, Made], d: dict[int, Made]
+    ) -> dict[int, tuple[Made, Form]]:
+        return {at: self.made(a[at], b[at], c[at], d[at]) for at in a}
 
-    def made(self, a: Made, b: Made, c: Made) -> tuple[Made, Form]:
-        """Join one tensor's three forms."""
-        steady = a.shape == b.shape and len(a.shape) == len(c.shape) and a.dtype == b.dtype == c.dtype
-        if not steady:
-            return a, Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
+    def made(self, a: Made, b: Made, c: Made, d: Made) -> tuple[Made, Form]:
+        """Join one tensor's forms; one that values decide, or that does not grow evenly, is not steady."""
+        unsteady = Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
+        if a.shape != b.shape or not len(a.shape) == len(c.shape) == len(d.shape) or not a.dtype == b.dtype == c.dtype:
+            return a, unsteady
         shape = tuple(linear_size(x, z, self._batch) for x, z in zip(a.shape, c.shape, strict=True))
         stride = tuple(linear_size(x, z, self._batch) for x, z in zip(a.stride, c.stride, strict=True))
-        return a, Form(shape, stride, a.dtype, a.device, True)
+        form = Form(shape, stride, a.dtype, a.device, True)
+        return a, form if form.at(self._far)[0] == d.shape else unsteady
 
 
 def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:

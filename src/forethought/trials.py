@@ -25,7 +25,7 @@ from forethought.errors import (
 )
 from forethought.frontier import Recorder
 from forethought.identity import Digest
-from forethought.plan import Plan, make_plan
+from forethought.plan import Plan, far_batch, make_plan
 from forethought.recording import Position, Recording
 from forethought.runs import Finished, HeadRun, TrunkRun, placeholders_for
 from forethought.shell import active, shell
@@ -34,7 +34,7 @@ _HELD_ELSEWHERE = ("_parameters", "_modules")
 
 
 def record_plan(model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-    """Record a model three times and join what was seen."""
+    """Record a model on small variations of its inputs and join what was seen."""
     inputs = inputs_of(args, kwargs)
     batch = batch_of(inputs)
     example = _resized(inputs, batch, max(batch, 2))
@@ -62,7 +62,7 @@ def _joined(model: nn.Module, at: Sequence[str], given: Any, example: list[Tenso
 def _compared(
     model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int, other: list[Tensor]
 ) -> Plan:
-    """Record a model on an example, on other values of its shape, and on one sample more."""
+    """Record a model on an example, on other values of its shape, and on more samples."""
     arguments = _template(given)
     kept: list[bool] = []
 
@@ -76,13 +76,16 @@ def _compared(
             return recording
 
     first, second = record(example), record(other)
+    larger = far = None
     try:
-        larger = record(_resized(_rolled(example, batch), batch, batch + 1)) if batch else None
+        if batch:
+            larger = record(_resized(_rolled(example, batch), batch, batch + 1))
+            far = record(_resized(_rolled(example, batch), batch, far_batch(batch)))
     except ForethoughtError:
         raise
     except Exception:  # whatever the model says of a batch that it cannot take
-        larger = None
-    return make_plan(first, second, larger, arguments, batch, keeps_state=any(kept))
+        larger = far = None
+    return make_plan(first, second, larger, far, arguments, batch, keeps_state=any(kept))
 
 
 def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What the store costs and saves, measured: real uncached steps against real cached ones, in turn, in one run."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import forethought as ft
 from forethought.demo.notes import Frames
 from forethought.timing import alternate
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,22 @@ class Savings:
 
 
 def measure_epochs(
-    name: str, head: nn.Module, lr: float, features: ft.Features, frames: Frames, model: nn.Module, *, pairs: int
+    name: str,
+    head: nn.Module,
+    lr: float,
+    features: ft.Features,
+    frames: Frames,
+    model: nn.Module,
+    *,
+    batch: int,
+    pairs: int,
 ) -> Savings:
     """Time uncached steps and cached epochs of the same head, in turn.
 
     An uncached step is what a careful person would write: the frozen layers under `no_grad`, then the head's forward,
     backward and optimizer step. A cached step reads the stored features instead.
     """
-    sampled = min(len(frames), 8 * BATCH)
+    sampled = min(len(frames), max(2048, 2 * batch))
 
     def step_of(module: nn.Module) -> Callable[[Tensor, Tensor], None]:
         optimizer = torch.optim.AdamW(module.parameters(), lr=lr)
@@ -63,18 +70,16 @@ def measure_epochs(
 
         return step
 
-    import copy
-
     live, stored = step_of(copy.deepcopy(head).train()), step_of(copy.deepcopy(head).train())
 
     def uncached() -> None:
-        for at in torch.randperm(len(frames))[:sampled].split(BATCH):
+        for at in torch.randperm(len(frames))[:sampled].split(batch):
             with torch.no_grad():
                 values = _embedded(model, frames.audio[at])
             live(values, frames.cents[at])
 
     def cached() -> None:
-        for values, cents in features.batches(BATCH, shuffle=True):
+        for values, cents in features.batches(batch, shuffle=True):
             stored(values, cents)  # type: ignore[arg-type]
 
     comparison = alternate(uncached, cached, repeats=pairs)

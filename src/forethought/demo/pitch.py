@@ -204,7 +204,9 @@ def _measure(
     out: Path,
 ) -> Savings:
     lr = contest[winner.name].lr
-    savings = measure_epochs(winner.name, winner.head, lr, features["train"], splits.train, model, pairs=PAIRS[size])
+    savings = measure_epochs(
+        winner.name, winner.head, lr, features["train"], splits.train, model, batch=BATCH[size], pairs=PAIRS[size]
+    )
     built = build_cost(out, split.trunk.fingerprint, reports[:4])
     train_share = len(features["train"]) / sum(report.rows for report in reports[:4])
     build_s = None if built is None else built * train_share

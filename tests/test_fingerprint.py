@@ -1,0 +1,298 @@
+"""The laws of a trunk's fingerprint: one for one computation, in every process, whatever surrounds it."""
+
+import copy
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+import forethought as ft
+from forethought.fingerprint import model_key
+
+
+def was_wrong(*values, reason):
+    """A case that was wrong once, and how."""
+    return pytest.param(*values)
+
+
+class Net(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 8).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(8).eval().requires_grad_(False)
+        self.act = nn.ReLU()
+        self.scale = 2.0
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.layer(x))) * self.scale)
+
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+
+
+def told(model, x=X, **options):
+    return ft.split(model, x, **options).trunk.fingerprint
+
+
+def made(source, **names):
+    user = types.ModuleType("user_code")
+    vars(user).update(Net=Net, torch=torch, nn=nn, **names)
+    exec(source, vars(user))
+    return user.M()
+
+
+def test_a_fingerprint_is_hex_and_stays():
+    split = ft.split(Net(), X)
+    assert len(split.trunk.fingerprint) == 32
+    assert int(split.trunk.fingerprint, 16) >= 0
+    assert split.trunk.fingerprint == split.trunk.fingerprint == told(Net())
+    split.trunk(X)
+    split.head(split.trunk(X)).sum().backward()
+    assert split.trunk.fingerprint == told(Net())
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda: told(Net(classes=7)),
+        lambda: told(copy.deepcopy(Net())),
+        lambda: told(nn.Sequential(Net())),
+        lambda: told(Net(), X[:2]),
+        lambda: told(Net(), X[:1]),
+        lambda: told(Net(), X * 3),
+        lambda: told(Net(), X.flip(0)),
+        lambda: told(Net(), X.clone().requires_grad_(True)),
+        lambda: told(made("class M(Net):\n  'Says more.'\n  pass")),
+        lambda: told(made("class M(Net):\n  def forward(self, y):  # a comment\n    return super().forward(y)")),
+        lambda: told(
+            made(
+                "class M(Net):\n  def forward(self, x):\n    s = self\n    f = s.act(s.norm(s.layer(x))) * 2.0\n    return s.head(f).relu()"
+            )
+        ),
+    ],
+)
+def test_what_does_not_change_the_computation_does_not_change_it(same):
+    assert same() == told(Net())
+
+
+def trained_head():
+    net = Net()
+    net.head.weight.data.add_(1)
+    return net
+
+
+def other_head():
+    net = Net()
+    net.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 9))
+    return net
+
+
+@pytest.mark.parametrize("make", [trained_head, other_head])
+def test_the_head_does_not_count(make):
+    net = make()
+    before = told(net)
+    net(X)
+    assert before == told(net) == told(Net())
+
+
+def changed(change):
+    net = Net()
+    change(net)
+    return told(net)
+
+
+CHANGES = {
+    "one ulp": lambda net: net.layer.weight.data[0].copy_(torch.nextafter(net.layer.weight.data[0], torch.tensor(9.0))),
+    "bias": lambda net: net.layer.bias.data.neg_(),
+    "running mean": lambda net: net.norm.running_mean.add_(1),
+    "eps": lambda net: setattr(net.norm, "eps", 1e-4),
+    "number": lambda net: setattr(net, "scale", 2.0000000000000004),
+    "type of a number": lambda net: setattr(net, "scale", 2),
+    "layer": lambda net: setattr(net, "act", nn.GELU()),
+    "option of a layer": lambda net: setattr(net, "act", nn.LeakyReLU(0.1)),
+    "no bias": lambda net: setattr(net.layer, "bias", None),
+    "hook": lambda net: net.layer.register_forward_hook(lambda m, a, out: out * 2) and None,
+    "frozen farther": lambda net: net.head.requires_grad_(False),
+    "sign of a zero": lambda net: net.norm.running_mean.neg_(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_the_computation_changes_it(name):
+    assert changed(CHANGES[name]) != told(Net())
+
+
+def test_no_two_changes_agree():
+    every = [changed(change) for change in CHANGES.values()]
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("self.layer(x) - x.sum(1, True)", "x.sum(1, True) - self.layer(x)"),
+        ("self.layer(x).relu().tanh()", "self.layer(x).tanh().relu()"),
+        ("self.layer(x).sum(1, True).expand(-1, 8)", "self.layer(x).mean(1, True).expand(-1, 8)"),
+        ("self.layer(x).roll(1, 1)", "self.layer(x).roll(2, 1)"),
+        ("self.layer(x)[:, [1, 0, 2, 3, 4, 5, 6, 7]]", "self.layer(x)[:, [0, 1, 2, 3, 4, 5, 6, 7]]"),
+        ("self.layer(x).clamp(min=0.1)", "self.layer(x).clamp(max=0.1)"),
+        ("self.layer(x) * torch.arange(8)", "self.layer(x) * torch.arange(8, 0, -1)"),
+        ("self.layer(x).half().float()", "self.layer(x).bfloat16().float()"),
+        ("torch.where(self.layer(x) > 0, 1.0, 2.0)", "torch.where(self.layer(x) > 0, 2.0, 1.0)"),
+        ("self.layer(x).mul_(2)", "self.layer(x).add_(2)"),
+        ("self.layer(x)[:, 1:].repeat(1, 2)[:, :8]", "self.layer(x)[:, :-1].repeat(1, 2)[:, :8]"),
+        ("self.layer(x).flip(1).flip(1)", "self.layer(x).flip(1)"),
+        ("self.layer(x.flip(1))", "self.layer(x)"),
+        ("torch.cat([self.layer(x)[:, :4], x], 1)", "torch.cat([x, self.layer(x)[:, :4]], 1)"),
+        ("self.layer(x) ** 2", "2 ** self.layer(x)"),
+        (
+            "self.layer(x).view(-1, 2, 4).transpose(1, 2).flatten(1)",
+            "self.layer(x).view(-1, 4, 2).transpose(1, 2).flatten(1)",
+        ),
+    ],
+)
+def test_two_computations_have_two_fingerprints(a, b):
+    text = "class M(Net):\n  def forward(self, x):\n    return self.head({})"
+    assert told(made(text.format(a))) != told(made(text.format(b)))
+    assert told(made(text.format(a))) == told(made(text.format(a)))
+
+
+def test_where_it_is_cut_counts():
+    assert told(Net(), at="layer") != told(Net()) != told(Net(), at="norm")
+
+
+def test_the_form_of_a_sample_counts():
+    model = nn.Sequential(nn.Flatten(1), nn.Linear(4, 2).requires_grad_(False), nn.Linear(2, 2))
+    assert told(model, torch.zeros(3, 4)) != told(model, torch.zeros(3, 2, 2))
+
+
+def test_the_numeric_state_counts():
+    before = torch.get_float32_matmul_precision()
+    here = told(Net())
+    try:
+        torch.set_float32_matmul_precision("high" if before != "high" else "medium")
+        assert told(Net()) != here
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert told(Net()) != here
+    assert told(Net().double(), X.double()) != here
+    assert told(Net()) == here
+
+
+LATER = {
+    "weight": lambda net: net.layer.weight.data.add_(1),
+    "buffer": lambda net: net.norm.running_var.mul_(2),
+}
+LATER_MISSED = {
+    "eps": lambda net: setattr(net.norm, "eps", 0.5),
+    "number": lambda net: setattr(net, "scale", 5.0),
+    "layer": lambda net: setattr(net, "act", nn.GELU()),
+    "parameter": lambda net: setattr(net.layer, "weight", nn.Parameter(net.layer.weight * 2, requires_grad=False)),
+    "mode": lambda net: net.norm.train(),
+    "assigned state": lambda net: net.layer.load_state_dict(
+        {name: 2 * value for name, value in net.layer.state_dict().items()}, assign=True
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*LATER, *(was_wrong(name, reason="read from the recording") for name in LATER_MISSED)]
+)
+def test_a_split_sees_what_changes_after_it_was_made(name):
+    net = Net()
+    split = ft.split(net, X)
+    before = split.trunk.fingerprint
+    (LATER | LATER_MISSED)[name](net)
+    assert split.trunk.fingerprint != before
+
+
+def test_scripted_code_is_told_by_its_state():
+    def model(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 8), torch.nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 2))
+
+    a, b = model(0), model(1)
+    for each in (a, b):
+        each[0].requires_grad_(False)
+        each[1].requires_grad_(False)
+    assert told(a) != told(b)
+
+
+def test_python_that_reads_a_frozen_value_inside_a_module_is_told_by_its_code():
+    text = (
+        "class Branch(nn.Module):\n"
+        "  def forward(self, h):\n"
+        "    return h * 2 if float(h.detach().abs().sum()) > -1 else h * {}\n"
+        "class M(Net):\n"
+        "  def __init__(self):\n    super().__init__(); self.branch = Branch()\n"
+        "  def forward(self, x): return self.head(self.branch(self.layer(x)))"
+    )
+    assert told(made(text.format(3))) != told(made(text.format(4)))
+
+
+PROGRAM = """
+import sys, torch
+from torch import nn
+import forethought as ft
+from forethought.fingerprint import model_key
+class M(nn.Module):
+    kinds = {"a", "b", "c"}
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), pool)
+        self.trunk.eval().requires_grad_(False)
+        self.names, self.head = {"x": {"p", "q", "r"}}, nn.Linear(4, 2)
+    def forward(self, x):
+        scale = 2 if "p" in self.names["x"] and x.ndim in {3, 4, 5} else 3
+        return self.head(self.trunk(x) * scale)
+model = M()
+print(ft.split(model, torch.randn(2, 3, 8, 8)).trunk.fingerprint, model_key(model, (), "form", "cpu"))
+"""
+
+
+@pytest.mark.slow
+def test_fingerprints_agree_between_processes_and_hash_seeds():
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("3", "99")
+    ]
+    answers = [process.communicate()[0].split() for process in begun]
+    assert len(answers[0]) == 2
+    assert answers[0] == answers[1]
+
+
+def test_the_key_of_a_model_leaves_out_what_trains_and_nothing_else():
+    def key(net):
+        return model_key(net, (), "form", "cpu")
+
+    assert key(Net()) == key(Net()) == key(trained_head())
+    net = Net()
+    net.layer.weight.data[0, 0] += 1
+    assert key(net) != key(Net())
+    assert key(Net().train()) != key(Net())
+    thawed = Net()
+    thawed.layer.requires_grad_(True)
+    assert key(thawed) != key(Net())
+
+
+def test_a_gradient_and_a_run_do_not_change_the_key():
+    net = Net()
+    before = model_key(net, (), "form", "cpu")
+    net(X).sum().backward()
+    net.zero_grad(set_to_none=False)
+    ft.split(net, X)
+    assert model_key(net, (), "form", "cpu") == before

@@ -1,0 +1,283 @@
+"""The laws of purity: a row depends on its own sample alone, and rounding is no reason to refuse."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import forethought as ft
+from forethought.errors import ImpureTrunkError
+
+
+def was_wrong(*values, reason):
+    """A case that was wrong once, and how."""
+    return pytest.param(*values)
+
+
+class Between(nn.Module):
+    """A function between a frozen layer and a head."""
+
+    def __init__(self, function, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 2)
+        self.function = function
+        self.to(dtype)
+
+    def forward(self, x):
+        return self.head(self.function(self.layer(x)))
+
+
+def make_x(n=20, seed=1):
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+def count(h, calls=[0]):  # noqa: B006
+    calls[0] += 1
+    return h + calls[0]
+
+
+OUTLIER = torch.tensor([1e6, 1.0, 1.0, 1.0])
+IMPURE = {
+    "mean of the batch": lambda h: h - h.mean(0),
+    "a thousandth of the mean of the batch": lambda h: h - 1e-3 * h.mean(0),
+    "batch statistics": lambda h: (h - h.mean(0)) / h.std(0),
+    "norm of the batch": lambda h: h / h.norm(),
+    "softmax over the batch": lambda h: h.softmax(0),
+    "attention over the batch": lambda h: (h @ h.T).softmax(-1) @ h,
+    "sort over the batch": lambda h: h.sort(0)[0],
+    "sum along the batch": lambda h: h.cumsum(0),
+    "position in the batch": lambda h: h + torch.arange(len(h))[:, None],
+    "last of the batch": lambda h: torch.cat([h[:-1], 2 * h[-1:]]),
+    "size of the batch": lambda h: h / len(h),
+    "neighbour": lambda h: h.roll(1, 0),
+    "random numbers": lambda h: h + torch.rand(4),
+    "small random numbers": lambda h: h + 1e-5 * torch.randn(4),
+    "numpy's random numbers": lambda h: h + np.random.rand(),
+    "Python's random numbers": lambda h: h + random.random(),
+    "dropout": lambda h: F.dropout(h, 0.1),
+    "a count of calls": count,
+    "ranks in the batch": lambda h: h.argsort(0).float(),
+    "batch norm without running statistics": nn.BatchNorm1d(4, affine=False, track_running_stats=False).eval(),
+}
+
+
+@pytest.mark.parametrize("name", IMPURE)
+def test_what_depends_on_the_batch_or_on_chance_is_refused(name, store):
+    with pytest.raises(ImpureTrunkError, match="Between"):
+        ft.extract(Between(IMPURE[name]), make_x(), store)
+    assert not list(store.glob("tables/*/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        was_wrong(
+            name, dtype, reason="512 units in the last place are half of the largest entry in float16, 4 in bfloat16"
+        )
+        for name, dtype in [
+            ("mean of the batch", torch.float16),
+            ("mean of the batch", torch.bfloat16),
+            ("softmax over the batch", torch.bfloat16),
+            ("batch statistics", torch.bfloat16),
+        ]
+    ],
+)
+def test_in_half_precision_too(name, dtype, store):
+    with pytest.raises(ImpureTrunkError):
+        ft.extract(Between(IMPURE[name], dtype), make_x().to(dtype), store)
+
+
+def test_beside_a_large_entry_too(store):
+    def function(h):
+        return h * OUTLIER - h.mean(0) * torch.tensor([0.0, 1.0, 1.0, 1.0])
+
+    with pytest.raises(ImpureTrunkError):
+        ft.extract(Between(function), make_x(), store)
+
+
+def test_a_statistic_that_the_first_half_decides_is_refused(store):
+    x = make_x()
+    x[0] = 100.0
+    with pytest.raises(ImpureTrunkError):
+        ft.extract(Between(lambda h: h / h.abs().max()), x, store)
+
+
+def test_equal_samples_at_the_beginning_hide_nothing(store):
+    x = torch.cat([make_x(1).repeat(8, 1), make_x()])
+    with pytest.raises(ImpureTrunkError):
+        ft.extract(Between(lambda h: h - 0.5 * h.mean(0)), x, store)
+
+
+def test_one_sample_at_first_hides_nothing(store):
+    model = Between(lambda h: h - 0.5 * h.mean(0))
+
+    def one_then_more():
+        ft.extract(model, make_x(1), store)
+        ft.extract(model, make_x(), store)
+
+    with pytest.raises(ImpureTrunkError):
+        one_then_more()
+
+
+class Layers(nn.Sequential):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (nn.BatchNorm1d(4), "BatchNorm1d '1'"),
+        (nn.Dropout(0.5), "Dropout '1'"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2)), "Dropout '1.1'"),
+        (nn.AlphaDropout(0.1), "AlphaDropout '1'"),
+    ],
+)
+def test_layers_in_training_mode_are_named_with_the_fix(layer, says, store):
+    model = Layers(nn.Linear(4, 4), layer, nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    layer.requires_grad_(False)
+    with pytest.raises(ImpureTrunkError) as caught:
+        ft.extract(model, make_x(), store)
+    assert says in str(caught.value)
+    assert "ft.freeze(" in str(caught.value)
+    ft.freeze(model, until="1")
+    model.train()
+    assert ft.extract(model, make_x(), store).report.rows_computed == 20
+
+
+def test_four_layers_in_training_mode_are_counted(store):
+    model = nn.Sequential(nn.Linear(4, 4), *(nn.Dropout(0.5) for _ in range(5)), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    with pytest.raises(ImpureTrunkError, match="and 2 more"):
+        ft.extract(model, make_x(), store)
+
+
+def test_training_mode_of_the_head_is_no_reason_to_refuse(store):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    assert ft.extract(model, make_x(), store).report.rows_computed == 20
+
+
+def test_a_dropout_that_drops_nothing_is_no_reason_to_refuse(store):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.ReLU(), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    assert ft.extract(model, make_x(), store).report.rows_computed == 20
+
+
+def test_a_buffer_that_counts_is_refused_and_left_as_found(store):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.head(self.layer(x) * self.calls.clamp(max=1))
+
+    model = Counts()
+    with pytest.raises(ImpureTrunkError, match="calls"):
+        ft.extract(model, make_x(), store)
+
+
+def ordinary(name):
+    torch.manual_seed(0)
+    image = torch.randn(8, 3, 32, 32)
+    if name == "conv":
+        trunk = nn.Sequential(
+            *[
+                nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+                for channels in (3, 16, 16, 16)
+            ],
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        return nn.Sequential(trunk.requires_grad_(False), nn.Linear(16, 2)).eval(), image
+    if name in ("resnet", "mobilenet", "vit"):
+        vision = pytest.importorskip("torchvision.models")
+        model = {
+            "resnet": vision.resnet18,
+            "mobilenet": vision.mobilenet_v3_small,
+            "vit": lambda: vision.VisionTransformer(32, 8, 2, 2, 32, 64),
+        }[name]()
+        model.requires_grad_(False)
+        list(model.modules())[-1].requires_grad_(True)
+        return model.eval(), image
+    if name == "lstm":
+        return Recurrent(), torch.randn(8, 6, 4)
+    if name == "deep":
+        blocks = [nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(20)]
+        for block in blocks:
+            nn.init.normal_(block[0].weight, std=0.25)
+        return nn.Sequential(nn.Sequential(*blocks).requires_grad_(False), nn.Linear(64, 2)), torch.randn(8, 64)
+    if name == "wide":
+        return nn.Sequential(nn.Linear(2048, 64).requires_grad_(False), nn.Linear(64, 2)), torch.randn(8, 2048)
+    raise ValueError(name)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 16, 2, batch_first=True, bidirectional=True).requires_grad_(False)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conv", "lstm", "deep", "wide"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "resnet", "mobilenet")),
+    ],
+)
+def test_ordinary_models_are_not_refused_for_rounding(name, store, one_thread):
+    model, x = ordinary(name)
+    for rows in range(2, 9):
+        features = ft.extract(model, x[:rows], store / str(rows), batch_size=8)
+        assert features.report.rows_computed == rows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["conv", "lstm", "deep"])
+def test_ordinary_models_are_not_refused_for_rounding_in_other_types(name, dtype, store):
+    model, x = ordinary(name)
+    assert ft.extract(model.to(dtype), x.to(dtype), store).report.rows_computed == 8
+
+
+def test_infinite_entries_are_no_reason_to_refuse(store):
+    def function(h):
+        return h.masked_fill(torch.tensor([True, False, False, False]), float("-inf"))
+
+    features = ft.extract(Between(function), make_x(), store)
+    assert features.numpy()[:, 0].max() == -np.inf
+
+
+def test_nothing_of_the_users_random_states_is_used(store):
+    model = Between(torch.relu)
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+    ft.extract(model, make_x(), store)
+    ft.extract(model, make_x(), store)
+    after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1])
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+    assert np.array_equal(before[2], after[2])

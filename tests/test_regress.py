@@ -1,0 +1,334 @@
+"""A classifier becomes a regressor: sensible before training, over the same trunk, and the classifier is untouched."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import forethought as ft
+from forethought.errors import AnchorError, FitError, ForethoughtError, NothingFrozenError, SplitError
+
+torch.set_num_threads(1)
+
+ANCHORS = [10.0, 20.0, 30.0]
+X = torch.linspace(-2, 2, 24).sin().reshape(6, 4)
+UNFREEZES = (
+    "regress.py:90 + heads/conversion.py: requires_grad_(True) on a copied Head reaches the model's frozen tensors"
+)
+
+
+def direct():
+    """The features go straight into the last Linear."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    return model
+
+
+def deep():
+    """Something trains between the features and the last Linear."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    model[0].requires_grad_(False)
+    return model
+
+
+def skipped():
+    """Two tensors cross the frontier."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.a.requires_grad_(False)
+            self.b.requires_grad_(False)
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, x):
+            early = self.a(x).relu()
+            return self.c(self.b(early).tanh() + self.scale * early)
+
+    torch.manual_seed(1)
+    return Model()
+
+
+class Reordered(nn.Module):
+    """The layer that gives the logits is registered before one that runs earlier."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.logits = nn.Linear(middle, 3)
+        self.middle = nn.Linear(8, middle)
+        self.a = nn.Linear(4, 8).requires_grad_(False)
+
+    def forward(self, x):
+        return self.logits(self.middle(self.a(x).relu()).relu())
+
+
+class Unused(nn.Module):
+    """A second classifier is registered and does not run, as auxiliary ones do in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 8).requires_grad_(False)
+        self.logits = nn.Linear(8, 3)
+        self.auxiliary = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.logits(self.a(x).relu())
+
+
+every_model = pytest.mark.parametrize(
+    "make",
+    [
+        direct,
+        deep,
+        skipped,
+    ],
+)
+every_kind = pytest.mark.parametrize("kind", ["pwl", "histogram"])
+
+
+def believed(model, x=X, anchors=ANCHORS):
+    """What the classifier believes: the expectation of the anchors under its softmax."""
+    return model(x).softmax(-1) @ torch.tensor(anchors)
+
+
+def state(model):
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    return tensors, flags, [p.grad is None for p in model.parameters()]
+
+
+def is_untouched(model, before):
+    after = state(model)
+    return after[1:] == before[1:] and all(torch.equal(after[0][name], before[0][name]) for name in after[0])
+
+
+# ---------------------------------------------------------------------------------------- sensible before training
+
+
+@every_kind
+@settings(max_examples=25, deadline=None)
+@given(classes=st.integers(2, 9), width=st.integers(1, 6), start=st.integers(-99, 99), step=st.integers(1, 50))
+def test_a_linear_layer_answers_with_what_it_believes(kind, classes, width, start, step):
+    """Before training: the expectation over evenly spaced anchors, rising or falling."""
+    layer, x = nn.Linear(width, classes), torch.randn(7, width)
+    for sign in (1, -1):
+        anchors = [float(sign * (start + step * k)) for k in range(classes)]
+        torch.testing.assert_close(
+            ft.as_regressor(layer, anchors, kind)(x), believed(layer, x, anchors), rtol=1e-4, atol=1e-3
+        )
+
+
+@every_kind
+@every_model
+def test_a_whole_model_answers_with_what_it_believes(make, kind):
+    """A whole model with example inputs becomes a whole model."""
+    model = make()
+    expected = believed(model)
+    regressor = ft.as_regressor(model, ANCHORS, kind, args=X)
+    assert isinstance(regressor, ft.Assembled)
+    torch.testing.assert_close(regressor(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+@every_model
+def test_a_split_answers_with_what_it_believes(make, kind):
+    """A split gives a head for its features."""
+    model = make()
+    split, expected = ft.split(model, X), believed(model)
+    head = ft.as_regressor(split, ANCHORS, kind)
+    torch.testing.assert_close(head(split.trunk(X)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_features_answer_with_what_the_classifier_believes(tmp_path):
+    """Stored features give a head for them."""
+    model = direct()
+    features = ft.extract(model, (X, torch.zeros(6)), tmp_path / "store", batch_size=3)
+    head = ft.as_regressor(features, ANCHORS)
+    values = torch.cat([values for values, _ in features.batches(4)])
+    torch.testing.assert_close(head(values), believed(model), rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+def test_a_sequence_of_layers_answers_with_what_it_believes(kind):
+    """A classifier of several layers over features, nothing frozen."""
+    classifier = deep().requires_grad_(True)
+    torch.testing.assert_close(
+        ft.as_regressor(classifier, ANCHORS, kind)(X), believed(classifier), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_keyword_inputs_are_taken():
+    """Whole models with keyword inputs and a dict for an output."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8).requires_grad_(False), nn.Linear(8, 3)
+
+        def forward(self, *, x, scale=1.0):
+            return {"logits": self.b(self.a(x) * scale)}
+
+    model = Model()
+    regressor = ft.as_regressor(model, ANCHORS, kwargs={"x": X, "scale": 2.0})
+    expected = model(x=X, scale=2.0)["logits"].softmax(-1) @ torch.tensor(ANCHORS)
+    torch.testing.assert_close(regressor(x=X, scale=2.0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_anchors_are_met_where_the_classifier_is_certain():
+    """Full belief in one class gives its anchor, evenly spaced or not."""
+    layer = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(1000 * torch.eye(4))
+    anchors = [1.0, 2.0, 10.0, 11.5]
+    assert ft.as_regressor(layer, anchors)(torch.eye(4)).tolist() == anchors
+
+
+def test_the_layer_of_the_logits_is_found_by_running():
+    """Order of registration says nothing about order of execution."""
+    model = Reordered(6)
+    torch.testing.assert_close(ft.as_regressor(model, ANCHORS, args=X)(X), believed(model))
+
+
+def test_a_hidden_layer_of_the_same_width_is_not_taken_for_the_logits():
+    """With as many units as classes there is not even an error."""
+    torch.manual_seed(0)
+    model = Reordered(3)
+    torch.testing.assert_close(ft.as_regressor(model, ANCHORS, args=X)(X), believed(model))
+
+
+def test_a_layer_that_does_not_run_is_not_taken_for_the_logits():
+    """An auxiliary classifier that evaluation skips."""
+    model = Unused()
+    torch.testing.assert_close(ft.as_regressor(model, ANCHORS, args=X)(X), believed(model))
+
+
+# ------------------------------------------------------------------------------------------------ untouched, trainable
+
+
+MARKED = [
+    direct,
+    deep,
+    skipped,
+]
+
+
+@every_kind
+@pytest.mark.parametrize("make", MARKED)
+def test_the_classifier_is_untouched(make, kind):
+    """No weight, mode, gradient or `requires_grad` changes; what was frozen stays frozen."""
+    model = make()
+    before = state(model)
+    ft.as_regressor(model, ANCHORS, kind, args=X)
+    ft.as_regressor(ft.split(model, X), ANCHORS, kind)
+    assert is_untouched(model, before)
+
+
+@pytest.mark.parametrize("make", MARKED)
+def test_training_the_regressor_leaves_the_classifier_alone(make):
+    """Three steps: the head learns, the classifier's weights and gradients stay."""
+    model = make()
+    before = state(model)
+    regressor = ft.as_regressor(model, ANCHORS, args=X)
+    head, targets = regressor.heads["head"], torch.linspace(12, 28, 6)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    values = regressor.trunk(X)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = head.loss(values, targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert is_untouched(model, before)
+
+
+@pytest.mark.parametrize("make", MARKED)
+def test_the_regressor_trains_nothing_of_the_trunk(make):
+    """No frozen tensor of the model is a parameter that the head gives to an optimizer."""
+    model = make()
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    head = ft.as_regressor(ft.split(model, X), ANCHORS)
+    assert not frozen & {id(p) for p in head.parameters() if p.requires_grad}
+
+
+def test_the_head_is_a_copy():
+    """Of a layer: equal numbers, memory of its own."""
+    layer = nn.Linear(4, 3)
+    before = state(layer)
+    head = ft.as_regressor(layer, ANCHORS)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    assert is_untouched(layer, before)
+
+
+@pytest.mark.parametrize("make", MARKED[:2])
+def test_a_regressor_can_be_saved_and_loaded(make, tmp_path):
+    """A whole regressor goes through a file, into a fresh classifier."""
+    regressor = ft.as_regressor(make(), ANCHORS, args=X)
+    given = None if make is direct else copy.deepcopy(regressor.heads["head"])  # it holds the classifier's own layers
+    fresh = make()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.mul_(3)
+    assert torch.equal(ft.load(regressor.save(tmp_path / "model"), fresh, given)(X), regressor.eval()(X))
+
+
+def test_a_deep_copy_of_a_regressor_head_is_its_own():
+    """`fit` trains copies: the copy's training does not reach the original."""
+    head = ft.as_regressor(ft.split(direct(), X), ANCHORS)
+    again = copy.deepcopy(head)
+    values = torch.rand(5, 8)
+    expected = head(values)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.add_(1)
+    assert torch.equal(head(values), expected)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "says"),
+    [
+        (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, 2.0]), AnchorError, "3"),
+        (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, 1.0, 2.0]), AnchorError, "distinct"),
+        (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, 3.0, 2.0]), AnchorError, "Cannot"),
+        (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, float("nan"), 2.0]), AnchorError, "Cannot"),
+        (lambda: ft.as_regressor(nn.Linear(4, 3), ANCHORS, "spline"), FitError, "'pwl'"),
+        (lambda: ft.as_regressor(nn.Linear(4, 3), ANCHORS, "mlp"), FitError, "features="),
+        (lambda: ft.as_regressor(nn.Conv2d(1, 3, 1), ANCHORS), FitError, "Linear"),
+        (lambda: ft.as_regressor(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), ANCHORS), FitError, "Softmax"),
+        (lambda: ft.as_regressor(deep(), ANCHORS), SplitError, "args="),
+        (lambda: ft.as_regressor(deep().requires_grad_(True), ANCHORS, args=X), NothingFrozenError, "freeze"),
+        (lambda: ft.as_regressor(direct().append(nn.ReLU()).append(nn.Conv1d(1, 1, 1)), ANCHORS), SplitError, "args="),
+    ],
+)
+def test_errors_say_what_to_do(run, error, says):
+    """Unusable anchors, kinds and classifiers are refused by name."""
+    with pytest.raises(error, match="Cannot") as caught:
+        run()
+    assert says in str(caught.value)
+
+
+def test_a_model_without_a_trainable_linear_is_refused():
+    """A convolution gives the logits: said, with the way out."""
+    model = nn.Sequential(nn.Conv1d(1, 4, 1), nn.ReLU(), nn.Conv1d(4, 3, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    model[0].requires_grad_(False)
+    with pytest.raises(SplitError, match=r"nn\.Linear"):
+        ft.as_regressor(model, ANCHORS, args=torch.randn(2, 1, 5))
+
+
+@pytest.mark.parametrize("classifier", [3, None, torch.ones(3, 4), lambda x: x])
+def test_what_is_no_classifier_is_refused(classifier):
+    """A number, a tensor or a function in the classifier's place."""
+    with pytest.raises(ForethoughtError):
+        ft.as_regressor(classifier, ANCHORS)

@@ -1,0 +1,740 @@
+"""`split`: the laws of replay, over a table of odd models, over the libraries that people use, and one by one."""
+
+import copy
+import pickle
+import random
+import threading
+
+import numpy as np
+import odd_models
+import pytest
+import torch
+import torch.nn.functional as F
+from odd_models import CASES, Base, check, frozen
+from torch import nn
+
+import forethought as ft
+from forethought.errors import ForethoughtError, NothingFrozenError, ReplayDriftError, ShapeError, SplitError
+
+
+def _cases():
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
+    for case in CASES:
+        yield pytest.param(case, id=case.name)
+
+
+@pytest.mark.parametrize("case", list(_cases()))
+def test_laws_of_the_split(case):
+    """The halves give what the model gives, to the bit, with its gradients, and leave no trace; or a typed refusal."""
+    try:
+        check(case, ft.split)
+    except ForethoughtError as refused:
+        if case.refusal is None or not isinstance(refused, case.refusal):
+            raise
+
+
+# What a run is given -------------------------------------------------------------------------------------------------
+
+
+def _joined(parts, *args, **kwargs):
+    return parts.head(parts.trunk(*args, **kwargs))
+
+
+class Scaled(Base):
+    """Reads a number, a flag and an object that are no tensors, in the head."""
+
+    def forward(self, x, scale=1.0, flip=False, config=None):
+        y = self.head(self.body(x)) * scale * (config.gain if config is not None else 1)
+        return -y if flip else y
+
+
+class Config:
+    def __init__(self, gain):
+        self.gain = gain
+
+
+class Cropped(Base):
+    def forward(self, x, lengths):
+        y = self.head(self.body(x))
+        return torch.stack([y[i, :n].mean(0) for i, n in enumerate(lengths)])
+
+
+@pytest.mark.parametrize(
+    "given", [{"scale": 4.0}, {"flip": True}, {"config": Config(3.0)}], ids=lambda g: next(iter(g))
+)
+def test_arguments_that_are_no_tensors_reach_the_head(given):
+    model, x = Scaled(), torch.randn(4, 6)
+    parts = ft.split(model, x)
+    assert torch.equal(_joined(parts, x, **given), model(x, **given))
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_a_list_of_lengths_reaches_the_head():
+    model, x = Cropped(), torch.randn(2, 5, 6)
+    parts = ft.split(model, (x, [3, 5]))
+    assert torch.equal(_joined(parts, x, [1, 2]), model(x, [1, 2]))
+
+
+def test_long_arrays_are_told_apart():
+    class Model(Base):
+        def forward(self, x, weights):
+            return self.head(self.body(x)) * float(weights.sum())
+
+    model, x = Model(), torch.randn(4, 6)
+    one, other = np.ones(2000), np.ones(2000)
+    other[1000] = 500
+    parts = ft.split(model, (x, one))
+    assert torch.equal(_joined(parts, x, other), model(x, other))
+
+
+def test_one_sample_shows_enough():
+    model = Base()
+    parts = ft.split(model, torch.randn(1, 6))
+    for batch in (1, 2, 7, 0):
+        x = torch.randn(batch, 6)
+        assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_rows_of_features_may_be_mixed():
+    model, x = Base(), torch.randn(9, 6)
+    parts = ft.split(model, x[:3])
+    rows = torch.tensor([3, 1, 8, 3])
+    assert torch.equal(parts.head(parts.trunk(x)[rows]), model(x)[rows])
+
+
+def test_one_tensor_given_twice():
+    class Model(Base):
+        def forward(self, a, b):
+            return self.head(self.body(a)) + b[:, :3]
+
+    model, x, y = Model(), torch.randn(4, 6), torch.randn(5, 6)
+    parts = ft.split(model, (x, x))
+    assert torch.equal(_joined(parts, y, y), model(y, y))
+
+
+def test_another_length_is_recorded_when_it_comes():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = frozen(nn.Linear(6, 8)), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.body(x)).flatten(1)
+
+    model = Model()
+    parts = ft.split(model, torch.randn(3, 5, 6))
+    for x in (torch.randn(4, 7, 6), torch.randn(2, 5, 6)):
+        assert torch.equal(_joined(parts, x), model(x))
+
+
+class Pooled(nn.Module):
+    """Sound of any length to one row of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = frozen(nn.Conv1d(1, 4, 3, 2)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean(-1))
+
+
+def test_lengths_that_pool_to_one_shape():
+    model = Pooled()
+    parts = ft.split(model, torch.randn(3, 1, 16))
+    for x in (torch.randn(4, 1, 33), torch.randn(2, 1, 16)):
+        assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_time_first_through_a_strided_convolution():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = frozen(nn.Conv1d(6, 4, 3, 2)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.body(x.permute(1, 2, 0)).permute(2, 0, 1))
+
+    model = Model()
+    parts = ft.split(model, torch.randn(9, 2, 6))
+    x = torch.randn(16, 2, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_features_of_a_wrong_shape_are_refused():
+    parts = ft.split(Base(), torch.randn(3, 6))
+    for values in (torch.randn(3, 7), torch.randn(3, 8).double(), (torch.randn(3, 8), torch.randn(3, 8)), ()):
+        with pytest.raises(ShapeError):
+            parts.head(values)
+
+
+# Where it runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("layer", [nn.Linear(6, 8), nn.LSTM(6, 8, batch_first=True), nn.Conv1d(5, 5, 3, padding=1)])
+def test_runs_under_any_gradient_mode(context, layer):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.mid = frozen(layer), nn.LazyLinear(4)
+
+        def forward(self, x):
+            h = self.body(x)
+            return self.mid(h[0] if isinstance(h, tuple) else h)
+
+    model, x = Model(), torch.randn(3, 5, 6)
+    model(x)
+    parts = ft.split(model, x)
+    with context():
+        assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_attention_in_the_head_under_no_grad():
+    """In evaluation without gradients torch has a fast attention, which a function mode would switch off."""
+    model = nn.Sequential(frozen(nn.Linear(6, 6)), nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)).eval()
+    parts, x = ft.split(model, torch.randn(3, 5, 6)), torch.randn(4, 5, 6)
+    with torch.no_grad():
+        assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_split_under_no_grad_still_trains():
+    model, x = Base(), torch.randn(4, 6)
+    with torch.no_grad():
+        parts = ft.split(model, x)
+    _joined(parts, x).sum().backward()
+    assert model.head.weight.grad is not None
+    assert model.body[0].weight.grad is None
+
+
+def test_split_under_inference_mode():
+    model, x = Base(), torch.randn(4, 6)
+    with torch.inference_mode():
+        parts = ft.split(model, x)
+        assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_autocast_around_each_half():
+    model, x = Base(), torch.randn(4, 6)
+    parts = ft.split(model, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, wanted = _joined(parts, x), model(x)
+    assert got.dtype == wanted.dtype == torch.bfloat16
+    assert torch.equal(got, wanted)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_halves_run_in_many_threads():
+    model = Base()
+    parts = ft.split(model, torch.randn(4, 6))
+    wrong = []
+
+    def work(seed):
+        chance = torch.Generator().manual_seed(seed)
+        for batch in range(1, 12):
+            x = torch.randn(batch, 6, generator=chance)
+            if not torch.equal(_joined(parts, x), model(x)):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_an_error_of_the_model_leaves_nothing_behind():
+    class Breaks(nn.Module):
+        def forward(self, x):
+            raise KeyError("boom")
+
+    model = nn.Sequential(frozen(nn.Linear(6, 8)), nn.BatchNorm1d(8), Breaks())
+    x = torch.randn(3, 6)
+    before = odd_models.traces(model)
+    with pytest.raises(KeyError, match="boom"):
+        ft.split(model, x)
+    odd_models.demand_untouched(before, odd_models.traces(model), "a failed split")
+
+
+def test_a_forward_that_swallows_everything_is_refused():
+    class Model(Base):
+        def forward(self, x):
+            try:
+                h = self.body(x)
+            except BaseException:
+                h = x.new_zeros(x.shape[0], 8)
+            return self.head(h)
+
+    with pytest.raises(ReplayDriftError):
+        ft.split(Model(), torch.randn(3, 6))
+
+
+def test_no_generator_of_another_device_is_seeded(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    ft.split(Base(), torch.randn(3, 6))
+    assert not seeded
+
+
+def test_python_and_numpy_random_states_stay():
+    class Model(Base):
+        def forward(self, x):
+            random.random()
+            np.random.rand()
+            return super().forward(x)
+
+    before = random.getstate(), np.random.get_state()[2]
+    ft.split(Model(), torch.randn(3, 6))
+    assert (random.getstate(), np.random.get_state()[2]) == before
+
+
+def test_a_model_that_never_repeats_itself_is_not_believed():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.peak = frozen(nn.Linear(6, 8)), 1.0
+
+        def forward(self, x):
+            h = self.net(x)
+            self.peak = float(h.max())
+            return h
+
+    calls = []
+
+    class Model(Base):
+        def forward(self, x):
+            calls.append(1)
+            h = self.body(x)
+            return self.head(h) * self.body.peak + 1e-3 * len(calls)
+
+    model, x = Model(), torch.randn(4, 6)
+    model.body = Inner()
+    with pytest.raises(ForethoughtError):
+        ft.split(model, x)
+
+
+# What happens to the model afterwards ---------------------------------------------------------------------------------
+
+
+def test_changed_weights_are_seen():
+    model, x = Base(), torch.randn(4, 6)
+    parts = ft.split(model, x)
+    model.body[0].weight.data.mul_(2)
+    model.load_state_dict(Base().state_dict())
+    model.head.weight = nn.Parameter(torch.randn(3, 8))
+    assert torch.equal(_joined(parts, x), model(x))
+    model.double()
+    assert torch.equal(_joined(parts, x.double()), model(x.double()))
+
+
+def test_training_the_head_trains_the_model():
+    model, x = Base(), torch.randn(16, 6)
+    twin = copy.deepcopy(model)
+    parts = ft.split(model, x)
+    values = parts.trunk(x)
+    ours = torch.optim.Adam(parts.head.parameters(), 1e-2)
+    theirs = torch.optim.Adam(twin.head.parameters(), 1e-2)
+    for _ in range(5):
+        for optimizer, run in ((ours, lambda: parts.head(values)), (theirs, lambda: twin(x))):
+            optimizer.zero_grad()
+            run().square().mean().backward()
+            optimizer.step()
+    assert torch.equal(model(x), twin(x))
+
+
+def test_freezing_more_afterwards_changes_no_number():
+    model = nn.Sequential(frozen(nn.Linear(6, 8)), nn.Linear(8, 8), nn.Linear(8, 3))
+    parts = ft.split(model, torch.randn(3, 6))
+    model[1].requires_grad_(False)
+    x = torch.randn(4, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+    assert len(list(parts.head.parameters())) == 2
+
+
+def test_unfreezing_afterwards_is_noticed():
+    model, x = nn.Sequential(frozen(nn.Linear(6, 8)), frozen(nn.Linear(8, 8)), nn.Linear(8, 3)), torch.randn(3, 6)
+    parts = ft.split(model, x)
+    model[1].requires_grad_(True)
+    with pytest.raises(ForethoughtError):
+        parts.trunk(x)
+
+
+def test_swapping_a_module_afterwards_is_noticed():
+    model, x = Base(), torch.randn(3, 6)
+    parts = ft.split(model, x)
+    model.head = nn.Linear(8, 3)
+    try:
+        got = _joined(parts, x)
+    except ForethoughtError:
+        return
+    assert torch.equal(got, model(x))
+
+
+def test_the_mode_of_the_model_is_followed():
+    model, x = nn.Sequential(frozen(nn.Linear(6, 8)), nn.Linear(8, 8), nn.Dropout()), torch.randn(3, 6)
+    parts = ft.split(model.train(), x)
+    model.eval()
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_the_mode_of_the_head_is_its_own():
+    model, x = nn.Sequential(frozen(nn.Linear(6, 8)), nn.Linear(8, 8), nn.Dropout()), torch.randn(3, 6)
+    parts = ft.split(model.eval(), x)
+    values = parts.trunk(x)
+    still = parts.head(values)
+    parts.head.train()
+    assert not torch.equal(parts.head(values), still)
+    parts.head.eval()
+    assert torch.equal(parts.head(values), still)
+    assert not model.training
+
+
+def test_no_weight_is_copied():
+    model = Base()
+    parts = ft.split(model, torch.randn(3, 6))
+    places = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert {p.untyped_storage().data_ptr() for p in parts.head.body.parameters()} == places
+    assert {p.untyped_storage().data_ptr() for p in parts.trunk.parameters()} == places
+
+
+# Copies and chains ----------------------------------------------------------------------------------------------------
+
+
+def _is_independent(model, x, mode=True):
+    parts = ft.split(model, x)
+    values = parts.trunk(x)
+    copied = copy.deepcopy(parts.head).train(mode)
+    before = copy.deepcopy(model.state_dict())
+    copied(values).sum().backward()
+    assert all(p.grad is not None for p in copied.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(torch.as_tensor(copied(values)[0]), torch.as_tensor(parts.head(values)[0]))
+
+
+def test_a_copied_head_is_independent():
+    _is_independent(Base(), torch.randn(4, 6))
+
+
+def test_a_copied_recurrent_head_is_independent():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = frozen(nn.Linear(6, 8)), nn.LSTM(8, 3, batch_first=True)
+
+        def forward(self, x):
+            return self.head(self.body(x))[0]
+
+    _is_independent(Model(), torch.randn(3, 5, 6))
+
+
+def test_a_copied_head_has_its_own_statistics():
+    model = nn.Sequential(frozen(nn.Linear(6, 8)), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
+    _is_independent(model, torch.randn(4, 6))
+
+
+def test_a_copied_head_owns_parameters_in_lists():
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.weights = [self.head.weight, self.head.bias]
+
+        def forward(self, x):
+            return F.linear(self.body(x), *self.weights)
+
+    _is_independent(Model(), torch.randn(4, 6))
+
+
+def test_a_copied_head_of_a_closure_is_refused_or_independent():
+    model = Base()
+    model.forward = lambda x: model.head(model.body(x))
+    try:
+        _is_independent(model, torch.randn(4, 6))
+    except ForethoughtError:
+        return
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_halves_can_be_copied_whole(duplicate):
+    model, x = nn.Sequential(frozen(nn.Linear(6, 8)), nn.Linear(8, 3)), torch.randn(4, 6)
+    parts = duplicate(ft.split(model, x))
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_a_trunk_is_a_module_of_another_model():
+    parts = ft.split(Base(), torch.randn(4, 6))
+    model = nn.Sequential(parts.trunk, frozen(nn.Linear(8, 8)), nn.Linear(8, 3))
+    chained, x = ft.split(model, torch.randn(4, 6)), torch.randn(5, 6)
+    assert torch.equal(_joined(chained, x), model(x))
+
+
+def test_a_head_is_split_again_when_more_is_frozen():
+    model = nn.Sequential(frozen(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    parts, x = ft.split(model, torch.randn(4, 6)), torch.randn(5, 6)
+    frozen(model[2])
+    later = ft.split(parts.head, parts.trunk(torch.randn(4, 6)))
+    assert torch.equal(_joined(later, parts.trunk(x)), model(x))
+
+
+# Code that torch functions do not show --------------------------------------------------------------------------------
+
+
+def _script(module):
+    with pytest.warns(FutureWarning, match="deprecated"):
+        return torch.jit.script(module)
+
+
+def test_a_scripted_module_after_the_frontier():
+    model = nn.Sequential(frozen(nn.Linear(6, 8)), nn.Linear(8, 8), _script(nn.Sequential(nn.ReLU(), nn.Linear(8, 3))))
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_a_scripted_frozen_module():
+    model = nn.Sequential(frozen(nn.Linear(6, 6)), _script(frozen(nn.Linear(6, 8))), nn.ReLU(), nn.Linear(8, 3))
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_scripted_code_across_the_frontier_is_refused_by_type():
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.fast = _script(nn.Linear(8, 3))
+
+        def forward(self, x):
+            h = self.body(x)
+            return self.fast(h) + self.head(h)
+
+    with pytest.raises(SplitError):
+        ft.split(Model(), torch.randn(3, 6))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_modules_are_unwrapped(whole):
+    model = Base()
+    if whole:
+        model = torch.compile(model, backend="eager")
+    else:
+        model.body = torch.compile(model.body, backend="eager")
+        model.head.compile(backend="eager")
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    wanted = getattr(model, "_orig_mod", model)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(_joined(parts, x), wanted(x))
+
+
+def test_compiled_functions_run_eagerly():
+    act = torch.compile(lambda x: x.relu() * 2, backend="eager")
+
+    class Model(Base):
+        def forward(self, x):
+            return act(self.head(act(self.body(x))))
+
+    model = Model()
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+def test_an_operator_of_ones_own():
+    @torch.library.custom_op("forethought_tests::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    class Model(Base):
+        def forward(self, x):
+            return self.head(twice(self.body(x)))
+
+    model = Model()
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+@pytest.mark.parametrize("wrap", [torch.fx.symbolic_trace, nn.DataParallel], ids=["fx", "parallel"])
+def test_wrapped_models(wrap):
+    model = wrap(Base())
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    assert torch.equal(_joined(parts, x), model(x))
+
+
+# The libraries --------------------------------------------------------------------------------------------------------
+
+
+def _layers(model):
+    return [module for module in model.modules() if not list(module.children()) and list(module.parameters())]
+
+
+def _last(model):
+    frozen(model)
+    _layers(model)[-1].requires_grad_(True)
+
+
+def _third(model):
+    frozen(model)
+    layers = _layers(model)
+    for layer in layers[2 * len(layers) // 3 :]:
+        layer.requires_grad_(True)
+
+
+def _single(model):
+    frozen(model)
+    parameters = list(model.parameters())
+    parameters[3 * len(parameters) // 4].requires_grad_(True)
+
+
+def _splits(build, feed, cuts, train=False, sizes=(2, 2, 3)):
+    for cut in cuts:
+
+        def make(cut=cut):
+            model = build()
+            cut(model)
+            return model
+
+        check(odd_models.Case(cut.__name__, make, feed, train=train, sizes=sizes), ft.split)
+
+
+def _pictures(size):
+    return lambda batch: ((torch.randn(batch, 3, size, size),), {})
+
+
+VISION = ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet", "densenet121", "swin_t"]
+
+
+def _vision(name):
+    models = pytest.importorskip("torchvision.models")
+    extra = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
+    return lambda: getattr(models, name)(weights=None, num_classes=3, **extra)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VISION)
+def test_torchvision(name):
+    _splits(_vision(name), _pictures(32 if name != "googlenet" else 48), [_third])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large"])
+def test_segmentation(name):
+    models = pytest.importorskip("torchvision.models.segmentation")
+    _splits(lambda: getattr(models, name)(weights=None, weights_backbone=None, num_classes=2), _pictures(32), [_third])
+
+
+@pytest.mark.slow
+def test_detection_splits_or_is_refused_by_type():
+    models = pytest.importorskip("torchvision.models.detection")
+
+    def build():
+        return models.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+
+    try:
+        _splits(build, lambda batch: (([torch.rand(3, 64, 64) for _ in range(batch)],), {}), [_last])
+    except ForethoughtError:
+        return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "levit_128s", "convnext_atto"])
+def test_timm(name):
+    timm = pytest.importorskip("timm")
+    size = {"levit_128s": 224, "eva02_tiny_patch14_224": 56}.get(name, 64)
+    extra = {} if name.startswith(("levit", "convnext")) else {"img_size": size, "depth": 4}
+    _splits(lambda: timm.create_model(name, num_classes=3, **extra), _pictures(size), [_third])
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TOKENS = TINY | {"vocab_size": 50}
+
+
+def _hf(name):
+    hf = pytest.importorskip("transformers")
+    kind, config = {
+        "bert": (hf.BertForSequenceClassification, lambda: hf.BertConfig(**TOKENS)),
+        "gpt2": (
+            hf.GPT2LMHeadModel,
+            lambda: hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0),
+        ),
+        "llama": (hf.LlamaForCausalLM, lambda: hf.LlamaConfig(**TOKENS, num_key_value_heads=1)),
+        "mistral": (
+            hf.MistralForCausalLM,
+            lambda: hf.MistralConfig(**TOKENS, num_key_value_heads=1, sliding_window=4),
+        ),
+        "deberta": (
+            hf.DebertaV2ForSequenceClassification,
+            lambda: hf.DebertaV2Config(**TOKENS, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+        ),
+        "vit": (hf.ViTForImageClassification, lambda: hf.ViTConfig(**TINY, image_size=16, patch_size=8)),
+    }[name]
+    return lambda: kind(config())
+
+
+def _texts(masked):
+    def feed(batch):
+        given = {"input_ids": torch.randint(3, 50, (batch, 6))}
+        if masked:
+            given["attention_mask"] = (torch.arange(6)[None] < 6 - torch.arange(batch)[:, None] % 3).long()
+        return (), given
+
+    return feed
+
+
+@pytest.mark.parametrize("name", ["gpt2"])
+def test_transformers_without_mask(name):
+    _splits(_hf(name), _texts(False), [_third])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "llama", "mistral", "deberta"])
+def test_more_transformers_without_mask(name):
+    _splits(_hf(name), _texts(False), [_third])
+
+
+def test_transformers_of_pictures():
+    _splits(_hf("vit"), lambda batch: ((), {"pixel_values": torch.randn(batch, 3, 16, 16)}), [_single])
+
+
+def test_a_padded_text_classifier_of_which_all_but_the_last_layer_is_frozen():
+    _splits(_hf("bert"), _texts(True), [_last])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_transformers_with_a_mask(name):
+    """transformers asks `padding_mask.all()` in the middle of a partly frozen call."""
+    _splits(_hf(name), _texts(True), [_third])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("first", [0, 2], ids=["full first", "padded first"])
+def test_batches_with_and_without_padding(name, first):
+    model = _hf(name)().eval()
+    _third(model)
+
+    def feed(cut):
+        mask = torch.ones(3, 6, dtype=torch.long)
+        mask[0, 6 - cut :] = 0
+        return {"input_ids": torch.randint(3, 50, (3, 6)), "attention_mask": mask}
+
+    parts = ft.split(model, (), feed(first))
+    for cut in (0, 2, 0):
+        given = feed(cut)
+        odd_models.compare(model(**given), _joined(parts, **given), f"{cut} padded")
+
+
+def test_a_mask_read_by_no_python():
+    _splits(_hf("mistral"), _texts(True), [_third])
+
+
+def test_relative_positions_in_one_parameter_cut():
+    _splits(_hf("deberta"), _texts(True), [_single])
+
+
+def test_nothing_frozen_and_no_inputs_are_refused():
+    with pytest.raises(NothingFrozenError):
+        ft.split(nn.Linear(6, 3), torch.randn(3, 6))
+    with pytest.raises(SplitError):
+        ft.split(Base(), ())
+    with pytest.raises(SplitError):
+        ft.split(lambda x: x, torch.randn(3, 6))
