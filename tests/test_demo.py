@@ -232,7 +232,7 @@ def test_measured_epochs_leave_head_and_model_as_they_were(features):
     model, head = Crepe(), entries(features)["new spline linear"].head
     before = {name: t.clone() for part in (model, head) for name, t in part.state_dict().items()}
     modes = [m.training for part in (model, head) for m in part.modules()]
-    saved = measure_epochs("x", head, 1e-3, features, frames(40), model, pairs=2)
+    saved = measure_epochs("x", head, 1e-3, features, frames(40), model, batch=16, pairs=2)
     after = {name: t for part in (model, head) for name, t in part.state_dict().items()}
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert [m.training for part in (model, head) for m in part.modules()] == modes

@@ -183,6 +183,11 @@ def _loaded(
     if first is not None:
         args, kwargs = nesting.replace((args, kwargs), lambda tensor: tensor.to(first.device))
     split = Split(model, args, kwargs, tuple(about["at"]))
+    missing = sorted(name for name in split.trunk_tensors() if f"trunk.{name}" not in tensors)
+    if missing:
+        raise BundleError(
+            f"Cannot load '{path}': expected '{missing[0]}', which the trunk reads, got a file without it."
+        )
     made: dict[str, nn.Module] = {}
     for name, spec in about["heads"].items():
         is_second = any(head is split.head for head in made.values())

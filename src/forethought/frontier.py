@@ -13,8 +13,10 @@ The calls between modules are kept as a tree. A call in which nothing trains, an
 output, is *whole*: it can be run, or left out, as one step.
 """
 
+import dis
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,9 +314,17 @@ def _is_whole(call: Call, output: Any) -> bool:
     inner = list(call.walk())
     if any(one.sets_attributes for one in inner):
         return False  # the head may read what it leaves on a module
-    if any(one.opaque for one in inner) and _gives_numbers(output):
-        return False  # a number made from values: the head must make its own
+    if any(one.opaque for one in inner) and (
+        _gives_numbers(output) or any(_stores_attributes(type(one.module)) for one in inner)
+    ):
+        return False  # a number made from values, given or left on a module: the head must make its own
     return not any(op.label is Label.TRAINABLE for one in inner for op in one.operations)
+
+
+@functools.cache
+def _stores_attributes(cls: Hashable) -> bool:
+    code = getattr(getattr(cls, "forward", None), "__code__", None)
+    return code is not None and any(step.opname == "STORE_ATTR" for step in dis.get_instructions(code))
 
 
 def _gives_numbers(output: Any) -> bool:

@@ -67,10 +67,10 @@ def _compared(
     kept: list[bool] = []
 
     def record(tensors: list[Tensor]) -> Recording:
-        args, kwargs = nesting.replace(arguments, lambda position: tensors[position.at].clone(), Position)
         body = shell(model)
         before = _state_of(body)
         with torch.inference_mode(False), _untouched(body), eagerly():
+            args, kwargs = nesting.replace(arguments, lambda position: tensors[position.at].clone(), Position)
             recording = Recorder(body, at).record(args, kwargs)
             kept.append(_state_of(body) != before)
             return recording
@@ -98,9 +98,9 @@ def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict
         inputs, size = _resized(inputs, plan.batch, plan.batch + 1), plan.batch + 1
 
     def run(halves: bool) -> list[Tensor]:
-        args, kwargs = nesting.replace(plan.arguments, lambda position: inputs[position.at].clone(), Position)
         body = shell(model)
         with torch.inference_mode(False), _untouched(body), eagerly():
+            args, kwargs = nesting.replace(plan.arguments, lambda position: inputs[position.at].clone(), Position)
             if not halves:
                 return nesting.tensors(body(*args, **kwargs))
             values = run_trunk(body, plan, args, kwargs)
@@ -175,10 +175,9 @@ class _untouched:  # noqa: N801  (a context manager, read as an adjective)
     """
 
     def __init__(self, body: nn.Module) -> None:
-        self._dictionaries = [
-            (held, dict(held)) for module in body.modules() for held in (module._buffers, module._parameters)
-        ]
-        held = [v for module in body.modules() for name, v in vars(module).items() if name not in _HELD_ELSEWHERE]
+        modules = [module for module in body.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        self._dictionaries = [(held, dict(held)) for m in modules for held in (m._buffers, m._parameters)]
+        held = [value for m in modules for name, value in vars(m).items() if name not in _HELD_ELSEWHERE]
         self._tensors = [(t, t.detach().clone()) for t in {id(t): t for t in nesting.tensors(held)}.values()]
         self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
         self._random = torch.random.fork_rng(self._devices)
