@@ -15,7 +15,7 @@ def measure() -> list[str]:
     rows = 250_000
     with tempfile.TemporaryDirectory() as folder:
         features = ft.extract(model, (torch.randn(rows, 64), torch.zeros(rows)), folder, batch_size=4096)
-        held = TensorDataset(torch.from_numpy(features.numpy()), features.targets)
+        held = TensorDataset(next(features.batches(rows))[0], features.targets)
 
         def fed() -> None:
             for values, _ in features.batches(4096, shuffle=True):

