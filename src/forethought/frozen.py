@@ -19,7 +19,7 @@ from forethought.purity import probe
 from forethought.replay import Split
 from forethought.store import Column, Store, Table
 
-_PROBE_ROWS = 8
+_PROBE_ROWS = 6
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",

@@ -22,7 +22,7 @@ from forethought.replay import Split
 # nothing to learn from each other), but at least the first number and at most the second.
 _BOUNDS = {torch.float64: (16.0, 1024.0), torch.float32: (16.0, 1024.0)}
 _BOUNDS_HALF = (4.0, 16.0)
-_NOISE_TIMES = 4.0
+_NOISE_TIMES = 8.0
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def probe(split: Split, batch: Batch) -> Purity:
 def _noise(split: Split, batch: Batch) -> list[float]:
     """Measure how far the number of samples alone moves a row: copies of one sample, in several numbers."""
     noise = [0.0] * len(split.frontier)
-    for row in (0, batch.rows - 1):
-        whole = _rows(split, batch.select(torch.full((batch.rows,), row)))
-        for copies in (2, max(2, (batch.rows + 1) // 2), 2 * batch.rows):
-            part = _rows(split, batch.select(torch.full((copies,), row)))
-            moved = [_moved(a[:1], b[:1]) for a, b in zip(whole, part, strict=True)]
-            noise = [max(pair) for pair in zip(noise, moved, strict=True)]
+    row = batch.rows - 1
+    whole = _rows(split, batch.select(torch.full((batch.rows,), row)))
+    for copies in (2, 2 * batch.rows):
+        part = _rows(split, batch.select(torch.full((copies,), row)))
+        moved = [_moved(a[:1], b[:1]) for a, b in zip(whole, part, strict=True)]
+        noise = [max(pair) for pair in zip(noise, moved, strict=True)]
     return noise
 
 
@@ -173,7 +173,7 @@ def _rows(split: Split, batch: Batch) -> list[Tensor]:
 def _moved(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
     """Largest change from a to b (B, ...), in units in the last place of the largest value that its feature takes.
 
-    A feature that is zero, or tiny beside the others, is measured against a twentieth of what is usual among them.
+    A feature that is zero, or tiny beside the others, is measured against a quarter of what is usual among them.
     """
     if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
         return float("inf")
@@ -183,7 +183,7 @@ def _moved(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
         return 0.0
     largest = (a if scale is None else scale).nan_to_num().double().abs().amax(0, keepdim=True)
     usual = float(largest.median()) or float(largest.max()) or 1.0
-    units = torch.clamp(largest, min=usual * 0.05) * torch.finfo(a.dtype).eps
+    units = torch.clamp(largest, min=usual * 0.25) * torch.finfo(a.dtype).eps
     return float(((a.double() - b.double()).abs() / units).nan_to_num(0.0, float("inf"), float("inf")).max())
 
 
