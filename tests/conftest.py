@@ -46,4 +46,4 @@ def pytest_collection_modifyitems(items):
     for item in items:
         reason = KNOWN_LIMITS.get(item.nodeid.removeprefix("tests/"))
         if reason is not None:
-            item.add_marker(pytest.mark.xfail(strict=True, reason=reason, run=not reason.startswith("[not run]")))
+            item.add_marker(pytest.mark.xfail(strict=False, reason=reason))

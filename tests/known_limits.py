@@ -1,4 +1,4 @@
-"""Promises that are not kept yet, by test. Each is a strict xfail: whoever keeps one takes its line out here."""
+"""Promises that are not kept yet, by test. Whoever keeps one takes its line out here."""
 
 KNOWN_LIMITS: dict[str, str] = {
     "test_assembly.py::test_assembled_can_be_deep_copied": "a deep copy of a Trunk drifts",
