@@ -21,8 +21,8 @@ def measure() -> list[str]:
 
     resnet = ft.freeze(torchvision.models.resnet18(weights=None), until="avgpool")
     return [
-        _compare("CREPE tiny", load_crepe("tiny"), torch.randn(4096, 1024)),
-        _compare("ResNet-18 at 64 x 64", resnet, torch.randn(4096, 3, 64, 64)),
+        _compare("CREPE tiny", load_crepe("tiny"), torch.randn(2304, 1024)),
+        _compare("ResNet-18 at 64 x 64", resnet, torch.randn(2304, 3, 64, 64)),
     ]
 
 
