@@ -5,7 +5,6 @@ A tuple's first element is the model's input and the rest are targets; of a dict
 """
 
 import inspect
-import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,9 +43,8 @@ class Batch:
 
     def row_keys(self) -> np.ndarray:
         """Identify each sample by what the model is given: (B, 16) bytes."""
-        count = itertools.count()
-        rest = nesting.replace((self.args, self.kwargs), lambda _: ("tensor", next(count)))
-        return row_keys(self.tensors, Digest().add(rest).hex().encode())
+        rest = Digest().add(nesting.outline((self.args, self.kwargs)))
+        return row_keys(self.tensors, rest.hex().encode())
 
     def select(self, rows: Tensor) -> "Batch":
         """Take some of the samples; targets are left out."""

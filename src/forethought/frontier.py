@@ -15,7 +15,6 @@ output, is *whole*: it can be run, or left out, as one step.
 
 import dis
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -235,7 +234,7 @@ class Recorder(TorchFunctionMode):
         if hollow is not None and hollow < len(reads):
             reads[hollow] = Read(Label.CONSTANT, None)
         versions = [tensor._version for tensor in leaves]
-        arguments = _numbered((args, kwargs))
+        arguments = nesting.outline((args, kwargs), Position)
         result = func(*args, **kwargs)
         if func_name(func) == "__iter__":
             result = tuple(result)
@@ -277,7 +276,7 @@ class Recorder(TorchFunctionMode):
                 self._tracker.note(tensor, op.label, (op.ordinal, at))
             label, known = self._tracker.read(tensor)
             op.made.append(_made(tensor, known, label, argument))
-        op.result = _numbered(result)
+        op.result = nesting.outline(result, Position)
         op.gives_numbers = not outputs and not op.changed and result is not None
         op.reads_values = op.gives_numbers and op.label is Label.FROZEN
         for at, read in enumerate(op.reads):
@@ -296,12 +295,6 @@ class Recorder(TorchFunctionMode):
 def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | None = None) -> Made:
     stride = () if tensor.layout is not torch.strided else tuple(tensor.stride())
     return Made(value, label, tuple(tensor.shape), stride, tensor.dtype, tensor.device, argument)
-
-
-def _numbered(value: Any) -> Any:
-    """Put a tensor's position in its place, so that nothing holds the tensor."""
-    count = itertools.count()
-    return nesting.replace(value, lambda _: Position(next(count)))
 
 
 def _is_whole(call: Call, output: Any) -> bool:

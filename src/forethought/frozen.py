@@ -1,6 +1,5 @@
 """A model's frozen part as a source of rows: which table they belong to, and how to compute those that are missing."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,8 +106,7 @@ class FrozenPart:
         if self._given is not None:
             return None
         forms = [(tuple(t.shape[1:]), str(t.dtype)) for t in example.tensors]
-        count = itertools.count()
-        shape = nesting.replace((example.args, example.kwargs), lambda _: ("tensor", next(count)))
+        shape = nesting.outline((example.args, example.kwargs))
         try:
             return model_key(self.model, (self._at,) if self._at else (), (forms, shape), self.device.type)
         except IdentityError:

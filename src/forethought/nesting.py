@@ -7,6 +7,7 @@ look inside them. Anything that holds no tensor is left as it is, the same objec
 import copy
 import dataclasses
 import enum
+import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -104,6 +105,17 @@ def is_plain(value: Any) -> bool:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return all(is_plain(item) for _, item in _items(value))
     return False
+
+
+def outline(value: Any, mark: Callable[[int], Any] = lambda at: ("tensor", at)) -> Any:
+    """Put a mark with its position in the place of each tensor: what is left tells values apart, and holds no tensor.
+
+    Example:
+        >>> outline({"a": torch.zeros(2), "b": 1})
+        {'a': ('tensor', 0), 'b': 1}
+    """
+    count = itertools.count()
+    return replace(value, lambda _: mark(next(count)))
 
 
 def parts(value: Any) -> list[Any]:

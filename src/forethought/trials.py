@@ -3,7 +3,6 @@
 Trials run on shells of the model, with buffers and random state put back afterwards.
 """
 
-import itertools
 import random
 import sys
 from collections.abc import Sequence
@@ -63,7 +62,7 @@ def _compared(
     model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int, other: list[Tensor]
 ) -> Plan:
     """Record a model on an example, on other values of its shape, and on more samples."""
-    arguments = _template(given)
+    arguments = nesting.outline(given, Position)
     kept: list[bool] = []
 
     def record(tensors: list[Tensor]) -> Recording:
@@ -221,11 +220,6 @@ def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     return inputs
 
 
-def _template(given: Any) -> Any:
-    count = itertools.count()
-    return nesting.replace(given, lambda _: Position(next(count)))
-
-
 def batch_of(inputs: Sequence[Tensor]) -> int:
     """Take the first axis of the first tensor as the batch."""
     return next((tensor.shape[0] for tensor in inputs if tensor.ndim), 0)
@@ -265,8 +259,7 @@ def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for t in inputs
     )
     autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-    count = itertools.count()
-    rest = nesting.replace((args, kwargs), lambda _: ("tensor", next(count)))
+    rest = nesting.outline((args, kwargs))
     try:
         others = Digest().add(rest).hex()
     except IdentityError:
