@@ -24,12 +24,16 @@ MAY_IMPORT = {
     "heads": set(),
     "energy": set(),
     "timing": set(),
-    "freezing": {"nesting"},
+    "order": {"nesting"},
+    "parts": {"order"},
+    "freezing": {"order", "parts"},
     # What a model does: seen, planned, run in halves, identified.
     "recording": {"operations"},
     "cut": {"operations", "recording"},
     "frontier": {"cut", "nesting", "operations", "recording", "shell"},
     "forms": set(),
+    "relabelling": {"recording"},
+    "candidates": {"forms", "operations", "recording", "relabelling"},
     "plan": {"forms", "recording"},
     "placeholder": {"forms", "nesting", "operations", "recording"},
     "runs": {"forms", "frontier", "nesting", "operations", "placeholder", "plan", "recording"},
@@ -51,9 +55,11 @@ MAY_IMPORT = {
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},
     "demo": {FACADE, "energy", "timing"},
-    "cli": {FACADE, "demo", "doctor"},
+    "loading": set(),
+    "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
+    "cli": {FACADE, "demo", "doctor", "inspection", "loading"},
 }  # fmt: skip
-FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor"}
+FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor", "inspection", "loading"}
 
 # `store` sees bytes and `energy` sees joules: neither knows of models.
 WITHOUT_TORCH = ("store", "energy", "timing", "errors")

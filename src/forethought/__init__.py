@@ -7,7 +7,7 @@ result; `fit` trains any number of heads from it; `assemble` puts the model back
 """
 
 from forethought import energy, heads, timing  # isort: skip
-from forethought.freezing import freeze  # isort: skip
+from forethought.freezing import freeze, thaw  # isort: skip
 from forethought.replay import Head, Split, Trunk, split  # isort: skip
 from forethought.store import Store  # isort: skip
 from forethought.extraction import extract  # isort: skip
@@ -39,5 +39,6 @@ __all__ = [
     "heads",
     "load",
     "split",
+    "thaw",
     "timing",
 ]

@@ -67,7 +67,7 @@ class Digest:
     def __init__(self, skip: Callable[[Tensor], bool] = lambda _: False, ignore: frozenset[str] = frozenset()) -> None:
         self._hash = blake3.blake3(max_threads=blake3.blake3.AUTO)
         self._skip = skip
-        self._ignore = ignore | {"_compiled_call_impl"}
+        self._ignore = ignore | {"_compiled_call_impl", "_before_freeze"}
         self._seen: dict[int, int] = {}
         self._held: list[Any] = []  # keeps ids from being used again
 
