@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
 import forethought as ft
@@ -67,6 +69,52 @@ def doctor(
     """
     diagnosis = diagnose(store)
     typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else diagnosis.to_text())
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.lower().split("x")
+    if not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+        raise typer.BadParameter(f"expected sizes such as 3x224x224, without the batch, got '{text}'")
+    return tuple(map(int, sizes))
+
+
+def _dtype(text: str) -> torch.dtype:
+    dtype = getattr(torch, text, None)
+    if not isinstance(dtype, torch.dtype):
+        raise typer.BadParameter(f"expected a dtype such as float32 or int64, got '{text}'")
+    return dtype
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="torchvision:NAME, timm:NAME, package.module:function, file.py:function")
+    ],
+    shapes: Annotated[
+        list[Any] | None, typer.Option("--input", parser=_shape, help="Shape of one sample, 3x224x224; once an input.")
+    ] = None,
+    dtype: Annotated[Any, typer.Option(parser=_dtype, help="Of what --input describes.")] = "float32",
+    until: Annotated[str | None, typer.Option(help="See it as if all up to this module were frozen.")] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Show modules down to this depth.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, and nothing else.")] = False,
+) -> None:
+    """A model's parts, what is frozen, what each costs, and where it can be cut.
+
+    Example: forethought inspect torchvision:resnet50
+    """
+    from rich.console import Console
+
+    from forethought.inspection import inspect_model
+    from forethought.inspection.screen import show
+    from forethought.loading import load_named
+
+    status = Console(stderr=True).status("Building, running and timing the model ...")
+    with redirect_stdout(sys.stderr), status:  # whatever the model prints is no part of the answer
+        inspection = inspect_model(load_named(model, shapes or (), dtype), until)
+    if as_json:
+        typer.echo(json.dumps(inspection.to_dict(), indent=2))
+    else:
+        show(inspection, depth)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ A message says: cannot do what, expected what, got what, and the fix as code or 
      ├─ AnchorError              also ValueError     anchors unsorted, too few, not finite
      ├─ FitError                 also ValueError     heads, targets or options that do not fit together
      ├─ BundleError              also ValueError     a saved model does not fit the one given
+     ├─ ModelError               also ValueError     no model can be had by this name, or it does not run
      └─ MissingExtraError        also ImportError    an optional dependency is not installed
 """
 
@@ -99,6 +100,10 @@ class FitError(ForethoughtError, ValueError):
 
 class BundleError(ForethoughtError, ValueError):
     """A saved model does not fit the one given."""
+
+
+class ModelError(ForethoughtError, ValueError):
+    """No model can be had by this name, or it does not run on the inputs given."""
 
 
 class MissingExtraError(ForethoughtError, ImportError):
