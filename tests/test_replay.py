@@ -528,6 +528,7 @@ def test_compiled_modules_are_unwrapped(whole):
         assert torch.equal(_joined(parts, x), wanted(x))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while compiling
 def test_compiled_functions_run_eagerly():
     act = torch.compile(lambda x: x.relu() * 2, backend="eager")
 

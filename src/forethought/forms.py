@@ -26,6 +26,11 @@ class Form:
         """Give shape and strides for one batch size."""
         return tuple(a * batch + c for a, c in self.shape), tuple(a * batch + c for a, c in self.stride)
 
+    @property
+    def is_even(self) -> bool:
+        """Whether each size is either the same for all batch sizes, or a multiple of the batch."""
+        return self.is_steady and all(not a or not c for a, c in self.shape)
+
     def batch_of(self, shape: tuple[int, ...]) -> int | None:
         """Find the batch size that gives this shape; None if none does or none is needed."""
         for (a, c), size in zip(self.shape, shape, strict=False):
@@ -34,9 +39,13 @@ class Form:
         return None
 
 
-def linear_size(size: int, larger: int, batch: int) -> Size:
-    """Write a size that is `size` for `batch` samples and `larger` for one more as `a * batch + c`."""
-    return larger - size, size - (larger - size) * batch
+def linear_size(size: int, larger: int, batch: int, more: int = 1) -> Size:
+    """Write a size that is `size` for `batch` samples and `larger` for `more` of them in addition as `a * batch + c`.
+
+    Where it does not grow evenly, the result does not give `larger`.
+    """
+    slope = (larger - size) // more
+    return slope, size - slope * batch
 
 
 @dataclass(frozen=True, slots=True)

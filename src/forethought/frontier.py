@@ -30,6 +30,7 @@ from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.operations import Function, func_name, is_about, shape_only
 from forethought.recording import (
+    MIXED,
     Call,
     Label,
     Made,
@@ -85,7 +86,7 @@ class Tracker:
         if storage is not None and storage.trains:
             return Label.TRAINABLE, known[1] if known else None
         if known is not None and storage is not None and storage.label > known[0]:
-            return storage.label, None  # written through another view of its memory
+            return storage.label, _after(storage, tensor)  # written through another view of its memory
         if known is not None:
             return known  # type: ignore[no-any-return]
         if storage is not None:  # another object over known memory, made where no mode can see it
@@ -111,6 +112,16 @@ class Tracker:
     def last_written(self) -> dict[int, int]:
         """Tell, for each memory, the last operation that wrote into it."""
         return {memory: storage.written for memory, storage in self._storages.items()}
+
+
+def _after(storage: _Storage, tensor: Tensor) -> Value | None:
+    """Name what a constant holds after frozen values were written into another view of its memory."""
+    if storage.label is not Label.FROZEN or storage.written < 0:
+        return None
+    key = (storage.written, *_view(tensor))
+    if key not in storage.views:
+        storage.views[key] = storage.written, MIXED - len(storage.views)
+    return storage.views[key]
 
 
 def _view(tensor: Tensor) -> tuple[Any, ...]:
@@ -162,7 +173,8 @@ class Recorder(TorchFunctionMode):
                 place = cut.cross(read, "the model's output", "")
                 if place is not None and read.value is not None:
                     output_crossing[read.value] = place
-        return Recording(self._root, self._operations, cut.crossings, made, output_crossing, self._strangers)
+        outputs = [tensor.detach() for tensor in nesting.tensors(output)]
+        return Recording(self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs)
 
     def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See one call of a module of the shell."""
@@ -172,6 +184,8 @@ class Recorder(TorchFunctionMode):
             given = nesting.tensors((args, kwargs))
             before = [self._tracker.read(tensor)[1] for tensor in given]
         call.inputs = before
+        direct = {id(value) for value in (*args, *kwargs.values())}
+        call.direct = {v for t, v in zip(given, before, strict=True) if v is not None and id(t) in direct}
         attributes = dict(vars(module))
         outside, self._here = self._here, call
         try:
@@ -233,7 +247,7 @@ class Recorder(TorchFunctionMode):
         lends_shape = hollow is not None and hollow < len(reads) and reads[hollow].label is Label.FROZEN
         if hollow is not None and hollow < len(reads):
             reads[hollow] = Read(Label.CONSTANT, None)
-        versions = [tensor._version for tensor in leaves]
+        versions = [_version(tensor) for tensor in leaves]
         arguments = nesting.outline((args, kwargs), Position)
         result = func(*args, **kwargs)
         if func_name(func) == "__iter__":
@@ -242,7 +256,7 @@ class Recorder(TorchFunctionMode):
         if any(tensor.requires_grad for tensor in outputs):
             label = Label.TRAINABLE
         same = [at for at, leaf in enumerate(leaves) if any(leaf is tensor for tensor in outputs)]
-        if outputs and len(same) >= len(outputs) and all(leaves[at]._version == versions[at] for at in same):
+        if outputs and len(same) >= len(outputs) and all(_version(leaves[at]) == versions[at] for at in same):
             label = max(reads[at].label for at in same)  # nothing was computed: x.contiguous() gave x itself
         op = Operation(
             len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
@@ -260,13 +274,14 @@ class Recorder(TorchFunctionMode):
         home = self._homes.get(id(tensor)) if outside is not None else None
         if storage is None:
             return Read(label, value, outside, home=home)
-        return Read(label, value, outside, storage.written, storage.ref.cdata, home)
+        seen = _made(tensor, value, label) if value is not None and value[1] <= MIXED else None
+        return Read(label, value, outside, storage.written, storage.ref.cdata, home, seen)
 
     def _note(
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
     ) -> None:
         for at, tensor in enumerate(leaves):
-            if tensor._version != versions[at]:
+            if _version(tensor) != versions[at]:
                 value = (op.ordinal, -1 - at)
                 self._tracker.wrote(tensor, op.label, value, op.ordinal)
                 op.changed[at] = _made(tensor, value, op.label)
@@ -290,6 +305,11 @@ class Recorder(TorchFunctionMode):
             names = [name for name, _ in self._model.named_modules() if name]
             kind = "a module that its forward calls" if path in names else f"one of its modules, such as {names[:4]}"
             raise SplitError(f"Cannot cut at '{path}': expected {kind}, got a name that is never called.")
+
+
+def _version(tensor: Tensor) -> int:
+    """Count the writes into a tensor; tensors of inference mode do not."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | None = None) -> Made:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.dataset import Batch, Samples
 from forethought.errors import IdentityError, SplitError
-from forethought.fingerprint import fingerprint_of, model_key, structure_of
+from forethought.fingerprint import fingerprint_of, model_key
 from forethought.forms import FrontierTensor
 from forethought.purity import probe
 from forethought.replay import Split
@@ -75,6 +75,8 @@ class FrozenPart:
         self._believed = None
         with self.placed():
             split = self.split()
+            if self._given is not None:
+                split.renew()
             fingerprint = fingerprint_of(split.plan)
             before = store.note(fingerprint) or {}  # of whoever probed this trunk before
             is_probed = _is_number(before.get("probed")) and before["probed"] >= different
@@ -113,16 +115,7 @@ class FrozenPart:
             return None
 
     def split(self) -> Split:
-        """The split, recorded on a few samples when it is first needed.
-
-        Raises:
-            SplitError: a split was given, and its model has changed since.
-        """
-        if self._given is not None and self._given.structure != structure_of(self.model):
-            raise SplitError(
-                f"Cannot use this split of {type(self.model).__name__}: expected the model as it was split, got other "
-                "modules, attributes, hooks or code. Split it again: ft.split(model, x)"
-            )
+        """The split, recorded on a few samples when it is first needed."""
         if self._split is None:
             assert self._example is not None
             example = self._example.select(torch.arange(min(2, self._example.rows))).to(self.device)
@@ -150,9 +143,7 @@ class FrozenPart:
     def rows(self, batch: Batch) -> list[np.ndarray]:
         """Run the trunk; give each tensor's rows as bytes (B, n)."""
         batch, split = batch.copied_to(self.device), self.split()
-        values = split.trunk(*batch.args, **batch.kwargs)
-        values = (values,) if isinstance(values, Tensor) else values
-        return [_bytes(t.to_rows(v)) for t, v in zip(split.frontier, values, strict=True)]
+        return [_bytes(rows) for rows in split.rows(batch.args, batch.kwargs)]
 
     @contextmanager
     def placed(self) -> Iterator[None]:

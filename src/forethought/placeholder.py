@@ -17,6 +17,8 @@ class Placeholder(Tensor):
 
     value: Value | None
     bound: Tensor | None  # the real tensor, once the head has written into it
+    is_mixed: bool  # another view of a constant that frozen code wrote into
+    is_unshaped: bool  # its shape depends on values that are not here
 
     @staticmethod
     def __new__(cls: Any, value: Value | None, form: Form, batch: int) -> "Placeholder":
@@ -26,6 +28,15 @@ class Placeholder(Tensor):
         )
         made.value = value
         made.bound = None
+        made.is_mixed = made.is_unshaped = False
+        return made
+
+    @staticmethod
+    def like(tensor: Tensor, value: Value | None = None) -> "Placeholder":
+        """Stand for a real tensor; without a value, for one into whose memory frozen code would have written."""
+        shape, stride = (tuple((0, n) for n in sizes) for sizes in (tensor.shape, tensor.stride()))
+        made = Placeholder(value, Form(shape, stride, tensor.dtype, tensor.device, is_steady=True), 0)
+        made.is_mixed = value is None
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]

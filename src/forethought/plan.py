@@ -1,10 +1,11 @@
 """What a split must know to run either half: the recorded path, with forms that hold for any batch size.
 
-A model is recorded four times: on the example, on other values of the same shape, on one more sample, and on about
-twice as many. Forms that differ between the first two depend on values; sizes that differ between the first and the
-third are taken as `a * batch + c` if that also fits the fourth. Both halves then follow the same tree of calls.
+A model is recorded a few times, on other values and numbers of samples. A size is taken as `a * batch + c` from two of
+the recordings if it then fits them all; otherwise it depends on values, or does not grow evenly, and cannot be
+foretold. Both halves then follow the same tree of calls.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from forethought.errors import (
     ReplayDriftError,
 )
 from forethought.forms import Form, FrontierTensor, linear_size
-from forethought.recording import Call, Label, Made, Operation, Recording, Value
+from forethought.recording import MIXED, Call, Label, Made, Operation, Recording, Value
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class Step:
     result: Any
     captures: list[tuple[bool, int, int]] = field(default_factory=list)  # (from `changed`, position, crossing)
     settles: list[int] = field(default_factory=list)  # crossings whose memory is final after this step
+    reads: list[tuple[int, int]] = field(default_factory=list)  # (argument, crossing): to be taken before this step
 
     @property
     def needs_arguments(self) -> bool:
@@ -54,7 +56,7 @@ class CallStep:
     touching: list[OperationStep]  # operations that read a frozen value, in order
     meeting: list[OperationStep]  # those of them that meet a placeholder in the head
     trainable: list[OperationStep]  # operations that only the head runs, in order
-    is_free: bool  # the head meets nothing frozen inside: nothing there needs watching
+    binds: dict[Value, int] | None  # given these arguments from the frontier, nothing inside needs watching in the head
 
 
 @dataclass(slots=True)
@@ -71,8 +73,19 @@ class Plan:
     output_crossing: dict[Value, int]
     recording: Recording
     larger: Recording | None
+    more: int  # by how many samples the `larger` recording is larger
     batch: int
     keeps_state: bool  # the forward leaves something on its modules: each run begins with a fresh shell
+    writes: set[str]  # the attributes that it leaves
+    is_even: bool  # every size is the same for all batch sizes, or a multiple of the batch
+    paths_of_head: frozenset[str]  # the modules that the head calls
+
+    def crossing_of(self, value: Value | None) -> int | None:
+        """Find the place in the frontier of a value that is not written into afterwards."""
+        for at, crossing in enumerate(self.recording.crossings):
+            if crossing.value == value and crossing.settled <= crossing.value[0]:
+                return at
+        return None
 
     def constants_written(self) -> list[Tensor]:
         """Give the model's own tensors that constant operations write into, at levels that both halves walk."""
@@ -83,40 +96,29 @@ class Plan:
         return [tensor for tensor in found if tensor is not None]
 
 
-def make_plan(
-    example: Recording,
-    other: Recording,
-    larger: Recording | None,
-    far: Recording | None,
-    arguments: Any,
-    batch: int,
-    keeps_state: bool,
-) -> Plan:
+def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: Any) -> Plan:
     """Join the recordings of one model into a plan.
 
     Args:
-        example: The run on the example inputs.
-        other: The run on other values of the same shapes.
-        larger: The run on one sample more; None if the model takes one batch size only.
-        far: The run on `far_batch` samples, if there is one.
+        recordings: The run on the example first, then runs on other values and numbers of samples.
+        sizes: How many samples each run had.
         arguments: (args, kwargs) of the example with positions in the place of tensors.
-        batch: Samples in the example.
-        keeps_state: Whether the forward leaves something on its modules.
 
     Raises:
         NothingFrozenError: only inputs cross the frontier.
         ReplayDriftError: the runs took different paths.
     """
+    example, batch = recordings[0], sizes[0]
     if all(crossing.value[0] < 0 for crossing in example.crossings):
         raise NothingFrozenError(
             "Cannot split: expected some layer to be frozen before the first trainable one, got none. "
             "Freeze the first layers: ft.freeze(model, until='<module>'), or set requires_grad_(False) on them."
         )
-    _check_strangers(example, other)
-    joiner = _Joiner(batch, far_batch(batch) if far else batch)
-    root = joiner.call(example.root, other.root, (larger or example).root, (far or example).root)
-    runs = [run.inputs for run in (example, other, larger or example, far or example)]
-    inputs = [joiner.made(*made) for made in zip(*runs, strict=True)]
+    _check_strangers(example, recordings[1])
+    joiner = _Joiner(sizes, [recording.last for recording in recordings])
+    root = joiner.call([recording.root for recording in recordings])
+    inputs = [joiner.made(made) for made in zip(*(recording.inputs for recording in recordings), strict=True)]
+    larger = next((at for at, size in enumerate(sizes) if size != batch), None)
     plan = Plan(
         root=root,
         inputs=inputs,
@@ -127,100 +129,158 @@ def make_plan(
         pending=[False] * len(example.crossings),
         output_crossing=example.output_crossing,
         recording=example,
-        larger=larger,
+        larger=None if larger is None else recordings[larger],
+        more=1 if larger is None else sizes[larger] - batch,
         batch=batch,
-        keeps_state=keeps_state,
+        keeps_state=False,
+        writes=set(),
+        is_even=joiner.is_even,
+        paths_of_head=frozenset(_paths_of_head(root)),
     )
     _place_crossings(plan, joiner, batch)
     return plan
 
 
-def far_batch(batch: int) -> int:
-    """Choose a batch size from which sizes that do not grow evenly stand out."""
-    return 2 * batch + 3
-
-
 class _Joiner:
-    """Walks the recordings side by side."""
+    """Walks the recordings side by side.
 
-    def __init__(self, batch: int, far: int) -> None:
-        self._batch = batch
-        self._far = far
+    Attributes:
+        is_even: Whether every size met is the same in all recordings, or a multiple of the batch.
+    """
+
+    def __init__(self, sizes: Sequence[int], lasts: Sequence[int]) -> None:
+        self._sizes = sizes
+        self._lasts = lasts
+        self._other = next((at for at, size in enumerate(sizes) if size != sizes[0]), None)
         self.steps: dict[int, Step] = {}  # id of a recorded operation or call -> its step
+        self._read: dict[int, Sequence[Operation]] = {}  # id of a recorded operation -> it in all recordings
+        self.is_even = True
 
-    def call(self, a: Call, b: Call, c: Call, d: Call) -> CallStep:
-        if a.whole and b.whole and c.whole and d.whole and (step := self._whole(a, b, c, d)) is not None:
-            return CallStep(a.path, step, {}, [], [], [], is_free=False)
-        a.whole = False
-        if not a.children.keys() == b.children.keys() == c.children.keys() == d.children.keys():
-            raise ReplayDriftError(_drift(a, "the same modules called each time", "others for other inputs"))
-        children = {
-            key: self.call(child, b.children[key], c.children[key], d.children[key])
-            for key, child in a.children.items()
-        }
-        touching = self._operations(a, a.touching(), b.touching(), c.touching(), d.touching())
+    def form_read(self, op: Operation, at: int) -> Form:
+        """Give the form of an argument of an operation that is walked through."""
+        seen = [same.reads[at].seen for same in self._read[id(op)]]
+        return self.made([made for made in seen if made is not None])[1]
+
+    def call(self, calls: Sequence[Call]) -> CallStep:
+        first = calls[0]
+        if all(call.whole for call in calls) and (step := self._whole(calls)) is not None:
+            return CallStep(first.path, step, {}, [], [], [], None)
+        first.whole = False
+        keys = self._shared_children(calls)
+        children = {key: self.call([call.children[key] for call in calls]) for key in keys}
+        touching = self._operations(first, [call.touching() for call in calls])
         made = {id(step.operation): step for step in touching}
-        meeting = self._operations(a, a.meeting(), b.meeting(), c.meeting(), d.meeting(), made)
-        trainable = self._operations(a, a.trainable(), b.trainable(), c.trainable(), d.trainable(), made)
-        is_free = not meeting and not any(op.lends_shape for op in a.operations)
-        is_free = is_free and all(child.is_free for child in children.values())
-        return CallStep(a.path, None, children, touching, meeting, trainable, is_free)
+        meeting = self._operations(first, [call.meeting() for call in calls], made)
+        needed = [
+            [op for op in call.trainable() if op.ordinal <= last] for call, last in zip(calls, self._lasts, strict=True)
+        ]
+        trainable = self._operations(first, needed, made)
+        return CallStep(first.path, None, children, touching, meeting, trainable, _binds(first))
 
-    def _whole(self, a: Call, b: Call, c: Call, d: Call) -> Step | None:
-        if not repr(a.result) == repr(b.result) == repr(c.result) == repr(d.result):
+    def _shared_children(self, calls: Sequence[Call]) -> list[tuple[str, int]]:
+        """List the calls inside that all recordings made; once the trunk has ended, what only trains may differ."""
+        first = calls[0].children
+        if all(call.children.keys() == first.keys() for call in calls):
+            return list(first)
+        needed = [
+            [key for key, child in call.children.items() if _is_needed(child, last)]
+            for call, last in zip(calls, self._lasts, strict=True)
+        ]
+        if any(set(keys) != set(needed[0]) for keys in needed):
+            raise ReplayDriftError(_drift(calls[0], "the same modules called each time", "others for other inputs"))
+        return needed[0]
+
+    def _whole(self, calls: Sequence[Call]) -> Step | None:
+        first = calls[0]
+        if any(repr(call.result) != repr(first.result) for call in calls):
             return None  # it gives Python something that changes: walk through it
-        if not a.changed.keys() == b.changed.keys() == c.changed.keys() == d.changed.keys():
+        if any(call.changed.keys() != first.changed.keys() for call in calls):
             return None
-        step = Step(
-            self._all(a.made, b.made, c.made, d.made), self._each(a.changed, b.changed, c.changed, d.changed), a.result
-        )
-        self.steps[id(a)] = step
+        step = Step(self._all([c.made for c in calls]), self._each([c.changed for c in calls]), first.result)
+        self.steps[id(first)] = step
         return step
 
     def _operations(
-        self,
-        call: Call,
-        a: list[Operation],
-        b: list[Operation],
-        c: list[Operation],
-        d: list[Operation],
-        made: dict[int, OperationStep] | None = None,
+        self, call: Call, found: Sequence[list[Operation]], made: dict[int, OperationStep] | None = None
     ) -> list[OperationStep]:
-        if not len(a) == len(b) == len(c) == len(d) or any(
-            not (w.func == x.func == y.func == z.func) for w, x, y, z in zip(a, b, c, d, strict=True)
-        ):
+        funcs = [[op.func for op in operations] for operations in found]
+        if any(other != funcs[0] for other in funcs):
             raise ReplayDriftError(_drift(call, "the same operations each time", "others for other inputs"))
         steps = []
-        for w, x, y, z in zip(a, b, c, d, strict=True):
-            step = (made or {}).get(id(w))
+        for same in zip(*found, strict=True):
+            step = (made or {}).get(id(same[0]))
             if step is None:
-                step = OperationStep(
-                    self._all(w.made, x.made, y.made, z.made),
-                    self._each(w.changed, x.changed, y.changed, z.changed),
-                    w.result,
-                )
-                step.operation = w
-                self.steps[id(w)] = step
+                forms = self._all([op.made for op in same]), self._each([op.changed for op in same])
+                step = OperationStep(*forms, same[0].result)
+                step.operation = same[0]
+                self.steps[id(same[0])] = step
+                self._read[id(same[0])] = same
             steps.append(step)
         return steps
 
-    def _all(self, a: list[Made], b: list[Made], c: list[Made], d: list[Made]) -> list[tuple[Made, Form]]:
-        return [self.made(w, x, y, z) for w, x, y, z in zip(a, b, c, d, strict=True)]
+    def _all(self, made: Sequence[list[Made]]) -> list[tuple[Made, Form]]:
+        if any(len(one) != len(made[0]) for one in made):
+            raise ReplayDriftError("Cannot split: expected an operation to give as many tensors each time.")
+        return [self.made(same) for same in zip(*made, strict=True)]
 
-    def _each(
-        self, a: dict[int, Made], b: dict[int, Made], c: dict[int, Made], d: dict[int, Made]
-    ) -> dict[int, tuple[Made, Form]]:
-        return {at: self.made(a[at], b[at], c[at], d[at]) for at in a}
+    def _each(self, changed: Sequence[dict[int, Made]]) -> dict[int, tuple[Made, Form]]:
+        return {at: self.made([one[at] for one in changed]) for at in changed[0]}
 
-    def made(self, a: Made, b: Made, c: Made, d: Made) -> tuple[Made, Form]:
+    def made(self, same: Sequence[Made]) -> tuple[Made, Form]:
         """Join one tensor's forms; one that values decide, or that does not grow evenly, is not steady."""
-        unsteady = Form(tuple((0, n) for n in a.shape), tuple((0, n) for n in a.stride), a.dtype, a.device, False)
-        if a.shape != b.shape or not len(a.shape) == len(c.shape) == len(d.shape) or not a.dtype == b.dtype == c.dtype:
-            return a, unsteady
-        shape = tuple(linear_size(x, z, self._batch) for x, z in zip(a.shape, c.shape, strict=True))
-        stride = tuple(linear_size(x, z, self._batch) for x, z in zip(a.stride, c.stride, strict=True))
-        form = Form(shape, stride, a.dtype, a.device, True)
-        return a, form if form.at(self._far)[0] == d.shape else unsteady
+        first = same[0]
+        form = self._form(same)
+        if form is None:
+            shape, stride = (tuple((0, n) for n in sizes) for sizes in (first.shape, first.stride))
+            form = Form(shape, stride, first.dtype, first.device, is_steady=False)
+        self.is_even = self.is_even and form.is_even
+        return first, form
+
+    def _form(self, same: Sequence[Made]) -> Form | None:
+        first, batch = same[0], self._sizes[0]
+        if any(len(made.shape) != len(first.shape) or made.dtype != first.dtype for made in same):
+            return None
+        other, more = (first, 1) if self._other is None else (same[self._other], self._sizes[self._other] - batch)
+        shape, stride = (
+            tuple(linear_size(x, y, batch, more) for x, y in zip(a, b, strict=True))
+            for a, b in ((first.shape, other.shape), (first.stride, other.stride))
+        )
+        form = Form(shape, stride, first.dtype, first.device, is_steady=True)
+        is_steady = all(form.at(size)[0] == made.shape for size, made in zip(self._sizes, same, strict=True))
+        return form if is_steady else None
+
+
+def _binds(call: Call) -> dict[Value, int] | None:
+    """Say which arguments of a call to take from the frontier so that it can run as it is; None if that is not enough.
+
+    It is enough if nothing frozen is computed inside, or comes from elsewhere, or is written into, or given back.
+    """
+    found: dict[Value, int] = {}
+    for inner in call.walk():
+        for op in inner.operations:
+            if op.lends_shape or (op.label is Label.FROZEN and not op.in_head):
+                return None
+            for at, crossing in op.crossing.items():
+                read = op.reads[at]
+                if read.value not in call.direct or read.settled > read.value[0] or at in op.changed or read.seen:
+                    return None
+                found[read.value] = crossing
+            if any(read.label is Label.FROZEN and at not in op.crossing for at, read in enumerate(op.reads)):
+                return None
+    leaves = any(made.label is Label.FROZEN for made in call.made) or any(one.sets_attributes for one in call.walk())
+    return None if found and leaves else found
+
+
+def _is_needed(call: Call, last: int) -> bool:
+    """Say whether a call does something that both halves must know: something frozen, or before the trunk's end."""
+    return any(op.ordinal <= last or op.meets_frozen for inner in call.walk() for op in inner.operations)
+
+
+def _paths_of_head(step: CallStep) -> Iterator[str]:
+    if step.whole is None:
+        yield step.path
+        for child in step.children.values():
+            yield from _paths_of_head(child)
 
 
 def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:
@@ -236,8 +296,11 @@ def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:
             source = recording.operations[ordinal]
             whole = source.call.outermost_whole()
             step = joiner.steps[id(whole or source)]
-            form, capture = _find(step, crossing.value, index)
-            step.captures.append(capture)
+            if crossing.value[1] <= MIXED and not _holds(step, crossing.value):
+                form = _take_where_read(recording, joiner, index)
+            else:
+                form, capture = _find(step, crossing.value, index)
+                step.captures.append(capture)
             name = whole.path if whole else _name(source)
         if crossing.settled > max(ordinal, -1):
             writer = recording.operations[crossing.settled]
@@ -245,6 +308,23 @@ def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:
             plan.pending[index] = True
         frontier.append(FrontierTensor(name or "output", form, batch))
     plan.frontier = tuple(frontier)
+
+
+def _holds(step: Step, value: Value) -> bool:
+    return any(made.value == value for made, _ in step.made)
+
+
+def _take_where_read(recording: Recording, joiner: _Joiner, crossing: int) -> Form:
+    """Let the trunk take a tensor that no step gives from the first operation that reads it."""
+    for op in recording.operations:
+        for at, place in op.crossing.items():
+            if place == crossing:
+                joiner.steps[id(op)].reads.append((at, crossing))
+                return joiner.form_read(op, at)
+    raise InvisibleOperationError(
+        "Cannot split: expected the model's output to be given by an operation, got a constant that was filled in "
+        "parts. Cut before it: ft.split(model, x, at=<an earlier module>)"
+    )
 
 
 def _find(step: Step, value: Value, crossing: int) -> tuple[Form, tuple[bool, int, int]]:

@@ -165,9 +165,7 @@ def _rate(module: nn.Module) -> float:
 
 def _rows(split: Split, batch: Batch) -> list[Tensor]:
     args, kwargs = nesting.replace((batch.args, batch.kwargs), torch.clone)
-    values = split.trunk(*args, **kwargs)
-    values = (values,) if isinstance(values, Tensor) else values
-    return [tensor.to_rows(value) for tensor, value in zip(split.frontier, values, strict=True)]
+    return split.rows(args, kwargs)
 
 
 def _moved(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:

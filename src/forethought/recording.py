@@ -22,6 +22,9 @@ class Label(enum.IntEnum):
 Value = tuple[int, int]
 """One version of one tensor: (operation that made it, position among that operation's tensors); inputs are (-1, i)."""
 
+MIXED = -1_000_000
+"""Positions from here down: what a constant holds after an operation wrote frozen values into a view of its memory."""
+
 
 @dataclass(eq=False, slots=True)
 class Made:
@@ -46,6 +49,7 @@ class Read:
     settled: int = -1  # the last operation that had written into its memory
     memory: int | None = None  # tells one memory from another
     home: tuple[nn.Module, str] | None = None  # the module and name of a parameter or buffer
+    seen: Made | None = None  # its form, where no operation gives it: a constant that was filled in parts
 
     def now(self) -> Tensor | None:
         """Give the tensor from outside as it is now: a parameter may have been swapped on its module."""
@@ -94,6 +98,7 @@ class Call:
     result: Any = None
     changed: dict[int, Made] = field(default_factory=dict)
     inputs: list[Value | None] = field(default_factory=list)
+    direct: set[Value] = field(default_factory=set)  # those of the inputs that are arguments themselves, not inside one
     whole: bool = False
     sets_attributes: bool = False  # of its own module
     opaque: bool = False  # something inside cannot be told from its operations alone
@@ -152,6 +157,15 @@ class Recording:
     inputs: list[Made]
     output_crossing: dict[Value, int]
     strangers: list[tuple[Tensor, Operation]]
+    outputs: list[Tensor]  # what the model gave, without a graph
+
+    @property
+    def last(self) -> int:
+        """The operation by which the trunk has taken everything that crosses."""
+        takes = [crossing.settled for crossing in self.crossings]
+        takes += [crossing.value[0] for crossing in self.crossings]
+        takes += [op.ordinal for op in self.operations for at in op.crossing if op.reads[at].seen is not None]
+        return max(takes, default=-1)
 
 
 @dataclass(frozen=True, slots=True)

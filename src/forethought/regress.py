@@ -9,7 +9,6 @@ from forethought import heads, nesting
 from forethought.assembly import Assembled, assemble
 from forethought.errors import FitError, SplitError
 from forethought.features import Features
-from forethought.placeholder import Placeholder
 from forethought.recording import Position
 from forethought.replay import Head, Split, Values, split
 
@@ -97,9 +96,9 @@ def _logits_of(owner: Split) -> nn.Module:
     """Find the layer that gives the logits: the last Linear itself, if the features go straight into it."""
     plan = owner.plan
     args, kwargs = nesting.replace(plan.arguments, lambda position: owner.example[position.at], Position)
-    linear, seen = last_linear(owner.head, owner.trunk(*args, **kwargs))
-    direct = len(plan.frontier) == 1 and len(seen) == 1 and isinstance(seen[0], Placeholder)
-    return linear if direct and seen[0].value == plan.recording.crossings[0].value else _Logits(owner.head, linear)
+    values = owner.trunk(*args, **kwargs)
+    linear, seen = last_linear(owner.head, values)
+    return linear if len(seen) == 1 and seen[0] is values else _Logits(owner.head, linear)
 
 
 def last_linear(head: Head, values: Values) -> tuple[nn.Linear, list[Any]]:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
-from forethought.errors import ShapeError, SplitError
-from forethought.fingerprint import fingerprint_of, structure_of
+from forethought.errors import ReplayDriftError, ShapeError, SplitError
+from forethought.fingerprint import fingerprint_of
 from forethought.forms import FrontierTensor
 from forethought.plan import Plan
 from forethought.recording import Label
-from forethought.shell import shell
-from forethought.trials import batch_of, check_plan, inputs_of, plain, record_plan, run_head, run_trunk, signature_of
+from forethought.shell import Follower, modules_of, shell
+from forethought.trials import batch_of, inputs_of, plain, record_plan, run_head, run_trunk, signature_of
 
 Values = Tensor | tuple[Tensor, ...]
 
@@ -75,20 +75,16 @@ class Split:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: Sequence[str]) -> None:
         self.model = model
         self.at = tuple(at)
-        self.structure = structure_of(model)
-        self._made_for = self._state()
         self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        self._body = shell(model)
-        self._plans: dict[Any, Plan] = {}
-        self._made_by: WeakIdKeyDictionary = (
-            WeakIdKeyDictionary()
-        )  # the trunk's tensors -> plan and batch size that made them
-        inputs = inputs_of(args, kwargs)
-        batch = batch_of(inputs)
-        self.example = [t[:2].clone() if t.ndim and t.shape[0] == batch else t.clone() for t in inputs]
-        plan = self._plan(args, kwargs)
-        self.head = Head(self, shell(model))
+        self._home = _home_of(model)
+        self._plans: dict[Any, list[Plan]] = {}
+        # The trunk's tensors -> plan and batch size that made them.
+        self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        batch = batch_of(inputs_of(args, kwargs))
+        self._arguments = nesting.replace((args, kwargs), lambda tensor: _few(tensor, batch))
         self.trunk = Trunk(self)
+        plan = self._record(args, kwargs)
+        self.head = Head(self, None)
         self.frontier: tuple[FrontierTensor, ...] = plan.frontier
 
     def __repr__(self) -> str:
@@ -102,8 +98,14 @@ class Split:
 
     @property
     def plan(self) -> Plan:
-        """The path recorded on the example inputs."""
-        return next(iter(self._plans.values()))
+        """The path recorded on the example inputs, of the model as it is now."""
+        args, kwargs = nesting.replace(self._arguments, lambda tensor: _placed(tensor, self._home, self.model))
+        return self.plans_for(args, kwargs)[0]
+
+    @property
+    def example(self) -> list[Tensor]:
+        """The first samples of the example inputs."""
+        return nesting.tensors(self._arguments)
 
     def trunk_tensors(self) -> dict[str, Tensor]:
         """Name the model's parameters and buffers that the trunk reads."""
@@ -115,30 +117,75 @@ class Split:
         named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         return {name: tensor for name, tensor in named.items() if id(tensor) in used}
 
-    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        """Find the recorded path for inputs of this form, or record it."""
-        signature = signature_of(args, kwargs)
+    def rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Run the trunk; lay each tensor of the frontier out as rows (B, *shape).
+
+        Raises:
+            ShapeError: these inputs cross another frontier than the example.
+        """
+        values = self.trunk(*args, **kwargs)
+        plan = self._plan_of((values,) if isinstance(values, Tensor) else values)[0]
+        if [tensor.name for tensor in plan.frontier] != [tensor.name for tensor in self.frontier]:
+            raise ShapeError(
+                f"Cannot store features of {type(self.model).__name__}: expected inputs that cross the same frontier "
+                f"as the example, {[tensor.name for tensor in self.frontier]}, got another one, "
+                f"{[tensor.name for tensor in plan.frontier]}. Give inputs of one form (all padded, or none)."
+            )
+        values = (values,) if isinstance(values, Tensor) else values
+        return [tensor.to_rows(value) for tensor, value in zip(plan.frontier, values, strict=True)]
+
+    def plans_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Plan]:
+        """Find the recorded paths for inputs of this form, or record one."""
+        self._follow()
+        signature = self._signature(args, kwargs)
         if signature not in self._plans:
-            plan = record_plan(self.model, self.at, args, kwargs)
-            if self._plans and [t.name for t in plan.frontier] != [t.name for t in self.plan.frontier]:
-                raise ShapeError(
-                    "Cannot run the trunk: expected inputs that cross the same frontier as the example, got another "
-                    f"one, {[t.name for t in plan.frontier]}. Split again with inputs of this form."
-                )
-            check_plan(self.model, plan, args, kwargs)
-            self._plans[signature] = plan
+            self._record(args, kwargs)
         return self._plans[signature]
 
-    def _state(self) -> list[Any]:
-        """Tell the modules as they are now."""
-        return [(id(module), *map(id, module._modules.values())) for module in self.model.modules()]
+    def renew(self) -> None:
+        """Record the model as it is now, whatever was recorded before.
 
-    def _check_unchanged(self) -> None:
-        if self._state() != self._made_for or any(parameter.requires_grad for parameter in self._frozen):
+        Raises:
+            SplitError: another frontier was found.
+        """
+        self._follow()
+        self.trunk.rebuild()
+        self._plans.clear()
+        names = [tensor.name for tensor in self.plan.frontier]
+        if names != [tensor.name for tensor in self.frontier]:
+            raise SplitError(
+                f"Cannot use this split of {type(self.model).__name__}: expected the frontier "
+                f"{[tensor.name for tensor in self.frontier]}, as it was split, got {names}: the model has changed "
+                "since. Split it again: ft.split(model, x)"
+            )
+
+    def record_as_given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        """Record one path more: that of this very batch."""
+        return self._record(args, kwargs, as_given=True)
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False) -> Plan:
+        plan = record_plan(self.model, self.at, args, kwargs, as_given)
+        self._plans.setdefault(self._signature(args, kwargs), []).append(plan)
+        return plan
+
+    def _signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return *signature_of(args, kwargs), tuple([module.training for module in self.trunk.modes])
+
+    def _follow(self) -> None:
+        """Forget what was recorded of a model that is another one now.
+
+        Raises:
+            SplitError: it cannot be followed: modules were put in place, or parameters thawed.
+        """
+        changed = self.trunk.follow()
+        if "_modules" in changed or any(parameter.requires_grad for parameter in self._frozen):
             raise SplitError(
                 f"Cannot run the trunk of {type(self.model).__name__}: expected the modules and the frozen parameters "
                 "that were there when it was split, got others. Split it again: ft.split(model, x)"
             )
+        kept = {"training"} | {name for plans in self._plans.values() for plan in plans for name in plan.writes}
+        if changed - kept:
+            self._plans.clear()
 
     def _plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
         """Find the recorded path, and the batch size, that features of these shapes belong to."""
@@ -146,7 +193,7 @@ class Split:
         if made_by is not None:
             return made_by  # type: ignore[no-any-return]
         found = []
-        for plan in self._plans.values():
+        for plan in [plan for plans in self._plans.values() for plan in plans]:
             batch = _batch_of_values(plan, values)
             if batch is not None:
                 found.append((plan, batch))
@@ -171,16 +218,27 @@ class Trunk(nn.Module):
 
     def __init__(self, owner: Split) -> None:
         super().__init__()
-        self.body = owner._body
         self._owner = [owner]  # in a list: the split is no submodule
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Have a new shell of the model as it is now."""
+        self._follower = Follower(self._owner[0].model)
+        self.body = self._follower.root
+        self.modes = modules_of(self.body)
 
     @property
     def fingerprint(self) -> str:
         """What this trunk computes, as hex: the same in every process, another after any change that matters."""
+        self._owner[0].renew()
         return fingerprint_of(self._owner[0].plan)
 
+    def follow(self) -> set[str]:
+        """Take over what has changed on the model since the last look; name it."""
+        return self._follower.follow()
+
     def train(self, mode: bool = True) -> "Trunk":
-        """Keep the modes of the moment of the split: what is frozen does not follow `train()`."""
+        """Keep the modes of the model: what is frozen does not follow the `train()` of whoever holds the trunk."""
         self.training = mode
         return self
 
@@ -190,8 +248,16 @@ class Trunk(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Values:
         """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
         args, kwargs = nesting.replace((args, kwargs), plain)
-        plan = self._owner[0]._plan(args, kwargs)
-        self._owner[0]._check_unchanged()
+        owner = self._owner[0]
+        plans = owner.plans_for(args, kwargs)
+        for plan in plans:
+            try:
+                return self._run(plan, args, kwargs)
+            except ReplayDriftError:
+                continue  # this batch takes another path
+        return self._run(owner.record_as_given(args, kwargs), args, kwargs)
+
+    def _run(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
         with _kept(plan.constants_written()):
             body = shell(self.body) if plan.keeps_state else self.body
             values = run_trunk(body, plan, args, kwargs)
@@ -223,8 +289,12 @@ class Head(nn.Module):
 
     has_shell = True
 
-    def __init__(self, owner: Split, body: nn.Module) -> None:
+    def __init__(self, owner: Split, body: nn.Module | None) -> None:
         super().__init__()
+        self._follower: Follower | None = None  # a copy follows nobody
+        if body is None:
+            self._follower = Follower(owner.model)
+            body = self._follower.root
         self.body = body
         self._owner = [owner]
 
@@ -232,6 +302,8 @@ class Head(nn.Module):
         """Run what trains on (B, ...) features; returns what the model returns."""
         values = (values,) if isinstance(values, Tensor) else tuple(values)
         plan, batch = self._owner[0]._plan_of(values)
+        if self._follower is not None:
+            self._follower.follow(plan.paths_of_head)
         return run_head(shell(self.body) if plan.keeps_state else self.body, plan, values, batch)
 
     def named_parameters(
@@ -254,6 +326,23 @@ class Head(nn.Module):
             return tensor
 
         return Head(self._owner[0], shell(self.body, own))
+
+
+def _home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return first.device, first.dtype
+
+
+def _placed(tensor: Tensor, home: tuple[torch.device, torch.dtype], model: nn.Module) -> Tensor:
+    """Let an example follow its model to another device or dtype."""
+    now = _home_of(model)
+    return tensor.to(now[0] if tensor.device == home[0] else None, now[1] if tensor.dtype == home[1] else None)
+
+
+def _few(tensor: Tensor, batch: int) -> Tensor:
+    """Copy a tensor, of one that holds samples the first two."""
+    tensor = plain(tensor)
+    return tensor[:2].clone() if tensor.ndim and tensor.shape[0] == batch else tensor.clone()
 
 
 def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:

@@ -9,14 +9,27 @@ Each module of the shell hands its calls to the run that is active on this threa
 """
 
 import functools
+import operator
 import threading
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size})
+_CONTAINERS = (dict, OrderedDict, list, set)
+_SHARED = ("_parameters", "_buffers")  # the shell has the very same
+# Wrappers that change where or how fast a model runs, not what it computes: the shell is of what they hold.
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+}
 
 
 class Run(Protocol):
@@ -51,11 +64,12 @@ class active:  # noqa: N801  (a context manager, read as a verb: `with active(ru
 class _Call:
     """Stands in the place where torch keeps a module's compiled call, which `module(...)` asks for first."""
 
-    __slots__ = ("module", "path")
+    __slots__ = ("module", "path", "tree")
 
     def __init__(self, module: nn.Module, path: str) -> None:
         self.module = module
         self.path = path
+        self.tree: list[nn.Module] = []  # of the root: every module of the shell
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = _active.run
@@ -76,58 +90,222 @@ def shell(model: nn.Module, tensors: Callable[[Tensor], Tensor] | None = None) -
         The shell of the root. Attributes that are modules, bound methods of modules, or containers of these point
         into the shell; every other attribute is the model's own object.
     """
-    return _Copier(model, tensors).module(model, "")
+    return _Copier(model, tensors).root(model)
+
+
+def modules_of(body: nn.Module) -> list[nn.Module]:
+    """List every module of a shell, those in plain lists and other attributes, too."""
+    call = body.__dict__.get("_compiled_call_impl")
+    known = [*(call.tree if isinstance(call, _Call) else ()), *body.modules()]
+    return [m for m in {id(m): m for m in known}.values() if not isinstance(m, torch.jit.ScriptModule)]
+
+
+@dataclass(slots=True)
+class _Pair:
+    """A module, its shell, and what the module held when the shell was last brought up to date."""
+
+    path: str
+    module: nn.Module
+    shell: nn.Module
+    held: dict[str, Any]
+    empty: list[Any]  # containers among it, most of them for hooks
+    filled: list[tuple[str, Any, list[Any]]]
+
+    @staticmethod
+    def of(path: str, module: nn.Module, made: nn.Module) -> "_Pair":
+        containers = [(n, v) for n, v in module.__dict__.items() if type(v) in _CONTAINERS and n not in _SHARED]
+        empty = [value for _, value in containers if not value]
+        filled = [(name, value, _entries(value)) for name, value in containers if value]
+        return _Pair(path, module, made, dict(module.__dict__), empty, filled)
+
+    def changed(self) -> set[str]:
+        """Name the attributes that are others now, or hold others."""
+        held = self.module.__dict__
+        if (
+            len(held) == len(self.held)
+            and all(map(operator.is_, held.values(), self.held.values()))
+            and not any(self.empty)
+            and all(_is_same(_entries(value), before) for _, value, before in self.filled)
+        ):
+            return set()
+        names = {name for name in held.keys() | self.held.keys() if held.get(name) is not self.held.get(name)}
+        names |= {name for name, value in held.items() if any(value is one for one in self.empty if one)}
+        return names | {name for name, value, before in self.filled if not _is_same(_entries(value), before)}
+
+
+def _entries(container: Any) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+def _is_same(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+class Follower:
+    """A shell that follows its model: an attribute or a mode changed on the model is changed on the shell.
+
+    The last change wins: a mode set on the shell stays until the model's own is set again.
+
+    Attributes:
+        root: The shell of the root.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._copier = _Copier(model, None)
+        self.root = self._copier.root(model)
+        self._pairs = [_Pair.of(*entry) for entry in self._copier.made.values()]
+
+    def follow(self, paths: Collection[str] | None = None) -> set[str]:
+        """Bring the shell up to date; name the attributes that have changed ("_modules": a module itself).
+
+        Args:
+            paths: Look at these modules only.
+        """
+        changed: set[str] = set()
+        for at, pair in enumerate(self._pairs):
+            if (paths is None or pair.path in paths) and (names := pair.changed()):
+                self._update(pair, names)
+                self._pairs[at] = _Pair.of(pair.path, pair.module, pair.shell)
+                changed |= names
+        return changed
+
+    def _update(self, pair: _Pair, names: set[str]) -> None:
+        for name in names - {"_modules", "_compiled_call_impl"}:
+            if name in pair.module.__dict__:
+                value = self._copier.attribute(name, pair.module.__dict__[name], pair.path)
+                pair.shell.__dict__[name] = value
+            else:
+                pair.shell.__dict__.pop(name, None)
+
+
+class Scripted(nn.Module):
+    """Stands for a scripted module in a shell, so that its calls are seen: each is one operation."""
+
+    def __init__(self, scripted: nn.Module) -> None:
+        super().__init__()
+        self.scripted = scripted
+        self.training = scripted.training
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what the scripted module has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("scripted"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the scripted module; a function mode sees one call."""
+        run = self.scripted.__call__
+        if _get_current_function_mode() is None:
+            return run(*args, **kwargs)
+        with _pop_mode_temporarily() as mode:
+            return mode.__torch_function__(run, (), args, kwargs)
 
 
 class _Copier:
     def __init__(self, model: nn.Module, tensors: Callable[[Tensor], Tensor] | None) -> None:
         self._tensors = tensors
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._made: dict[int, nn.Module] = {}
+        self._scripted: dict[int, Scripted] = {}
+        self.made: dict[int, tuple[str, nn.Module, nn.Module]] = {}
+
+    def root(self, model: nn.Module) -> nn.Module:
+        made = self.module(model, "")
+        call = made.__dict__.get("_compiled_call_impl")
+        if isinstance(call, _Call):
+            call.tree = [shell for _, _, shell in self.made.values()]
+        return made
 
     def module(self, module: nn.Module, path: str) -> nn.Module:
-        if type(module).__name__ == "OptimizedModule":
-            module = cast(nn.Module, module._orig_mod)  # torch.compile's wrapper hides what runs
+        while (kind := _wraps(module)) is not None:
+            path = _join(self._names.get(id(module), path), kind)
+            module = getattr(module, kind)
         if isinstance(module, torch.jit.ScriptModule):
-            return module  # compiled code has no Python tree to copy
+            return self._script(module, path)
         if getattr(type(module), "has_shell", False):
             return module  # a half of another split: it runs on a shell of its own
-        if id(module) in self._made:
-            return self._made[id(module)]
+        if id(module) in self.made:
+            return self.made[id(module)][2]
         path = self._names.get(id(module), path)
-        made = self._made[id(module)] = object.__new__(type(module))
+        made = object.__new__(type(module))
+        self.made[id(module)] = path, module, made
         for name, value in module.__dict__.items():
-            if name in {"_parameters", "_buffers"}:
-                made.__dict__[name] = value if self._tensors is None else self._own(value)
-            elif name == "_modules":
-                made.__dict__[name] = {key: self._value(child, _join(path, key)) for key, child in value.items()}
-            else:
-                made.__dict__[name] = self._value(value, _join(path, name))
+            made.__dict__[name] = self.attribute(name, value, path)
         made.__dict__["_compiled_call_impl"] = _Call(made, path)
         return made
+
+    def attribute(self, name: str, value: Any, path: str) -> Any:
+        """Give what the shell of the module at `path` holds under a name."""
+        if type(value) in _ATOMS:
+            return value
+        if name in {"_parameters", "_buffers"}:
+            return value if self._tensors is None else self._own(value)
+        if name == "_modules":
+            return {key: self._value(child, _join(path, key)) for key, child in value.items()}
+        return self._value(value, _join(path, name))
+
+    def _script(self, module: nn.Module, path: str) -> nn.Module:
+        if id(module) not in self._scripted:
+            self._scripted[id(module)] = made = Scripted(module)
+            made.__dict__["_compiled_call_impl"] = _Call(made, self._names.get(id(module), path))
+        return self._scripted[id(module)]
 
     def _own(self, named: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
         assert self._tensors is not None
         return {name: tensor if tensor is None else self._tensors(tensor) for name, tensor in named.items()}
 
     def _value(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind in _ATOMS:
+            return value
+        if kind in (dict, OrderedDict):
+            return kind((key, self._value(item, _join(path, str(key)))) for key, item in value.items())
+        if kind in (list, tuple, set):
+            return kind(self._value(item, f"{path}[{at}]") for at, item in enumerate(value))
         if isinstance(value, Tensor):
             return value if self._tensors is None else self._tensors(value)
         if isinstance(value, nn.Module):
             return self.module(value, path)
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__, path))
-        if type(value) is functools.partial:
+        if kind is functools.partial:
             parts = self._value([value.func, list(value.args), value.keywords], path)
             return functools.partial(parts[0], *parts[1], **parts[2])
-        if type(value) is defaultdict:
+        if kind is types.FunctionType and value.__closure__:
+            return self._function(value, path)
+        if kind is defaultdict:
             return defaultdict(value.default_factory, self._value(dict(value), path))
-        if type(value) in (dict, OrderedDict):
-            return type(value)((key, self._value(item, _join(path, str(key)))) for key, item in value.items())
-        if type(value) in (list, tuple, set):
-            return type(value)(self._value(item, f"{path}[{at}]") for at, item in enumerate(value))
         return value
+
+    def _function(self, function: types.FunctionType, path: str) -> types.FunctionType:
+        """Let a function that was made around the model's modules see those of the shell."""
+        cells = function.__closure__ or ()
+        held = [cell.cell_contents if _is_filled(cell) else None for cell in cells]
+        if not any(isinstance(value, nn.Module) and id(value) in self._names for value in held):
+            return function
+        closure = tuple(
+            types.CellType(self._value(value, path)) if isinstance(value, nn.Module) else cell
+            for cell, value in zip(cells, held, strict=True)
+        )
+        made = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+        )
+        made.__kwdefaults__ = function.__kwdefaults__
+        made.__dict__.update(function.__dict__)
+        return made
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False  # not assigned yet
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _wraps(module: nn.Module) -> str | None:
+    """Name the attribute in which a wrapper of torch's holds its model."""
+    return _WRAPPERS.get(type(module).__name__) if type(module).__module__.startswith("torch.") else None

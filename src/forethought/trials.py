@@ -1,15 +1,14 @@
-"""Trial runs of a model: record it on an example and small variations of it, and check what the record promises.
+"""Trial runs of a model: record it on small variations of an example, and check what the record promises.
 
-Trials run on shells of the model, with buffers and random state put back afterwards.
+Trials run on a shell of the model, with buffers and random state put back afterwards. They are few and small: a model
+is recorded on two samples and on three, and both halves run once on the three.
 """
 
-import random
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,100 +22,193 @@ from forethought.errors import (
     SplitError,
 )
 from forethought.frontier import Recorder
+from forethought.head_run import HeadRun, placeholders_for
 from forethought.identity import Digest
-from forethought.plan import Plan, far_batch, make_plan
+from forethought.plan import Plan, make_plan
 from forethought.recording import Position, Recording
-from forethought.runs import Finished, HeadRun, TrunkRun, placeholders_for
 from forethought.shell import active, shell
+from forethought.trunk_run import Finished, TrunkRun
+from forethought.untouched import State, is_same, untouched
 
-_HELD_ELSEWHERE = ("_parameters", "_modules")
-
-
-def record_plan(model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-    """Record a model on small variations of its inputs and join what was seen."""
-    inputs = inputs_of(args, kwargs)
-    batch = batch_of(inputs)
-    example = _resized(inputs, batch, max(batch, 2))
-    try:
-        return _joined(model, at, (args, kwargs), example, max(batch, 2))
-    except NothingFrozenError:
-        raise
-    except ForethoughtError:
-        if batch >= 2:
-            raise
-    except Exception:
-        if batch >= 2:
-            raise
-    return _joined(model, at, (args, kwargs), inputs, batch)  # a model that takes one sample at a time
+_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_FEW = 2  # samples that show which axis is the batch, together with one more
+_FAR = 5  # samples from which sizes that do not grow evenly stand out; recorded where the example is no smaller
 
 
-def _joined(model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int) -> Plan:
-    try:
-        return _compared(model, at, given, example, batch, other=_varied(_rolled(example, batch), batch))
-    except ReplayDriftError:
-        # Other rows may take another path, which is no fault as long as each batch is seen to take the recorded one.
-        return _compared(model, at, given, example, batch, other=_rolled(example, batch))
-
-
-def _compared(
-    model: nn.Module, at: Sequence[str], given: Any, example: list[Tensor], batch: int, other: list[Tensor]
+def record_plan(
+    model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False
 ) -> Plan:
-    """Record a model on an example, on other values of its shape, and on more samples."""
-    arguments = nesting.outline(given, Position)
-    kept: list[bool] = []
+    """Record a model on small variations of its inputs, join what was seen, and check it.
 
-    def record(tensors: list[Tensor]) -> Recording:
-        body = shell(model)
-        before = _state_of(body)
-        with torch.inference_mode(False), _untouched(body), eagerly():
-            args, kwargs = nesting.replace(arguments, lambda position: tensors[position.at].clone(), Position)
-            recording = Recorder(body, at).record(args, kwargs)
-            kept.append(_state_of(body) != before)
-            return recording
-
-    first, second = record(example), record(other)
-    larger = far = None
-    try:
-        if batch:
-            larger = record(_resized(_rolled(example, batch), batch, batch + 1))
-            far = record(_resized(_rolled(example, batch), batch, far_batch(batch)))
-    except ForethoughtError:
-        raise
-    except Exception:  # whatever the model says of a batch that it cannot take
-        larger = far = None
-    return make_plan(first, second, larger, far, arguments, batch, keeps_state=any(kept))
+    Args:
+        model: The model; it is not changed.
+        at: Paths of modules at which to cut.
+        args: Example inputs.
+        kwargs: Example keyword inputs.
+        as_given: Record the path of this very batch, not of its first samples.
+    """
+    trials = _Trials(model, at, args, kwargs)
+    if not as_given:
+        try:
+            return trials.quick()
+        except NothingFrozenError:
+            raise
+        except Exception:
+            pass
+    return trials.thorough()
 
 
-def check_plan(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Compare both halves with the whole model, on rows in another order and one more of them."""
-    inputs = inputs_of(args, kwargs)
-    batch = batch_of(inputs)
-    inputs = _rolled(_resized(inputs, batch, plan.batch), plan.batch)
-    size = plan.batch
-    if plan.larger is not None:
-        inputs, size = _resized(inputs, plan.batch, plan.batch + 1), plan.batch + 1
+class _Trials:
+    """Runs one model on variations of one example."""
 
-    def run(halves: bool) -> list[Tensor]:
-        body = shell(model)
-        with torch.inference_mode(False), _untouched(body), eagerly():
-            args, kwargs = nesting.replace(plan.arguments, lambda position: inputs[position.at].clone(), Position)
-            if not halves:
-                return nesting.tensors(body(*args, **kwargs))
-            values = run_trunk(body, plan, args, kwargs)
-            return nesting.tensors(run_head(shell(model), plan, values, size))
+    def __init__(self, model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._model = model
+        self._at = at
+        self._inputs = inputs_of(args, kwargs)
+        self._batch = batch_of(self._inputs)
+        self._arguments = nesting.outline((args, kwargs), Position)
+        self._body: nn.Module | None = None
+        self._keeps_state = False
+        self._writes: set[str] = set()
 
-    whole, joined = run(halves=False), run(halves=True)
-    if _all_same(whole, joined):
-        return
-    if not _all_same(whole, run(halves=False)):
+    def quick(self) -> Plan:
+        """Record two samples and three, in varied order.
+
+        Raises:
+            ShapeError: a size does not simply grow with the batch: record more.
+        """
+        few = _resized(self._inputs, self._batch, _FEW)
+        sizes = [_FEW, _FEW + 1] if self._batch < 2 * _FEW else [_FEW, _FEW + 1, _FAR]
+        for vary in (_varied, _rolled):
+            runs = [few] + [_resized(vary(few, _FEW), _FEW, size) for size in sizes[1:]]
+            try:
+                recordings = [self._record(inputs) for inputs in runs]
+                plan = make_plan(recordings, sizes, self._arguments)
+            except ReplayDriftError:
+                # Other rows may take another path, which is no fault as long as each batch is seen to take its own.
+                if vary is _rolled:
+                    raise
+                continue
+            if not plan.is_even:
+                break
+            self._check(plan, runs[1], sizes[1], recordings[1].outputs)
+            return plan
+        raise ReplayDriftError("expected sizes that are the same or grow with the batch, got others")
+
+    def thorough(self) -> Plan:
+        """Record the whole example, other values of its shapes, one sample more, and about twice as many."""
+        batch = max(self._batch, _FEW)
+        example = _resized(self._inputs, self._batch, batch)
+        try:
+            return self._thorough(example, batch)
+        except NothingFrozenError:
+            raise
+        except ForethoughtError:
+            if self._batch >= _FEW:
+                raise
+        except Exception:
+            if self._batch >= _FEW:
+                raise
+        return self._thorough(self._inputs, self._batch)  # a model that takes one sample at a time
+
+    def _thorough(self, example: list[Tensor], batch: int) -> Plan:
+        rolled = _rolled(example, batch)
+        try:
+            return self._compared(example, _varied(rolled, batch), batch)
+        except ReplayDriftError:
+            return self._compared(example, rolled, batch)
+
+    def _compared(self, example: list[Tensor], other: list[Tensor], batch: int) -> Plan:
+        runs, sizes = [example, other], [batch, batch]
+        recordings = [self._record(inputs) for inputs in runs]
+        for more in (batch + 1, 2 * batch + 3, 2 * batch, 3 * batch) if batch else ():
+            if len(runs) == 4:
+                break
+            try:
+                inputs = _resized(_rolled(example, batch), batch, more)
+                recordings.append(self._record(inputs))
+            except ForethoughtError:
+                raise
+            except Exception:
+                continue
+            runs.append(inputs)
+            sizes.append(more)
+        plan = make_plan(recordings, sizes, self._arguments)
+        at = 2 if len(runs) > 2 else 1
+        self._check(plan, runs[at], sizes[at])
+        return plan
+
+    def _record(self, tensors: list[Tensor]) -> Recording:
+        body = self._fresh()
+        before = State(body)
+        with torch.inference_mode(False), untouched(body), eagerly():
+            args, kwargs = self._filled(tensors)
+            recording = Recorder(body, self._at).record(args, kwargs)
+        self._note_state(before)
+        return recording
+
+    def _check(self, plan: Plan, inputs: list[Tensor], batch: int, recorded: list[Tensor] | None = None) -> None:
+        """Compare both halves with the whole model, or with what it gave when it was recorded.
+
+        Raises:
+            ReplayDriftError: they differ.
+        """
+        plan.keeps_state, plan.writes = self._keeps_state, self._writes
+        joined = self._joined(plan, inputs, batch)
+        if recorded is not None and not self._has_fast_path() and _all_same(recorded, joined):
+            return
+        whole = self._whole(inputs)
+        if _all_same(whole, joined):
+            return
+        if self._keeps_state and not plan.keeps_state:
+            plan.keeps_state = True  # the trunk, which stops early, leaves something behind that the whole run does not
+            if _all_same(whole, self._joined(plan, inputs, batch)):
+                return
+        name = type(self._model).__name__
+        if not _all_same(whole, self._whole(inputs)):
+            raise ReplayDriftError(
+                f"Cannot split {name}: expected it to equal itself on the same input and random state, got two "
+                "outputs. It keeps a state, or draws numbers where torch does not see. Try model.eval() first."
+            )
         raise ReplayDriftError(
-            f"Cannot split {type(model).__name__}: expected it to equal itself on the same input and random state, got "
-            "two outputs. It keeps a state, or draws numbers where torch does not see. Try model.eval() first."
+            f"Cannot split {name}: expected head(trunk(x)) to equal model(x), got a difference. A value reached the "
+            "head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
         )
-    raise ReplayDriftError(
-        f"Cannot split {type(model).__name__}: expected head(trunk(x)) to equal model(x), got a difference. "
-        "A value reached the head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
-    )
+
+    def _whole(self, inputs: list[Tensor]) -> list[Tensor]:
+        body = self._fresh()
+        with torch.inference_mode(False), untouched(body), eagerly():
+            args, kwargs = self._filled(inputs)
+            return nesting.tensors(body(*args, **kwargs))
+
+    def _joined(self, plan: Plan, inputs: list[Tensor], batch: int) -> list[Tensor]:
+        body = self._fresh()
+        before = State(body)
+        with torch.inference_mode(False), untouched(body), eagerly():
+            args, kwargs = self._filled(inputs)
+            values = run_trunk(body, plan, args, kwargs)
+            self._note_state(before)
+            plan.keeps_state = plan.keeps_state or self._keeps_state
+            return nesting.tensors(run_head(self._fresh(), plan, values, batch))
+
+    def _has_fast_path(self) -> bool:
+        """Say whether torch may choose another kernel for a module when nobody watches."""
+        return any(isinstance(module, _FAST) for module in self._model.modules())
+
+    def _fresh(self) -> nn.Module:
+        if self._body is None:
+            self._body = shell(self._model)
+        return self._body
+
+    def _note_state(self, before: State) -> None:
+        changed = before.changed()
+        if changed:
+            self._keeps_state = True
+            self._writes |= changed
+            self._body = None
+
+    def _filled(self, tensors: list[Tensor]) -> Any:
+        return nesting.replace(self._arguments, lambda position: tensors[position.at].clone(), Position)
 
 
 def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -152,56 +244,9 @@ def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int
     return run.output(result)
 
 
-def _state_of(body: nn.Module) -> list[Any]:
-    """Tell what the modules of a shell hold beside tensors in place: attributes, and what lies in containers."""
-    return [
-        (name, id(value), [id(part) for part in nesting.parts(value)] if isinstance(value, list | dict | set) else None)
-        for module in body.modules()
-        for name, value in vars(module).items()
-        if name not in _HELD_ELSEWHERE
-    ]
-
-
 def eagerly() -> AbstractContextManager[Any]:
     """Run functions that `torch.compile` decorates as they are written. Where nothing compiles, this costs nothing."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-class _untouched:  # noqa: N801  (a context manager, read as an adjective)
-    """Put back what a trial run may write into, and every random state. Inside, chance begins anew.
-
-    Modules share their dictionaries of buffers with the model, so these are put back, too.
-    """
-
-    def __init__(self, body: nn.Module) -> None:
-        modules = [module for module in body.modules() if not isinstance(module, torch.jit.ScriptModule)]
-        self._dictionaries = [(held, dict(held)) for m in modules for held in (m._buffers, m._parameters)]
-        held = [value for m in modules for name, value in vars(m).items() if name not in _HELD_ELSEWHERE]
-        self._tensors = [(t, t.detach().clone()) for t in {id(t): t for t in nesting.tensors(held)}.values()]
-        self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
-        self._random = torch.random.fork_rng(self._devices)
-
-    def __enter__(self) -> None:
-        self._states = (random.getstate(), np.random.get_state())
-        self._random.__enter__()
-        torch.default_generator.manual_seed(0)
-        for device in self._devices:
-            torch.cuda.default_generators[device].manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-
-    def __exit__(self, *error: Any) -> None:
-        random.setstate(self._states[0])
-        np.random.set_state(self._states[1])
-        self._random.__exit__(*error)
-        for held, before in self._dictionaries:
-            if list(held) != list(before) or any(held[name] is not before[name] for name in held):
-                held.clear()
-                held.update(before)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for tensor, was in self._tensors:
-                if not _is_same(tensor, was):
-                    tensor.copy_(was)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -273,9 +318,4 @@ def _order(tensor: Tensor) -> bool:
 
 
 def _all_same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(_is_same(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    """Compare two tensors, not-a-number equal to itself."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+    return len(a) == len(b) and all(is_same(x, y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,230 @@
+"""Running the half of a model that trains: its own Python is the program, and a plan says what to leave out.
+
+Whatever the frozen half would have computed is a placeholder: a tensor with shape, strides, dtype and device, and
+nothing else. Reading its values is an error, never a number. Stored tensors are put in where they are first needed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from forethought import nesting
+from forethought.errors import InvisibleOperationError, ReplayDriftError
+from forethought.forms import Form
+from forethought.levels import Level, aside, filled
+from forethought.operations import Function, func_name, is_about, is_turned, shape_only
+from forethought.placeholder import Placeholder, run_on
+from forethought.plan import OperationStep, Plan, Step, frozen_branch
+from forethought.recording import Label, Made, Operation, Value
+
+_SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "is_same_size"}
+
+
+def placeholders_for(plan: Plan, batch: int) -> tuple[Any, Any]:
+    """Make the arguments of the model with placeholders for the input tensors."""
+    made = [Placeholder(made.value, form, batch) for made, form in plan.inputs]
+    args, kwargs = filled(plan.arguments, made)
+    return args, kwargs
+
+
+class HeadRun(TorchFunctionMode):
+    """Runs what trains, with the stored tensors put in where they cross the frontier.
+
+    Args:
+        plan: The recorded path.
+        values: The frontier's tensors.
+        batch: How many samples they hold.
+    """
+
+    def __init__(self, plan: Plan, values: tuple[Tensor, ...], batch: int) -> None:
+        super().__init__()
+        self._plan = plan
+        self._values = values
+        self._batch = batch
+        self._level = Level(plan.root)
+        self._begun = False
+        self._inside = False  # a call that meets nothing frozen: nothing to watch
+        self._shadows: dict[int, tuple[Tensor, Placeholder]] = {}  # real constants that frozen code wrote into
+        self._hollow: dict[int, Tensor] = {}  # their memories: other views of them hold no values either
+
+    def output(self, result: Any) -> Any:
+        """Put stored tensors in the place of placeholders in the model's output."""
+        return nesting.replace(result, self._resolved)
+
+    def _resolved(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._shadows:
+            tensor = self._shadows[id(tensor)][1]
+        if not isinstance(tensor, Placeholder):
+            return tensor
+        if tensor.bound is not None:
+            return tensor.bound
+        crossing = self._plan.output_crossing.get(tensor.value) if tensor.value else None
+        if crossing is None:
+            raise ReplayDriftError("Cannot replay the output: expected the frozen values recorded in it, got others.")
+        return self._values[crossing]
+
+    def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer the call of one module: a whole frozen one is not run."""
+        if self._inside:
+            return module._call_impl(*args, **kwargs)
+        outside = self._level
+        step = outside.child(path) if self._begun else self._plan.root
+        self._begun = True
+        if step is None:
+            return module._call_impl(*args, **kwargs)
+        if step.whole is not None:
+            with torch._C.DisableTorchFunction():
+                leaves = nesting.tensors((args, kwargs)) if step.whole.needs_arguments else []
+                return self._given(step.whole, leaves)
+        if step.binds is not None:
+            return self._unwatched(step.binds, module, args, kwargs)
+        self._level = Level(step)
+        try:
+            return module._call_impl(*args, **kwargs)
+        finally:
+            self._level = outside
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation, or give placeholders for what is frozen."""
+        kwargs = kwargs or {}
+        if not self._concerns(args) and not self._concerns(kwargs.values()):
+            return func(*args, **kwargs)
+        if is_about(func, args, kwargs):
+            return self._about(func, args, kwargs)
+        leaves = [self._current(tensor) for tensor in nesting.tensors((args, kwargs))]
+        hollow = shape_only(func)
+        touches = any(isinstance(leaf, Placeholder) for at, leaf in enumerate(leaves) if at != hollow)
+        if not touches:
+            return run_on(func, args, kwargs, leaves, hollow)
+        step = self._level.next_meeting(func)
+        op = step.operation
+        if is_turned(func, op.func) and _fits(op, leaves[::-1]) and not _fits(op, leaves):
+            func, args, leaves = op.func, args[::-1], leaves[::-1]
+        for at, read in enumerate(op.reads):
+            leaf = leaves[at]
+            if not isinstance(leaf, Placeholder) or at == hollow or (leaf.is_mixed and read.seen is not None):
+                continue
+            if leaf.value != read.value:
+                raise ReplayDriftError(f"Cannot replay {op}: expected another frozen value there.")
+        if op.label is Label.FROZEN and not op.in_head:
+            if op.reads_values:
+                raise frozen_branch(op)
+            given = self._given(step, leaves)
+            return iter(given) if func_name(func) == "__iter__" else given
+        return self._crossed(step, func, args, kwargs, leaves)
+
+    def _about(self, func: Function, args: Any, kwargs: Any) -> Any:
+        """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""
+        asks = getattr(getattr(func, "__self__", None), "__name__", func_name(func))
+        if asks in _SIZES and any(
+            isinstance(t, Placeholder) and t.is_unshaped for t in nesting.tensors((args, kwargs))
+        ):
+            raise InvisibleOperationError(
+                "Cannot replay: expected shapes that do not depend on values, got one that does "
+                f"in '{self._level.step.path or 'the forward'}'. "
+                "Cut after it: ft.split(model, x, at=<a later module>)"
+            )
+        return func(*args, **kwargs)
+
+    def _unwatched(self, binds: dict[Value, int], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a call that meets nothing frozen but its own arguments: given those, nothing there needs watching."""
+
+        def given(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            tensor = self._current(value)
+            crossing = binds.get(tensor.value) if isinstance(tensor, Placeholder) and tensor.value else None
+            return tensor if crossing is None else self._values[crossing]
+
+        args = [given(value) for value in args]
+        kwargs = {name: given(value) for name, value in kwargs.items()}
+        self._inside = True
+        try:
+            with aside(self):
+                return module._call_impl(*args, **kwargs)
+        finally:
+            self._inside = False
+
+    def _concerns(self, values: Any) -> bool:
+        """Say whether a placeholder is among the arguments."""
+        for value in values:
+            kind = type(value)
+            if kind is Placeholder or (self._shadows and isinstance(value, Tensor) and self._is_hollow(value)):
+                return True
+            if kind in (list, tuple) and self._concerns(value):
+                return True
+            if kind is slice and self._concerns((value.start, value.stop, value.step)):
+                return True
+            if kind is dict and self._concerns(value.values()):
+                return True
+        return False
+
+    def _is_hollow(self, tensor: Tensor) -> bool:
+        """Say whether frozen code would have written into this real tensor, or into its memory."""
+        return id(tensor) in self._shadows or _memory(tensor) in self._hollow
+
+    def _current(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._shadows:
+            tensor = self._shadows[id(tensor)][1]
+        elif self._hollow and not isinstance(tensor, Placeholder) and _memory(tensor) in self._hollow:
+            tensor = Placeholder.like(tensor)
+        if isinstance(tensor, Placeholder) and tensor.bound is not None:
+            return tensor.bound
+        return tensor
+
+    def _crossed(self, step: OperationStep, func: Function, args: Any, kwargs: Any, leaves: list[Tensor]) -> Any:
+        """Run an operation at the frontier on the stored tensors."""
+        real = list(leaves)
+        for at, crossing in step.operation.crossing.items():
+            real[at] = self._values[crossing]
+            if at in step.changed:  # written in place: the stored tensor must stay as it is
+                real[at] = real[at].clone()
+                leaves[at].bound = real[at]  # type: ignore[attr-defined]
+        return run_on(func, args, kwargs, real, shape_only(func))
+
+    def _given(self, step: Step, leaves: list[Tensor]) -> Any:
+        """Give what a frozen step would have given, and mark what it would have written into."""
+        for at, (made, form) in step.changed.items():
+            self._rename(leaves[at], made, form)
+        results: list[Tensor] = []
+        for made, form in step.made:
+            if made.argument is not None:
+                results.append(leaves[made.argument])
+            else:
+                results.append(self._placeholder(made, form))
+        return filled(step.result, results)
+
+    def _placeholder(self, made: Made, form: Form) -> Placeholder:
+        if form.is_steady:
+            return Placeholder(made.value, form, self._batch)
+        crossing = self._plan.crossing_of(made.value)
+        if crossing is not None:  # its shape depends on values, but they are here
+            return Placeholder.like(self._values[crossing], made.value)
+        placeholder = Placeholder(made.value, form, self._batch)
+        placeholder.is_unshaped = True
+        return placeholder
+
+    def _rename(self, tensor: Tensor, made: Made, form: Form) -> None:
+        if isinstance(tensor, Placeholder):
+            tensor.value = made.value
+        else:
+            self._shadows[id(tensor)] = (tensor, Placeholder(made.value, form, self._batch))
+            self._hollow[_memory(tensor)] = tensor
+
+
+def _fits(op: Operation, leaves: list[Tensor]) -> bool:
+    """Say whether the placeholders are where the operation read frozen values."""
+    return all(
+        leaf.value == read.value
+        for leaf, read in zip(leaves, op.reads, strict=False)
+        if isinstance(leaf, Placeholder) and not leaf.is_mixed
+    )
+
+
+def _memory(tensor: Tensor) -> int:
+    with torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

@@ -1,0 +1,76 @@
+"""Following the model's own calls along a plan, one level at a time: what both halves' runs share."""
+
+from typing import Any
+
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from forethought import nesting
+from forethought.errors import ReplayDriftError
+from forethought.operations import Function, is_turned, name_of
+from forethought.plan import CallStep, OperationStep
+from forethought.recording import Position
+
+
+class Level:
+    """Where a run is in one level of the plan."""
+
+    __slots__ = ("counts", "met", "step", "touched", "trained")
+
+    def __init__(self, step: CallStep) -> None:
+        self.step = step
+        self.counts: dict[str, int] = {}
+        self.touched = 0
+        self.met = 0
+        self.trained = 0
+
+    def child(self, path: str) -> CallStep | None:
+        index = self.counts.get(path, 0)
+        self.counts[path] = index + 1
+        return self.step.children.get((path, index))
+
+    def next_touching(self, func: Function) -> OperationStep:
+        step = self._at(self.step.touching, self.touched, func)
+        self.touched += 1
+        return step
+
+    def next_meeting(self, func: Function) -> OperationStep:
+        step = self._at(self.step.meeting, self.met, func)
+        self.met += 1
+        return step
+
+    def next_trainable(self, func: Function) -> OperationStep:
+        step = self._at(self.step.trainable, self.trained, func)
+        self.trained += 1
+        return step
+
+    def _at(self, steps: list[OperationStep], at: int, func: Function) -> OperationStep:
+        if at < len(steps) and (steps[at].operation.func == func or is_turned(func, steps[at].operation.func)):
+            return steps[at]
+        expected = str(steps[at].operation) if at < len(steps) else "no further operation on frozen values"
+        raise ReplayDriftError(
+            f"Cannot replay '{self.step.path or 'the forward'}': expected {expected}, got {name_of(func)}. "
+            "The forward took another path than when it was split; split it in the mode and form in which it runs."
+        )
+
+
+def filled(template: Any, made: list[Any]) -> Any:
+    """Put tensors into a template at their positions."""
+    if type(template) is Position:
+        return made[template.at]
+    return nesting.replace(template, lambda position: made[position.at], Position)
+
+
+class aside:  # noqa: N801  (a context manager, read as a clause)
+    """Take a mode off its stack: what runs meanwhile is what runs without it, torch's own fast paths included."""
+
+    def __init__(self, mode: TorchFunctionMode) -> None:
+        self._mode = mode
+        self._is_top = _get_current_function_mode() is mode
+
+    def __enter__(self) -> None:
+        if self._is_top:
+            self._mode.__exit__(None, None, None)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_top:
+            self._mode.__enter__()

@@ -1,0 +1,92 @@
+"""What a run of a model may leave behind: seen, and put back."""
+
+import operator
+import random
+from collections import OrderedDict, deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forethought import nesting
+from forethought.shell import modules_of
+
+_ABSENT = object()
+_HELD_ELSEWHERE = ("_parameters", "_modules")
+_CONTAINERS = (dict, OrderedDict, list, set, deque)
+
+
+class State:
+    """What the modules of a shell hold beside tensors in place: attributes, and what lies in containers."""
+
+    def __init__(self, body: nn.Module) -> None:
+        self._held = [(vars(module), dict(vars(module))) for module in modules_of(body)]
+        self._inside = [
+            (name, value, _entries(value))
+            for _, held in self._held
+            for name, value in held.items()
+            if type(value) in _CONTAINERS and name not in _HELD_ELSEWHERE
+        ]
+
+    def changed(self) -> set[str]:
+        """Name the attributes that are not what they were."""
+        names = {name for now, before in self._held for name in _differing(now, before)}
+        for name, value, before in self._inside:
+            now = _entries(value)
+            if len(now) != len(before) or not all(a is b for a, b in zip(now, before, strict=True)):
+                names.add(name)
+        return names
+
+
+def _entries(container: Any) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+def _differing(now: dict[str, Any], before: dict[str, Any]) -> set[str]:
+    if len(now) == len(before) and all(map(operator.is_, now.values(), before.values())):
+        return set()
+    names = now.keys() | before.keys()
+    return {name for name in names if name not in _HELD_ELSEWHERE and now.get(name, _ABSENT) is not before.get(name)}
+
+
+class untouched:  # noqa: N801  (a context manager, read as an adjective)
+    """Put back what a trial run may write into, and every random state. Inside, chance begins anew.
+
+    Modules share their dictionaries of buffers with the model, so these are put back, too.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        modules = modules_of(body)
+        self._dictionaries = [(held, dict(held)) for m in modules for held in (m._buffers, m._parameters)]
+        held = [value for m in modules for name, value in vars(m).items() if name not in _HELD_ELSEWHERE]
+        self._tensors = [(t, t.detach().clone()) for t in {id(t): t for t in nesting.tensors(held)}.values()]
+        self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
+        self._random = torch.random.fork_rng(self._devices)
+
+    def __enter__(self) -> None:
+        self._states = (random.getstate(), np.random.get_state())
+        self._random.__enter__()
+        torch.default_generator.manual_seed(0)
+        for device in self._devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+
+    def __exit__(self, *error: Any) -> None:
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])
+        self._random.__exit__(*error)
+        for held, before in self._dictionaries:
+            if list(held) != list(before) or any(held[name] is not before[name] for name in held):
+                held.clear()
+                held.update(before)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for tensor, was in self._tensors:
+                if not is_same(tensor, was):
+                    tensor.copy_(was)
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors, not-a-number equal to itself."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
