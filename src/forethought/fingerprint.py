@@ -2,7 +2,8 @@
 
 The evidence is the recorded sequence of operations, with constants and weights by content. A comment, another head or
 a wrapper class around the model is no change; one bit of a weight, a buffer, a number in an argument is. Where
-operations cannot tell (Python read a value to decide), the module's code and state stand in.
+operations cannot tell (Python read a value to decide), the module's code and state stand in. docs/fingerprint.md says
+what is covered and what cannot be seen.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from forethought.errors import IdentityError
 from forethought.forms import linear_size
 from forethought.identity import Digest, numeric_state
-from forethought.operations import name_of
+from forethought.operations import code_of, name_of
 from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Value
+from forethought.sources import numerics_version
 
-VERSION = 1
+VERSION = 2
 
 
 def fingerprint_of(plan: Plan) -> str:
@@ -28,7 +29,7 @@ def fingerprint_of(plan: Plan) -> str:
         IdentityError: something that the frozen part reads does not show its content.
     """
     digest = Digest()
-    digest.add("forethought trunk", VERSION)
+    digest.add("forethought trunk", VERSION, numerics_version())
     digest.add(numeric_state(plan.frontier[0].form.device.type))
     for tensor in plan.frontier:
         digest.add(tensor.form.shape, str(tensor.dtype))
@@ -48,19 +49,6 @@ def model_key(model: nn.Module, at: tuple[str, ...], forms: Any, device: str) ->
     digest = Digest(skip=lambda tensor: id(tensor) in trains)
     digest.add("forethought model", VERSION, str(torch.__version__), at, repr(forms), numeric_state(device), model)
     return digest.hex()
-
-
-def structure_of(model: nn.Module) -> str | None:
-    """Identify a model's modules, attributes and code, without any tensor's values and without training modes.
-
-    Returns:
-        Hex; None if something in the model does not show its content.
-    """
-    digest = Digest(skip=lambda _: True, ignore=frozenset({"training"}))
-    try:
-        return digest.add(model).hex()
-    except IdentityError:
-        return None
 
 
 class _Writer:
@@ -124,7 +112,8 @@ class _Writer:
         return ((value, -1) for value in unit.inputs if value is not None)
 
     def _operation(self, op: Operation) -> None:
-        self._digest.add("operation", name_of(op.func))
+        self._digest.add("operation", name_of(op.func), code_of(op.func))
+        self._digest.add([str(made.dtype) for made in op.made])  # what an autocast region inside the forward changes
         larger = self._larger[op.ordinal].arguments if self._larger else op.arguments
         self._argument(op.arguments, larger)
         for read in op.reads:
@@ -157,7 +146,7 @@ class _Writer:
         """Write one argument; a whole number that grows with the batch is written as a * batch + c."""
         if isinstance(argument, Position):
             self._digest.add("tensor", argument.at)
-        elif isinstance(argument, torch.device):
+        elif isinstance(argument, torch.device) or (isinstance(argument, str) and _is_device(argument)):
             self._digest.add("device")  # where, not what
         elif isinstance(argument, slice):
             self._digest.add("slice")
@@ -168,7 +157,7 @@ class _Writer:
             for part, other in zip(_flat(argument), _flat(larger), strict=True):
                 self._argument(part, other)
         elif isinstance(argument, int) and not isinstance(argument, bool):
-            self._digest.add("size", linear_size(argument, larger, self._plan.batch))
+            self._digest.add("size", linear_size(argument, larger, self._plan.batch, self._plan.more))
         else:
             self._digest.add(argument)
 
@@ -176,6 +165,14 @@ class _Writer:
 def _place(call: Call, value: Value) -> int:
     places = [made.value for made in call.made] + [made.value for made in call.changed.values()]
     return places.index(value) if value in places else -1
+
+
+def _is_device(text: str) -> bool:
+    try:
+        torch.device(text)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _flat(argument: Any) -> list[Any]:

@@ -4,14 +4,15 @@ Everything is written with its type and length before its bytes, so that two dif
 image. What cannot be told from its content is an `IdentityError`, never a name or a number drawn at random.
 """
 
-import dis
 import enum
 import functools
 import logging
+import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import blake3
@@ -20,11 +21,23 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import IdentityError
+from forethought.sources import (
+    CLASS_BOOKKEEPING,
+    check_reach,
+    is_heap,
+    is_library,
+    is_python,
+    names,
+    qualified,
+    version,
+)
+from forethought.tensors import TensorHash, tensor_bytes
 
 KEY_BYTES = 16
 _SCALARS = {bool, int, float, complex, str}
 _NAMED_BY_STR = {torch.dtype, torch.layout, torch.memory_format, torch.device, range}
 _CONTAINERS = {dict, OrderedDict, defaultdict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size, object}
+_PLAIN = {dict, OrderedDict, list, tuple, torch.Size}
 _DESCRIPTORS = (
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
@@ -32,24 +45,14 @@ _DESCRIPTORS = (
     types.MemberDescriptorType,
     types.ClassMethodDescriptorType,
 )
-_CLASS_BOOKKEEPING = {
-    "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__abstractmethods__",
-    "_abc_impl", "__parameters__", "__orig_bases__", "__firstlineno__", "__static_attributes__", "__slots__",
-}  # fmt: skip
-_REACH_ANYWHERE = {"globals", "locals", "vars", "eval", "exec", "open", "__import__"}
-_OUTSIDE = {"environ", "getenv"}
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not by static C
-_LIBRARIES = (
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "timm",
-    "transformers",
-    "numpy",
-    "math",
-    "builtins",
-    "typing",
-)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A value that is being written."""
+
+    number: int  # among the values that are open, or that refer back to one
+    outermost: int  # depth of the outermost open value that something in it refers back to
 
 
 class Digest:
@@ -65,11 +68,16 @@ class Digest:
     """
 
     def __init__(self, skip: Callable[[Tensor], bool] = lambda _: False, ignore: frozenset[str] = frozenset()) -> None:
-        self._hash = blake3.blake3(max_threads=blake3.blake3.AUTO)
+        self._hash = blake3.blake3()
         self._skip = skip
         self._ignore = ignore | {"_compiled_call_impl", "_before_freeze"}
-        self._seen: dict[int, int] = {}
+        self._images: dict[int, bytes] = {}  # of values that refer to nothing outside themselves
+        self._open: list[_Open] = []
+        self._depths: dict[int, int] = {}  # of the open values
+        self._pending: dict[int, _Open] = {}  # written, but they refer to values that are still open
+        self._count = 0
         self._held: list[Any] = []  # keeps ids from being used again
+        self._hash_tensor = TensorHash()
 
     def add(self, *values: Any) -> "Digest":
         """Write values; returns itself.
@@ -82,7 +90,7 @@ class Digest:
                 self._add(value)
             except (RecursionError, NotImplementedError) as err:
                 raise IdentityError(
-                    f"Cannot establish the identity of a {_qualified(type(value))}: expected values of moderate depth "
+                    f"Cannot establish the identity of a {qualified(type(value))}: expected values of moderate depth "
                     f"on a real device, got {type(err).__name__}: {err}"
                 ) from err
         return self
@@ -91,9 +99,8 @@ class Digest:
         """The hash so far: 32 hexadecimal digits (128 bits)."""
         return self._hash.hexdigest()[: 2 * KEY_BYTES]
 
-    def _mark(self, kind: str, content: bytes | memoryview = b"") -> None:
-        self._hash.update(f"{kind}:{len(content)}:".encode())
-        self._hash.update(content)
+    def _mark(self, kind: str, content: bytes = b"") -> None:
+        self._hash.update(f"{kind}:{len(content)}:".encode() + content)
 
     def _add(self, value: Any) -> None:
         kind = type(value)
@@ -111,26 +118,73 @@ class Digest:
                 raise _unknown(value)
             self._mark(f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
         elif isinstance(value, enum.Enum):
-            self._mark("enum", f"{_qualified(kind)}.{value.name}".encode())
+            self._mark("enum", f"{qualified(kind)}.{value.name}".encode())
+            self.add(value.value)
         elif kind is slice:
             self._mark("slice")
             self.add(value.start, value.stop, value.step)
+        elif kind in _PLAIN and _is_flat(value):
+            self._content(value)
         else:
             self._once(value)
 
     def _tensor(self, tensor: Tensor) -> None:
-        kind = "" if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) else _qualified(type(tensor))
-        self._mark(f"tensor {kind}", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not self._skip(tensor):
-            self._mark("bytes", tensor_bytes(tensor))
+        if id(tensor) not in self._images:
+            kind = "" if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) else qualified(type(tensor))
+            head = f"{kind} {tensor.dtype} {tuple(tensor.shape)}:".encode()
+            self._images[id(tensor)] = self._hash_tensor(head, None if self._skip(tensor) else tensor)
+            self._held.append(tensor)
+        self._mark("tensor", self._images[id(tensor)])
 
     def _once(self, value: Any) -> None:
-        """Write something that may hold itself: the second time only its number."""
-        if id(value) in self._seen:
-            self._mark("seen", str(self._seen[id(value)]).encode())
-            return
-        self._seen[id(value)] = len(self._seen)
+        """Write the image of a value that may be met again, or hold itself.
+
+        What is met again has the image that it had, so that sharing does not matter. A value that refers back to one
+        that is still open has no image of its own until that one is closed: if met again before, it is named by its
+        number, counted from the value that it refers back to. So no image depends on where a value was met.
+        """
+        key = id(value)
+        if key in self._images:
+            self._mark("value", self._images[key])
+        elif key in self._depths:
+            self._mark("above", str(len(self._open) - self._depths[key]).encode())
+            self._refer(self._depths[key])
+        elif key in self._pending:
+            found = self._pending[key]
+            self._mark("again", str(found.number - self._open[found.outermost].number).encode())
+            self._refer(found.outermost)
+        else:
+            self._mark("value", self._written(value))
+
+    def _refer(self, depth: int) -> None:
+        self._open[-1].outermost = min(self._open[-1].outermost, depth)
+
+    def _written(self, value: Any) -> bytes:
+        """Write a value into a hash of its own."""
+        depth, key = len(self._open), id(value)
         self._held.append(value)
+        self._count += 1
+        frame = _Open(self._count, depth)
+        self._open.append(frame)
+        self._depths[key] = depth
+        outer, self._hash = self._hash, blake3.blake3()
+        self._content(value)
+        image = bytes(self._hash.digest())
+        self._hash = outer
+        self._open.pop()
+        del self._depths[key]
+        if frame.outermost < depth:
+            self._pending[key] = frame
+            self._refer(frame.outermost)
+            return image
+        self._images[key] = image
+        while self._pending and next(reversed(self._pending.values())).number > frame.number:
+            inner, one = self._pending.popitem()
+            self._images[inner] = bytes(blake3.blake3(image + str(one.number - frame.number).encode()).digest())
+        self._count = frame.number - 1
+        return image
+
+    def _content(self, value: Any) -> None:
         if isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, Mapping):
@@ -139,17 +193,17 @@ class Digest:
         elif isinstance(value, list | tuple):
             self._container(value, value)
         elif isinstance(value, set | frozenset):
-            self._container(value, sorted(Digest(self._skip).add(item).hex() for item in value))
+            self._container(value, sorted(Digest(self._skip, self._ignore).add(item).hex() for item in value))
         else:
             self._object(value)
 
     def _container(self, value: Any, parts: Sequence[Any]) -> None:
         """Write the parts of a container, and the attributes that a class of the user's may have added."""
         kind = type(value)
-        self._mark(f"container {_qualified(kind)}", str(len(parts)).encode())
+        self._mark(f"container {qualified(kind)}", str(len(parts)).encode())
         self.add(*parts)
         if kind not in _CONTAINERS:
-            if not all(base in _CONTAINERS or _is_python(base) for base in kind.__mro__):
+            if not all(base in _CONTAINERS or is_python(base) for base in kind.__mro__):
                 raise _unknown(value)
             self.add(kind, dict(vars(value)) if hasattr(value, "__dict__") else None)
 
@@ -183,12 +237,12 @@ class Digest:
             names = ("fget", "fset", "fdel", "func", "__func__")
             self.add([getattr(value, name) for name in names if hasattr(value, name)])
         elif hasattr(value, "__wrapped__") and callable(value):  # functools.cache and its kind
-            self._mark("wrapper", _qualified(type(value)).encode())
+            self._mark("wrapper", qualified(type(value)).encode())
             self.add(value.__wrapped__)
         elif type(value) is types.SimpleNamespace:
             self._mark("namespace")
             self.add(dict(vars(value)))
-        elif all(_is_python(base) for base in type(value).__mro__) and hasattr(value, "__dict__"):
+        elif all(is_python(base) for base in type(value).__mro__) and hasattr(value, "__dict__"):
             self._mark("object")
             slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ())]
             if set(slots) - {"__dict__", "__weakref__"}:
@@ -200,76 +254,64 @@ class Digest:
     def _module(self, module: nn.Module) -> None:
         self._mark("module")
         self.add(type(module))
+        hooks = {name: held for name, held in vars(module).items() if "_hooks" in name and isinstance(held, dict)}
+        order = {key: at for at, key in enumerate(sorted({key for held in hooks.values() for key in held}))}
         for name, value in sorted(vars(module).items()):
-            if name not in self._ignore:
+            if name in hooks:  # by numbers that count all hooks of the process
+                self.add(name, {order[key]: hook for key, hook in value.items()})
+            elif name not in self._ignore:
                 self.add(name, value)
         self.add([parameter.requires_grad for parameter in module.parameters(recurse=False)])
 
     def _class(self, cls: type) -> None:
         """Write a class by name and by all that it holds; what a library made, by the library's version."""
-        self._mark("class", _qualified(cls).encode())
+        self._mark("class", qualified(cls).encode())
         for base in cls.__mro__:
-            if not base.__flags__ & _HEAP_TYPE:
-                self._mark("builtin", _qualified(base).encode())
+            if not is_heap(base):
+                self._mark("builtin", qualified(base).encode())
                 continue
-            library = _is_library(base.__module__)
+            library = is_library(base.__module__)
             if library:
-                self._mark("library", f"{_qualified(base)} {_version(base.__module__)}".encode())
+                self._mark("library", f"{qualified(base)} {version(base.__module__)}".encode())
             for name, item in sorted(vars(base).items()):
                 if library:
-                    is_patched = isinstance(item, types.FunctionType) and not _is_library(item.__module__ or "")
+                    is_patched = isinstance(item, types.FunctionType) and not is_library(item.__module__)
                     if not is_patched:
                         continue
-                elif name in _CLASS_BOOKKEEPING:
+                elif name in CLASS_BOOKKEEPING:
                     continue
                 self.add(name, item)
 
     def _function(self, function: types.FunctionType) -> None:
-        self._mark("function", f"{function.__module__}.{function.__qualname__}".encode())
-        if _is_library(function.__module__ or ""):
-            self._mark("library", _version(function.__module__ or "").encode())
+        self._mark("function", qualified(function).encode())
+        if is_library(function.__module__):
+            self._mark("library", version(function.__module__).encode())
             return
         code = function.__code__
         has_text = bool(code.co_consts) and isinstance(code.co_consts[0], str) and code.co_consts[0] == function.__doc__
         self._code(code, code.co_consts[1:] if has_text else code.co_consts)
         self.add(function.__defaults__, function.__kwdefaults__)
         self.add([_content(cell) for cell in function.__closure__ or ()])
-        names = _names(code)
-        anywhere = (_called_by_name(code) & _REACH_ANYWHERE - function.__globals__.keys()) | (names & _OUTSIDE)
-        if anywhere:
-            raise IdentityError(
-                f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
-                f"got one that uses {sorted(anywhere)[0]}."
-            )
-        for name in sorted(names & function.__globals__.keys()):
+        check_reach(function)
+        read = names(code)
+        for name in sorted(read & function.__globals__.keys()):
             self.add(name)
-            self._global(function.__globals__[name], names, depth=0)
+            self._global(function.__globals__[name], read, depth=0)
 
-    def _global(self, value: Any, names: set[str], depth: int) -> None:
+    def _global(self, value: Any, read: set[str], depth: int) -> None:
         """Write a global that a function reads; of a module, what it reads there."""
         if not isinstance(value, types.ModuleType):
             self.add(value)
             return
         self._mark("named", value.__name__.encode())
-        if not _is_library(value.__name__) and depth < 4:
-            for name in sorted(names & vars(value).keys()):
+        if not is_library(value.__name__) and depth < 4:
+            for name in sorted(read & vars(value).keys()):
                 self.add(name)
-                self._global(vars(value)[name], names, depth + 1)
+                self._global(vars(value)[name], read, depth + 1)
 
     def _code(self, code: types.CodeType, constants: tuple[Any, ...]) -> None:
         self._mark("code", code.co_code)
         self.add(list(constants), code.co_names, code.co_varnames, code.co_freevars)
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Give a tensor's raw bytes in row-major order."""
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise IdentityError(
-            f"Cannot establish the identity of a {tensor.layout} tensor: expected a dense one. Use tensor.to_dense()."
-        )
-    flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
@@ -295,20 +337,29 @@ def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
 
 
 def numeric_state(device: str) -> tuple[Any, ...]:
-    """Give the settings outside any model that change what torch computes on a kind of device."""
-    backends = torch.backends
-    places: list[tuple[str, Any]] = [("mkldnn.matmul", backends.mkldnn), ("mkldnn.conv", backends.mkldnn)]
-    if device == "cuda":
-        places = [("cuda.matmul", backends.cuda), ("cudnn.conv", backends.cudnn), ("cudnn.rnn", backends.cudnn)]
-    precision = [(name, _precision(getattr(place, name.split(".")[1], None))) for name, place in places]
+    """Give the settings outside any model that change what torch computes.
+
+    Rows are the same on all devices, so what is set for another device counts, too.
+
+    Args:
+        device: Kind of device whose autocast counts.
+    """
+    backends: Any = torch.backends
+    cuda = backends.cuda.matmul
+    precisions = [_precision(place) for place in (backends, backends.mkldnn.matmul, backends.mkldnn.conv, cuda)]
+    reduced = [
+        getattr(cuda, f"allow_{name}", False)
+        for name in ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation")
+    ]
     return (
         str(torch.get_default_dtype()),
         torch.is_autocast_enabled(device),
         str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
-        _precision(backends),
         _legacy(torch.get_float32_matmul_precision),
-        precision,
-        _legacy(lambda: (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)) if device == "cuda" else None,
+        [*precisions, _precision(backends.cudnn.conv), _precision(backends.cudnn.rnn)],
+        _legacy(lambda: (cuda.allow_tf32, backends.cudnn.allow_tf32)),
+        [str(setting) for setting in reduced],
+        sys.float_info.min / 2 == 0,  # torch.set_flush_denormal
     )
 
 
@@ -327,22 +378,17 @@ def _legacy(read: Callable[[], Any]) -> Any:
 
 
 def _unknown(value: Any) -> IdentityError:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
     return IdentityError(
-        f"Cannot establish the identity of a {_qualified(type(value))}: expected plain values, tensors, modules or "
-        "functions, got an object that does not show its content. "
-        "Keep it out of the frozen part, or hold its content in attributes."
+        f"Cannot establish the identity of a {kind}: expected plain values, tensors, modules or functions, got an "
+        "object that does not show its content. Keep it out of the frozen part, or hold its content in attributes."
     )
 
 
-def _is_python(cls: type) -> bool:
-    """Say whether a class keeps all its state where Python can see it: in `__dict__`."""
-    return cls is object or bool(cls.__flags__ & _HEAP_TYPE and "__module__" in vars(cls) and not _has_c_state(cls))
-
-
-def _has_c_state(cls: type) -> bool:
-    """Say whether the class was made in C: then its methods are not functions."""
-    methods = [item for item in vars(cls).values() if isinstance(item, types.MethodDescriptorType)]
-    return bool(methods)
+def _is_flat(value: Any) -> bool:
+    """Say whether a container holds plain values only, so that it is written faster than remembered."""
+    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    return all(part is None or type(part) in _SCALARS for part in parts)
 
 
 def _content(cell: Any) -> Any:
@@ -350,34 +396,3 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:
         return None  # not yet assigned
-
-
-def _names(code: types.CodeType) -> set[str]:
-    found = set(code.co_names)
-    for item in code.co_consts:
-        if isinstance(item, types.CodeType):
-            found |= _names(item)
-    return found
-
-
-def _called_by_name(code: types.CodeType) -> set[str]:
-    """Give the global names that a function reads, attributes left out."""
-    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    for item in code.co_consts:
-        if isinstance(item, types.CodeType):
-            found |= _called_by_name(item)
-    return found
-
-
-def _qualified(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _is_library(module: str) -> bool:
-    return module.split(".")[0] in _LIBRARIES
-
-
-@functools.cache
-def _version(module: str) -> str:
-    root = __import__(module.split(".")[0])
-    return str(getattr(root, "__version__", ""))

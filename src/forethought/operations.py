@@ -27,21 +27,41 @@ _LIKE = {
 # Methods whose second argument only lends its shape or type.
 _SHAPED_BY_OTHER = {"expand_as", "view_as", "reshape_as", "type_as"}
 
+# Python asks the operand of the more special class first, with the comparison turned round: `a < p` becomes `p > a`.
+_TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+
 Function = Callable[..., Any]
 
 
 def name_of(func: Function) -> str:
     """Name a torch function, the same in every process: `torch.nn.functional.linear`, `Tensor.add_`."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return f"torch.ops.{func}"  # its module and name are those of the binding, which depend on the compiler
     owner = getattr(func, "__self__", None)
     if func_name(func) == "__get__" and owner is not None:
         return f"Tensor.{owner.__name__}"
     module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", None)
-    return f"{module or 'torch'}.{getattr(func, '__qualname__', func_name(func))}"
+    name = getattr(func, "__qualname__", func_name(func))
+    return f"{module or 'torch'}.{func_name(func) if '<locals>' in name else name}"  # F.max_pool2d is a local function
+
+
+def code_of(func: Function) -> Any:
+    """Give the Python functions behind a `torch.library.custom_op`, which its name does not tell."""
+    if not isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return None
+    name = func._schema.name if isinstance(func, torch._ops.OpOverload) else func._qualified_op_name
+    made = torch._library.custom_ops.OPDEFS.get(name)
+    return None if made is None else [made._init_fn, made._backend_fns]
 
 
 def func_name(func: Function) -> str:
     """Give the bare name of a torch function."""
     return getattr(func, "__name__", type(func).__name__)
+
+
+def is_turned(func: Function, other: Function) -> bool:
+    """Say whether one function is the other comparison read from right to left."""
+    return _TURNED.get(func_name(func).strip("_")) == func_name(other).strip("_")
 
 
 def is_about(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
