@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from forethought.errors import FrozenBranchError, InvisibleOperationError
 from forethought.operations import func_name
-from forethought.recording import Crossing, Label, Operation, Read, Value
+from forethought.recording import Crossing, Label, Made, Operation, Read, Value
+from forethought.thrift import Thrift
 
 
 class Cut:
@@ -18,9 +19,19 @@ class Cut:
     Args:
         operations: All operations, in order, with the calls around them known to be whole or not.
         last_written: For each memory, the last operation that wrote into it.
+        inputs: The model's inputs.
+        outputs: The tensors that it gave.
+        is_thrifty: Let the head do cheap operations again where that leaves less to store.
     """
 
-    def __init__(self, operations: Sequence[Operation], last_written: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        last_written: Mapping[int, int],
+        inputs: Sequence[Made],
+        outputs: Sequence[Read],
+        is_thrifty: bool,
+    ) -> None:
         self.crossings: list[Crossing] = []
         self._operations = operations
         self._last_written = last_written
@@ -29,9 +40,24 @@ class Cut:
         for op in operations:
             if op.reads_values and op.call.outermost_whole() is None:
                 self._give_to_head(op)
+        if is_thrifty:
+            for op in Thrift(operations, inputs).choose(self._needed(outputs)):
+                op.in_head = True
+                self._real |= {made.value for made in op.made if made.value is not None}
         for op in operations:
             self._cross_all(op)
         self._forbid_trainable_numbers()
+
+    def _needed(self, outputs: Sequence[Read]) -> dict[Value, Read]:
+        """Tell what the head reads of the frozen values that it does not compute."""
+        reads = [
+            read for op in self._operations if op.in_head or op.label is Label.TRAINABLE for read in op.reads
+        ] + list(outputs)
+        return {
+            read.value: read
+            for read in reads
+            if read.label is Label.FROZEN and read.value is not None and read.value not in self._real
+        }
 
     def _forbid_trainable_numbers(self) -> None:
         """Refuse numbers that Python made from what trains, where they can still reach a frozen value.

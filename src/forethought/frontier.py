@@ -134,12 +134,14 @@ class Recorder(TorchFunctionMode):
     Args:
         model: A shell of the model.
         at: Paths of modules whose output is taken as the frontier although more is frozen after it.
+        is_thrifty: Let the head do cheap operations again where that leaves less to store.
     """
 
-    def __init__(self, model: nn.Module, at: Sequence[str] = ()) -> None:
+    def __init__(self, model: nn.Module, at: Sequence[str] = (), is_thrifty: bool = True) -> None:
         super().__init__()
         self._model = model
         self._at = set(at)
+        self._is_thrifty = is_thrifty
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
         self._tracker = Tracker([p for p in model.parameters() if p.requires_grad])
@@ -165,10 +167,10 @@ class Recorder(TorchFunctionMode):
             output = self._model(*args, **kwargs)
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
-        cut = Cut(self._operations, self._tracker.last_written())
+        gives = [self._look(tensor) for tensor in nesting.tensors(output)]
+        cut = Cut(self._operations, self._tracker.last_written(), made, gives, self._is_thrifty)
         output_crossing = {}
-        for tensor in nesting.tensors(output):
-            read = self._look(tensor)
+        for read in gives:
             if read.label is Label.FROZEN:
                 place = cut.cross(read, "the model's output", "")
                 if place is not None and read.value is not None:

@@ -104,6 +104,8 @@ class HeadRun(TorchFunctionMode):
         op = step.operation
         if is_turned(func, op.func) and _fits(op, leaves[::-1]) and not _fits(op, leaves):
             func, args, leaves = op.func, args[::-1], leaves[::-1]
+        if len(leaves) != len(op.reads):
+            raise ReplayDriftError(f"Cannot replay {op}: expected {len(op.reads)} tensors there, got {len(leaves)}.")
         for at, read in enumerate(op.reads):
             leaf = leaves[at]
             if not isinstance(leaf, Placeholder) or at == hollow or (leaf.is_mixed and read.seen is not None):

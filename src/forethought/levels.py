@@ -43,12 +43,20 @@ class Level:
         self.trained += 1
         return step
 
+    def check_touched(self, wanted: int) -> None:
+        """Check that no recorded operation on frozen values was left out."""
+        if self.touched < wanted:
+            raise self._drift(str(self.step.touching[self.touched].operation), "none further")
+
     def _at(self, steps: list[OperationStep], at: int, func: Function) -> OperationStep:
         if at < len(steps) and (steps[at].operation.func == func or is_turned(func, steps[at].operation.func)):
             return steps[at]
         expected = str(steps[at].operation) if at < len(steps) else "no further operation on frozen values"
-        raise ReplayDriftError(
-            f"Cannot replay '{self.step.path or 'the forward'}': expected {expected}, got {name_of(func)}. "
+        raise self._drift(expected, name_of(func))
+
+    def _drift(self, expected: str, got: str) -> ReplayDriftError:
+        return ReplayDriftError(
+            f"Cannot replay '{self.step.path or 'the forward'}': expected {expected}, got {got}. "
             "The forward took another path than when it was split; split it in the mode and form in which it runs."
         )
 

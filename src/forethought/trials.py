@@ -55,7 +55,11 @@ def record_plan(
             raise
         except Exception:
             pass
-    return trials.thorough()
+    try:
+        return trials.thorough()
+    except ReplayDriftError:
+        trials.is_thrifty = False  # what is cheapest may differ from one batch to another
+        return trials.thorough()
 
 
 class _Trials:
@@ -67,6 +71,7 @@ class _Trials:
         self._inputs = inputs_of(args, kwargs)
         self._batch = batch_of(self._inputs)
         self._arguments = nesting.outline((args, kwargs), Position)
+        self.is_thrifty = True
         self._body: nn.Module | None = None
         self._keeps_state = False
         self._writes: set[str] = set()
@@ -143,7 +148,7 @@ class _Trials:
         before = State(body)
         with torch.inference_mode(False), untouched(body), eagerly():
             args, kwargs = self._filled(tensors)
-            recording = Recorder(body, self._at).record(args, kwargs)
+            recording = Recorder(body, self._at, self.is_thrifty).record(args, kwargs)
         self._note_state(before)
         return recording
 

@@ -40,6 +40,8 @@ class TrunkRun(TorchFunctionMode):
         self._batch = batch
         self._tracker = Tracker(trainable)
         self._level = Level(plan.root)
+        self._open: list[Level] = []  # the levels from the outermost to this one
+        self._last = plan.recording.last
         self._begun = False
         self._inside = False  # a whole call: nothing to watch
         self._taken: list[Tensor | None] = [None] * len(plan.frontier)
@@ -77,11 +79,15 @@ class TrunkRun(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 self._noted(step.whole, nesting.tensors((args, kwargs)), nesting.tensors(result))
             return result
-        self._level = Level(step)
+        level = self._level = Level(step)
+        self._open.append(level)
         try:
-            return module._call_impl(*args, **kwargs)
+            result = module._call_impl(*args, **kwargs)
         finally:
+            self._open.pop()
             self._level = outside
+        level.check_touched(len(step.touching))
+        return result
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -149,6 +155,8 @@ class TrunkRun(TorchFunctionMode):
         self._taken[crossing] = tensor.clone() if self._plan.rewritten[crossing] else tensor
         self._final += 1
         if self._final == len(self._taken):
+            for level in self._open:
+                level.check_touched(sum(step.operation.ordinal <= self._last for step in level.step.touching))
             raise Finished
 
     def _left_out(self, step: OperationStep, leaves: list[Tensor]) -> Any:
