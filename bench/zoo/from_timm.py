@@ -24,7 +24,7 @@ FAMILIES: dict[str, tuple[str, int, bool]] = {
     "cspnet": ("cs3darknet_focus_s", 64, False),
     "cspnext": ("cspnext_tiny", 64, False),
     "davit": ("davit_tiny", 64, False),
-    "deepseek_vit": ("deepseek_vit_412m", 224, True),
+    "deepseek_vit": ("deepseek_vit_412m", 56, True),
     "deit": ("deit_tiny_patch16_224", 64, True),
     "densenet": ("densenet121", 64, False),
     "dla": ("dla46x_c", 64, False),
@@ -110,11 +110,14 @@ FAMILIES: dict[str, tuple[str, int, bool]] = {
     "xcit": ("xcit_nano_12_p8_224", 64, True),
 }
 
+# Families whose smallest model is large: three blocks of it.
+_SHORTENED = {"beit", "deepseek_vit", "gemma4_vit", "naflexvit", "qwen3_vit", "vision_transformer_sam"}
+
 
 def specimens() -> Iterator[Specimen]:
     """List one model of every family. A name says both: `timm/swin_transformer.swin_tiny_patch4_window7_224`."""
     for family, (name, side, is_told) in FAMILIES.items():
-        options = {"img_size": side} if is_told else {}
+        options = ({"img_size": side} if is_told else {}) | ({"depth": 3} if family in _SHORTENED else {})
         make = functools.partial(timm.create_model, name, pretrained=False, num_classes=7, **options)
         yield Specimen(f"timm/{family}.{name}", make, _images(side))
 
