@@ -37,16 +37,22 @@ class Cut:
         self._last_written = last_written
         self._index: dict[tuple[Value, int], int] = {}
         self._real: set[Value] = set()  # frozen values that the head computes
-        for op in operations:
-            if op.reads_values and op.call.outermost_whole() is None:
-                self._give_to_head(op)
+        self._decide_in_head()
         if is_thrifty:
-            for op in Thrift(operations, inputs).choose(self._needed(outputs)):
+            thrift = Thrift(operations, inputs)
+            if thrift.open_calls(self._needed(outputs)):
+                self._decide_in_head()
+            for op in thrift.choose(self._needed(outputs)):
                 op.in_head = True
                 self._real |= {made.value for made in op.made if made.value is not None}
         for op in operations:
             self._cross_all(op)
         self._forbid_trainable_numbers()
+
+    def _decide_in_head(self) -> None:
+        for op in self._operations:
+            if op.reads_values and op.call.outermost_whole() is None:
+                self._give_to_head(op)
 
     def _needed(self, outputs: Sequence[Read]) -> dict[Value, Read]:
         """Tell what the head reads of the frozen values that it does not compute."""

@@ -119,6 +119,13 @@ class Call:
             call = call.parent
         return found
 
+    def open(self) -> None:
+        """Take this call, and each that contains it, as several steps."""
+        call: Call | None = self
+        while call is not None:
+            call.whole = False
+            call = call.parent
+
     def walk(self) -> Iterator["Call"]:
         """Go through this call and every call inside, in order of their beginning."""
         yield self

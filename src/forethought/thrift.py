@@ -27,6 +27,7 @@ _COMPARISONS = {
 _CHEAP = _VIEWS | _COPIES | _COMPARISONS | {f"__{name}__" for name in _COMPARISONS}
 _DEEPEST = 16  # operations between what is stored and what is needed
 _MOST = 64  # values looked at for one that is needed
+_WORTH_OPENING = 0.6  # a frozen call is walked through, which costs the head time, only for that much less to store
 
 
 class Thrift:
@@ -40,6 +41,7 @@ class Thrift:
     def __init__(self, operations: Sequence[Operation], inputs: Sequence[Made]) -> None:
         self._operations = operations
         self._inputs = inputs
+        self._opens = False  # look into calls that are run as one step
         self._written = {op.reads[at].memory for op in operations for at in op.changed}
 
     def choose(self, needed: Mapping[Value, Read]) -> list[Operation]:
@@ -48,22 +50,37 @@ class Thrift:
         Args:
             needed: The frozen values that the head reads, each as it was read.
         """
-        stored = set(needed)
+        stored = self._fewest(needed)
         again: dict[int, Operation] = {}
+        for value in needed.keys() - stored:
+            for op in self._steps(value, needed[value], stored):
+                again[op.ordinal] = op
+        return [again[ordinal] for ordinal in sorted(again)]
+
+    def open_calls(self, needed: Mapping[Value, Read]) -> bool:
+        """Let both halves walk through frozen calls inside of which much less could be stored; say if any."""
+        closed = self._size(self._fewest(needed))
+        self._opens = True
+        chosen = self.choose(needed)
+        is_worth = self._size(self._fewest(needed)) <= _WORTH_OPENING * closed
+        self._opens = False
+        opened = [op.call for op in chosen if op.call.outermost_whole() is not None] if is_worth else []
+        for call in opened:
+            call.open()
+        return bool(opened)
+
+    def _fewest(self, needed: Mapping[Value, Read]) -> set[Value]:
+        """Find the values to store."""
+        stored = set(needed)
         candidates = self._candidates(needed)
         better = True
         while better:
             better = False
             for more in candidates:
-                if more <= stored:
-                    continue
                 chosen = self._without_derived(stored | more, needed)
                 if self._size(chosen) < self._size(stored) and any(value[0] >= 0 for value in chosen):
                     stored, better = chosen, True
-        for value in needed.keys() - stored:
-            for op in self._steps(value, needed[value], stored):
-                again[op.ordinal] = op
-        return [again[ordinal] for ordinal in sorted(again)]
+        return stored
 
     def _candidates(self, needed: Mapping[Value, Read]) -> list[frozenset[Value]]:
         """List sets of values that might be stored instead: each single one, and the smallest to get each by."""
@@ -130,7 +147,7 @@ class Thrift:
         if ordinal < 0 or position < 0:
             return None
         op = self._operations[ordinal]
-        if op.label is not Label.FROZEN or op.changed or op.call.outermost_whole() is not None:
+        if op.label is not Label.FROZEN or op.changed or not (self._opens or op.call.outermost_whole() is None):
             return None
         if func_name(op.func) not in _CHEAP or op.made[position].argument is not None:
             return None
@@ -145,7 +162,8 @@ class Thrift:
             return False
         if read.value[0] < 0:
             return True
-        whole = self._operations[read.value[0]].call.outermost_whole()
+        call = self._operations[read.value[0]].call
+        whole = call if self._opens and call.whole else call.outermost_whole()
         return whole is None or any(made.value == read.value for made in whole.made)
 
     def _size(self, values: Iterable[Value]) -> int:
