@@ -4,17 +4,19 @@ Before anything is stored the trunk runs on the same samples twice, in another o
 buffers compared before and after.
 """
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.dataset import Batch
 from forethought.errors import ImpureTrunkError
-from forethought.recording import Call, Label
+from forethought.recording import Call, Label, Operation
 from forethought.replay import Split
 
 # How far a sample's row may move when the rest of its batch changes, in units in the last place of the largest value of
@@ -56,7 +58,9 @@ def probe(split: Split, batch: Batch) -> Purity:
     if batch.rows == 1:
         batch = batch.select(torch.zeros(2, dtype=torch.long))
     buffers = [(name, buffer, buffer.clone()) for name, buffer in split.model.named_buffers()]
+    chance = _random_states(split)
     first, second = _rows(split, batch), _rows(split, batch)
+    _check_chance(split, chance)
     for name, buffer, before in buffers:
         if not torch.equal(buffer, before):
             raise ImpureTrunkError(
@@ -83,6 +87,35 @@ def probe(split: Split, batch: Batch) -> Purity:
                     "It splits, but cannot be stored: use split.trunk live."
                 )
     return Purity(len({key.tobytes() for key in batch.row_keys()}), moved, max(noise))
+
+
+def _random_states(split: Split) -> list[Any]:
+    """Read every generator that the trunk may draw from."""
+    cuda = {p.device.index or 0 for p in split.model.parameters() if p.device.type == "cuda"}
+    return [
+        torch.get_rng_state().numpy().tobytes(),
+        *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in sorted(cuda)),
+        random.getstate(),
+        *(repr(part) if isinstance(part, str | int | float) else part.tobytes() for part in np.random.get_state()),
+    ]
+
+
+def _check_chance(split: Split, before: list[Any]) -> None:
+    """Refuse a trunk that drew random numbers: rare or small effects need not show in a few rows."""
+    drawn = [op for op in split.plan.recording.operations if _draws(op)]
+    if _random_states(split) == before and not drawn:
+        return
+    where = f", in {drawn[0]}" if drawn else ""
+    raise ImpureTrunkError(
+        f"Cannot store features of {_name(split)}: expected the frozen part to give the same output every time, got "
+        f"random numbers drawn{where}. Call model.eval(), or cut before the random part: "
+        "ft.extract(model, ..., at=<an earlier module>)"
+    )
+
+
+def _draws(op: Operation) -> bool:
+    """Say whether a frozen or constant operation uses a generator of the model's own."""
+    return op.label is not Label.TRAINABLE and isinstance(op.arguments[1].get("generator"), torch.Generator)
 
 
 def _noise(split: Split, batch: Batch) -> list[float]:
