@@ -23,7 +23,7 @@ from forethought.forms import FrontierTensor
 from forethought.plan import Plan
 from forethought.recording import Label
 from forethought.shell import Follower, modules_of, shell
-from forethought.trials import batch_of, inputs_of, plain, record_plan, run_head, run_trunk, signature_of
+from forethought.trials import batch_of, inputs_of, plain, record_plan, run_head, run_trunk, signature_of, telling
 
 Values = Tensor | tuple[Tensor, ...]
 
@@ -80,8 +80,9 @@ class Split:
         self._plans: dict[Any, list[Plan]] = {}
         # The trunk's tensors -> plan and batch size that made them.
         self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        batch = batch_of(inputs_of(args, kwargs))
-        self._arguments = nesting.replace((args, kwargs), lambda tensor: _few(tensor, batch))
+        inputs = inputs_of(args, kwargs)
+        shown = iter(telling(inputs, batch_of(inputs)))
+        self._arguments = nesting.replace((args, kwargs), lambda _: next(shown).clone())
         self.trunk = Trunk(self)
         plan = self._record(args, kwargs)
         self.head = Head(self, None)
@@ -123,16 +124,27 @@ class Split:
         Raises:
             ShapeError: these inputs cross another frontier than the example.
         """
-        values = self.trunk(*args, **kwargs)
-        plan = self._plan_of((values,) if isinstance(values, Tensor) else values)[0]
-        if [tensor.name for tensor in plan.frontier] != [tensor.name for tensor in self.frontier]:
-            raise ShapeError(
-                f"Cannot store features of {type(self.model).__name__}: expected inputs that cross the same frontier "
-                f"as the example, {[tensor.name for tensor in self.frontier]}, got another one, "
-                f"{[tensor.name for tensor in plan.frontier]}. Give inputs of one form (all padded, or none)."
-            )
-        values = (values,) if isinstance(values, Tensor) else values
+        values, plan = self._values(args, kwargs)
+        if _names(plan.frontier) != _names(self.frontier):
+            # A batch without padding may take another path than one with it: in company it takes the example's.
+            batch = batch_of(nesting.tensors((args, kwargs)))
+            company = iter(self.example)
+            args, kwargs = nesting.replace((args, kwargs), lambda tensor: _joined(tensor, next(company), batch))
+            values, plan = self._values(args, kwargs)
+            if _names(plan.frontier) != _names(self.frontier):
+                raise ShapeError(
+                    f"Cannot store features of {type(self.model).__name__}: expected inputs that cross the same "
+                    f"frontier as the first ones, {_names(self.frontier)}, got another one, {_names(plan.frontier)}. "
+                    "Give inputs of one form (all padded, or none)."
+                )
+            rows = [tensor.to_rows(value) for tensor, value in zip(plan.frontier, values, strict=True)]
+            return [row[:batch] for row in rows]
         return [tensor.to_rows(value) for tensor, value in zip(plan.frontier, values, strict=True)]
+
+    def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Plan]:
+        values = self.trunk(*args, **kwargs)
+        values = (values,) if isinstance(values, Tensor) else values
+        return values, self._plan_of(values)[0]
 
     def plans_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Plan]:
         """Find the recorded paths for inputs of this form, or record one."""
@@ -151,11 +163,11 @@ class Split:
         self._follow()
         self.trunk.rebuild()
         self._plans.clear()
-        names = [tensor.name for tensor in self.plan.frontier]
-        if names != [tensor.name for tensor in self.frontier]:
+        names = _names(self.plan.frontier)
+        if names != _names(self.frontier):
             raise SplitError(
                 f"Cannot use this split of {type(self.model).__name__}: expected the frontier "
-                f"{[tensor.name for tensor in self.frontier]}, as it was split, got {names}: the model has changed "
+                f"{_names(self.frontier)}, as it was split, got {names}: the model has changed "
                 "since. Split it again: ft.split(model, x)"
             )
 
@@ -253,7 +265,7 @@ class Trunk(nn.Module):
         for plan in plans:
             try:
                 return self._run(plan, args, kwargs)
-            except ReplayDriftError:
+            except (ReplayDriftError, ShapeError):
                 continue  # this batch takes another path
         return self._run(owner.record_as_given(args, kwargs), args, kwargs)
 
@@ -339,10 +351,14 @@ def _placed(tensor: Tensor, home: tuple[torch.device, torch.dtype], model: nn.Mo
     return tensor.to(now[0] if tensor.device == home[0] else None, now[1] if tensor.dtype == home[1] else None)
 
 
-def _few(tensor: Tensor, batch: int) -> Tensor:
-    """Copy a tensor, of one that holds samples the first two."""
-    tensor = plain(tensor)
-    return tensor[:2].clone() if tensor.ndim and tensor.shape[0] == batch else tensor.clone()
+def _names(frontier: Sequence[FrontierTensor]) -> list[str]:
+    return [tensor.name for tensor in frontier]
+
+
+def _joined(tensor: Tensor, example: Tensor, batch: int) -> Tensor:
+    """Add the example's samples after those of a batch."""
+    fits = tensor.ndim and tensor.shape[0] == batch and tensor.shape[1:] == example.shape[1:]
+    return torch.cat([tensor, example.to(tensor.device)]) if fits else tensor
 
 
 def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:

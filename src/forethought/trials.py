@@ -58,8 +58,12 @@ def record_plan(
     try:
         return trials.thorough()
     except ReplayDriftError:
-        trials.is_thrifty = False  # what is cheapest may differ from one batch to another
+        pass
+    trials.is_thrifty = False  # what is cheapest may differ from one batch to another
+    try:
         return trials.thorough()
+    except ReplayDriftError:
+        return trials.of_this_size()
 
 
 class _Trials:
@@ -73,6 +77,7 @@ class _Trials:
         self._arguments = nesting.outline((args, kwargs), Position)
         self.is_thrifty = True
         self._body: nn.Module | None = None
+        self._draws = False
         self._keeps_state = False
         self._writes: set[str] = set()
 
@@ -82,7 +87,7 @@ class _Trials:
         Raises:
             ShapeError: a size does not simply grow with the batch: record more.
         """
-        few = _resized(self._inputs, self._batch, _FEW)
+        few = _resized(telling(self._inputs, self._batch), min(self._batch, _FEW), _FEW)
         sizes = [_FEW, _FEW + 1] if self._batch < 2 * _FEW else [_FEW, _FEW + 1, _FAR]
         for vary in (_varied, _rolled):
             runs = [few] + [_resized(vary(few, _FEW), _FEW, size) for size in sizes[1:]]
@@ -123,10 +128,14 @@ class _Trials:
         except ReplayDriftError:
             return self._compared(example, rolled, batch)
 
-    def _compared(self, example: list[Tensor], other: list[Tensor], batch: int) -> Plan:
+    def of_this_size(self) -> Plan:
+        """Record this number of samples only, of a model that does other things for each."""
+        return self._compared(self._inputs, _rolled(self._inputs, self._batch), self._batch, others=False)
+
+    def _compared(self, example: list[Tensor], other: list[Tensor], batch: int, others: bool = True) -> Plan:
         runs, sizes = [example, other], [batch, batch]
         recordings = [self._record(inputs) for inputs in runs]
-        for more in (batch + 1, 2 * batch + 3, 2 * batch, 3 * batch) if batch else ():
+        for more in (batch + 1, 2 * batch + 3, 2 * batch, 3 * batch) if batch and others else ():
             if len(runs) == 4:
                 break
             try:
@@ -175,6 +184,12 @@ class _Trials:
                 f"Cannot split {name}: expected it to equal itself on the same input and random state, got two "
                 "outputs. It keeps a state, or draws numbers where torch does not see. Try model.eval() first."
             )
+        if self._draws:
+            raise ReplayDriftError(
+                f"Cannot split {name}: expected head(trunk(x)) to equal model(x), got a difference: the frozen part "
+                "draws random numbers (dropout in training mode?), and not before all that the head draws. Let it be "
+                "in evaluation mode: ft.freeze(model, until=...), or model.eval()"
+            )
         raise ReplayDriftError(
             f"Cannot split {name}: expected head(trunk(x)) to equal model(x), got a difference. A value reached the "
             "head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
@@ -191,7 +206,9 @@ class _Trials:
         before = State(body)
         with torch.inference_mode(False), untouched(body), eagerly():
             args, kwargs = self._filled(inputs)
+            chance = torch.get_rng_state()
             values = run_trunk(body, plan, args, kwargs)
+            self._draws = not torch.equal(chance, torch.get_rng_state())
             self._note_state(before)
             plan.keeps_state = plan.keeps_state or self._keeps_state
             return nesting.tensors(run_head(self._fresh(), plan, values, batch))
@@ -281,6 +298,24 @@ def _resized(inputs: list[Tensor], batch: int, wanted: int) -> list[Tensor]:
         return inputs
     rows = torch.arange(wanted) % batch
     return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
+
+
+def telling(inputs: list[Tensor], batch: int) -> list[Tensor]:
+    """Choose the two samples that show most: the first, and that with the fewest ones in a mask of zeros and ones."""
+    if batch < _FEW:
+        return inputs
+    second = 1
+    for tensor in inputs:
+        if tensor.ndim > 1 and tensor.shape[0] == batch and not tensor.dtype.is_floating_point and _is_binary(tensor):
+            counts = tensor.reshape(batch, -1).sum(1)
+            second = int(counts[1:].argmin()) + 1
+            break
+    rows = torch.tensor([0, second])
+    return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
+
+
+def _is_binary(tensor: Tensor) -> bool:
+    return not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _rolled(inputs: list[Tensor], batch: int) -> list[Tensor]:

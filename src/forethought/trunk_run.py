@@ -110,7 +110,7 @@ class TrunkRun(TorchFunctionMode):
         if step.operation.label is Label.TRAINABLE:  # the frontier was asked for here, by `at`
             self._level.next_trainable(func)
             return self._left_out(step, leaves)
-        result = func(*args, **kwargs)
+        result = run_on(func, args, kwargs, leaves, hollow)
         if func_name(func) == "__iter__":
             result = tuple(result)
         self._noted(step, leaves, nesting.tensors(result))
