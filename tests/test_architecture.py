@@ -29,11 +29,12 @@ MAY_IMPORT = {
     "freezing": {"order", "parts"},
     # What a model does: seen, planned, run in halves, identified.
     "recording": {"operations"},
-    "cut": {"operations", "recording"},
+    "thrift": {"operations", "recording"},
+    "cut": {"operations", "recording", "thrift"},
     "frontier": {"cut", "nesting", "operations", "recording", "shell"},
     "forms": set(),
     "relabelling": {"recording"},
-    "candidates": {"forms", "operations", "recording", "relabelling"},
+    "candidates": {"forms", "operations", "recording", "relabelling", "thrift"},
     "plan": {"forms", "recording"},
     "placeholder": {"forms", "nesting", "operations", "recording"},
     "levels": {"nesting", "operations", "plan", "recording"},
@@ -47,18 +48,19 @@ MAY_IMPORT = {
     "trials": {
         "frontier", "head_run", "identity", "nesting", "plan", "recording", "shell", "trunk_run", "untouched",
     },
-    "replay": {"fingerprint", "forms", "nesting", "plan", "recording", "shell", "trials"},
+    "halves": {"fingerprint", "nesting", "plan", "shell", "trials"},
+    "replay": {"candidates", "forms", "halves", "nesting", "plan", "recording", "trials"},
     # What it said: read, checked, kept, fed.
     "dataset": {"identity", "nesting"},
     "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
-    "features": {"forms", "nesting", "replay", "store"},
+    "features": {"forms", "halves", "nesting", "replay", "store"},
     "frozen": {"dataset", "fingerprint", "forms", "nesting", "purity", "replay", "store"},
     "extraction": {"dataset", "energy", "features", "frozen", "replay", "store"},
     # What is made of it.
     "fitting": {"heads"},
-    "assembly": {"heads", "identity", "nesting", "recording", "replay"},
-    "regress": {"assembly", "features", "heads", "nesting", "placeholder", "recording", "replay"},
+    "assembly": {"halves", "heads", "identity", "nesting", "recording", "replay"},
+    "regress": {"assembly", "features", "halves", "heads", "nesting", "placeholder", "recording", "replay"},
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},
     "demo": {FACADE, "energy", "timing"},

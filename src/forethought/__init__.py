@@ -8,7 +8,8 @@ result; `fit` trains any number of heads from it; `assemble` puts the model back
 
 from forethought import energy, heads, timing  # isort: skip
 from forethought.freezing import freeze, thaw  # isort: skip
-from forethought.replay import Head, Split, Trunk, split  # isort: skip
+from forethought.halves import Head, Trunk  # isort: skip
+from forethought.replay import Split, split  # isort: skip
 from forethought.store import Store  # isort: skip
 from forethought.extraction import extract  # isort: skip
 from forethought.features import ExtractionReport, Features  # isort: skip

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import BundleError, FitError
+from forethought.halves import Head
 from forethought.heads import Head as RegressorHead
 from forethought.heads import from_config
 from forethought.identity import numeric_state
 from forethought.recording import Position
-from forethought.replay import Head, Split
+from forethought.replay import Split
 
 FORMAT = 1
 _ONE = "head"  # the name of the head, where there is one without a name

@@ -18,7 +18,7 @@ from forethought.energy import Window, find_meters
 from forethought.errors import DataError, RandomDatasetError
 from forethought.features import ExtractionReport, Features, join_targets
 from forethought.frozen import FrozenPart, MistakenNoteError
-from forethought.replay import Split
+from forethought.replay import At, Split
 from forethought.store import DamagedSegmentError, Store
 
 _SEGMENT_BYTES = 64 * 2**20
@@ -34,7 +34,7 @@ def extract(
     num_workers: int | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     inputs: Sequence[str | int] | str | int | None = None,
-    at: str | None = None,
+    at: At = None,
     device: str | torch.device | None = None,
     segment_rows: int | None = None,
     progress: bool = True,
@@ -51,7 +51,7 @@ def extract(
         num_workers: Processes that read samples.
         collate_fn: Joins samples into a batch.
         inputs: Positions or keys of the inputs, where the rule above does not fit.
-        at: Path of a module whose output is to be stored, although more is frozen after it.
+        at: Where to cut although more is frozen after it: a module's path, several, or the most bytes a sample.
         device: Where to run; by default where the model is. The model is moved back afterwards.
         segment_rows: Rows a segment at most: what a kill may cost. By default about 64 MB, or 20 seconds of work.
         progress: Show a bar on long work, if a person is watching.

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from forethought import nesting
 from forethought.errors import DataError, StoreError
 from forethought.forms import FrontierTensor
-from forethought.replay import Head, Split, Values
+from forethought.halves import Head, Values
+from forethought.replay import Split
 from forethought.store import DamagedSegmentError, Table
 
 

@@ -37,7 +37,7 @@ def fingerprint_of(plan: Plan) -> str:
     return digest.hex()
 
 
-def model_key(model: nn.Module, at: tuple[str, ...], forms: Any, device: str) -> str:
+def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) -> str:
     """Identify a model as it stands, without running it, so that what was once recorded of it can be believed.
 
     It counts more than the trunk needs (all code and attributes, the head's too), but not the values that train.

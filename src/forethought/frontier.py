@@ -212,7 +212,10 @@ class Recorder(TorchFunctionMode):
         call.whole = _is_whole(call, output)
         if call.path in self._at:
             self._reached.add(call.path)
+            requires_grad = [tensor.requires_grad for tensor in nesting.tensors(output)]
             for made in call.made:
+                if made.label is Label.TRAINABLE and self._boundary and not any(requires_grad):
+                    continue  # behind another of the cuts that were asked for
                 if made.label is Label.TRAINABLE:
                     raise SplitError(
                         f"Cannot cut at '{call.path}': expected a frozen output, got one that depends on trainable "

@@ -15,7 +15,7 @@ from forethought.errors import IdentityError, SplitError
 from forethought.fingerprint import fingerprint_of, model_key
 from forethought.forms import FrontierTensor
 from forethought.purity import probe
-from forethought.replay import Split
+from forethought.replay import At, Split, split
 from forethought.store import Column, Store, Table
 
 _PROBE_ROWS = 6
@@ -40,11 +40,11 @@ class MistakenNoteError(Exception):
 class FrozenPart:
     """A model's frozen part: which table its rows belong to, and, only where rows are missing, how to run it."""
 
-    def __init__(self, model: nn.Module | Split, at: str | None, device: str | torch.device | None) -> None:
+    def __init__(self, model: nn.Module | Split, at: At, device: str | torch.device | None) -> None:
         if not isinstance(model, nn.Module | Split):
             raise SplitError(f"Cannot run a {type(model).__name__}: expected a torch.nn.Module or a Split.")
-        if isinstance(model, Split) and at is not None and (at,) != model.at:
-            raise SplitError(f"Cannot cut at '{at}': expected a model, got a split. Use ft.split(model, x, at={at!r}).")
+        if isinstance(model, Split) and at is not None and _paths(at) != model.at:
+            raise SplitError(f"Cannot cut at {at!r}: expected a model, got a split. Use ft.split(model, x, at={at!r}).")
         self._given = model if isinstance(model, Split) else None
         self._split = self._given
         self.model = model.model if isinstance(model, Split) else model
@@ -110,7 +110,7 @@ class FrozenPart:
         forms = [(tuple(t.shape[1:]), str(t.dtype)) for t in example.tensors]
         shape = nesting.outline((example.args, example.kwargs))
         try:
-            return model_key(self.model, (self._at,) if self._at else (), (forms, shape), self.device.type)
+            return model_key(self.model, _paths(self._at), (forms, shape), self.device.type)
         except IdentityError:
             return None
 
@@ -119,10 +119,10 @@ class FrozenPart:
         if self._split is None:
             assert self._example is not None
             example = self._example.to(self.device)
-            split = Split(self.model, example.args, example.kwargs, (self._at,) if self._at else ())
-            if self._believed is not None and fingerprint_of(split.plan) != self._believed:
+            made = split(self.model, example.args, example.kwargs, self._at)
+            if self._believed is not None and fingerprint_of(made.plan) != self._believed:
                 raise MistakenNoteError
-            self._split = split
+            self._split = made
         return self._split
 
     def split_on(self, samples: Samples) -> Callable[[], Split]:
@@ -156,6 +156,10 @@ class FrozenPart:
             yield
         finally:
             self.model.to(self._home)
+
+
+def _paths(at: At) -> tuple[Any, ...]:
+    return (at,) if isinstance(at, str | int) else tuple(at or ())
 
 
 def _columns(frontier: Sequence[FrontierTensor]) -> list[Column]:

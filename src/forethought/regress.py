@@ -9,8 +9,9 @@ from forethought import heads, nesting
 from forethought.assembly import Assembled, assemble
 from forethought.errors import FitError, SplitError
 from forethought.features import Features
+from forethought.halves import Head, Values
 from forethought.recording import Position
-from forethought.replay import Head, Split, Values, split
+from forethought.replay import Split, split
 
 
 def as_regressor(

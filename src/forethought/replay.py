@@ -8,8 +8,7 @@ rewritten: control flow, modes, hooks and keyword arguments stay the model's, an
 model's own objects.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,18 +16,19 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
-from forethought.errors import ReplayDriftError, ShapeError, SplitError
-from forethought.fingerprint import fingerprint_of
+from forethought.candidates import find_candidates, within
+from forethought.errors import ShapeError, SplitError
 from forethought.forms import FrontierTensor
+from forethought.halves import Head, Trunk
 from forethought.plan import Plan
 from forethought.recording import Label
-from forethought.shell import Follower, modules_of, shell
-from forethought.trials import batch_of, inputs_of, plain, record_plan, run_head, run_trunk, signature_of, telling
+from forethought.trials import batch_of, inputs_of, record_plan, signature_of, telling
 
-Values = Tensor | tuple[Tensor, ...]
+At = str | Sequence[str] | int | None
+"""Where to cut earlier than the frontier that is found: a module's path, several, or the most bytes a sample."""
 
 
-def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at: str | None = None) -> "Split":
+def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at: At = None) -> "Split":
     """Split a model where its frozen part ends. Undone by `assemble`.
 
     Args:
@@ -36,7 +36,8 @@ def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at:
         args: Example inputs: a tensor, or a tuple of the positional arguments. The first axis of each tensor is the
             batch; two samples or more show the most.
         kwargs: Example keyword arguments.
-        at: Path of a module whose output is to be the frontier, although more is frozen after it.
+        at: Path of a module whose output is to be the frontier, although more is frozen after it; or several paths,
+            whichever is reached first on each way; or a whole number: cut as late as that many bytes a sample allow.
 
     Returns:
         The split. `split.head(split.trunk(x))` equals `model(x)`.
@@ -59,8 +60,28 @@ def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at:
         raise SplitError(
             f"Cannot split a {type(model).__name__}: expected a torch.nn.Module. Wrap the function in a module."
         )
-    args = args if isinstance(args, tuple) else (args,)
-    return Split(model, args, dict(kwargs or {}), (at,) if isinstance(at, str) else tuple(at or ()))
+    args, kwargs = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
+    if isinstance(at, int):
+        return _within(model, args, kwargs, at)
+    return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
+
+
+def _within(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> "Split":
+    """Cut as late as a number of bytes a sample allows."""
+    natural = Split(model, args, kwargs, ())
+    if all(tensor.row_axis is not None for tensor in natural.frontier) and natural.size_bytes <= limit:
+        return natural
+    plan = natural.plan
+    candidates = find_candidates(plan.recording, plan.larger, plan.batch, plan.more)
+    chosen = within(candidates, limit)
+    if chosen is None:
+        sizes = sorted((found.size_bytes, found.path) for found in candidates if found.size_bytes is not None)
+        raise SplitError(
+            f"Cannot cut {type(model).__name__} within {limit:,} bytes a sample: expected a module that gives no more, "
+            + (f"got {sizes[0][0]:,} at '{sizes[0][1]}' as the fewest. " if sizes else "got none that gives rows. ")
+            + f"Allow more: ft.split(model, x, at={sizes[0][0] if sizes else natural.size_bytes})"
+        )
+    return Split(model, args, kwargs, (chosen.path,))
 
 
 class Split:
@@ -96,6 +117,11 @@ class Split:
             for tensor in self.frontier
         ]
         return "\n".join(lines)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that one sample's row takes."""
+        return sum(tensor.size_bytes for tensor in self.frontier)
 
     @property
     def plan(self) -> Plan:
@@ -144,7 +170,7 @@ class Split:
     def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Plan]:
         values = self.trunk(*args, **kwargs)
         values = (values,) if isinstance(values, Tensor) else values
-        return values, self._plan_of(values)[0]
+        return values, self.plan_of(values)[0]
 
     def plans_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Plan]:
         """Find the recorded paths for inputs of this form, or record one."""
@@ -199,7 +225,11 @@ class Split:
         if changed - kept:
             self._plans.clear()
 
-    def _plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
+    def remember(self, values: tuple[Tensor, ...], plan: Plan, batch: int) -> None:
+        """Note which path made these values."""
+        self._made_by[values[0]] = plan, batch
+
+    def plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
         """Find the recorded path, and the batch size, that features of these shapes belong to."""
         made_by = self._made_by.get(values[0]) if values else None
         if made_by is not None:
@@ -221,123 +251,6 @@ class Split:
                 "Make one split for each: ft.split(model, x)"
             )
         return found[0]
-
-
-class Trunk(nn.Module):
-    """The frozen half of a split: maps the model's inputs to the frontier's tensors. Builds no graph."""
-
-    has_shell = True
-
-    def __init__(self, owner: Split) -> None:
-        super().__init__()
-        self._owner = [owner]  # in a list: the split is no submodule
-        self.rebuild()
-
-    def rebuild(self) -> None:
-        """Have a new shell of the model as it is now."""
-        self._follower = Follower(self._owner[0].model)
-        self.body = self._follower.root
-        self.modes = modules_of(self.body)
-
-    @property
-    def fingerprint(self) -> str:
-        """What this trunk computes, as hex: the same in every process, another after any change that matters."""
-        self._owner[0].renew()
-        return fingerprint_of(self._owner[0].plan)
-
-    def follow(self) -> set[str]:
-        """Take over what has changed on the model since the last look; name it."""
-        return self._follower.follow()
-
-    def train(self, mode: bool = True) -> "Trunk":
-        """Keep the modes of the model: what is frozen does not follow the `train()` of whoever holds the trunk."""
-        self.training = mode
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Trunk":
-        return self  # frozen: nothing of it changes
-
-    def forward(self, *args: Any, **kwargs: Any) -> Values:
-        """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
-        args, kwargs = nesting.replace((args, kwargs), plain)
-        owner = self._owner[0]
-        plans = owner.plans_for(args, kwargs)
-        for plan in plans:
-            try:
-                return self._run(plan, args, kwargs)
-            except (ReplayDriftError, ShapeError):
-                continue  # this batch takes another path
-        return self._run(owner.record_as_given(args, kwargs), args, kwargs)
-
-    def _run(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
-        with _kept(plan.constants_written()):
-            body = shell(self.body) if plan.keeps_state else self.body
-            values = run_trunk(body, plan, args, kwargs)
-        self._owner[0]._made_by[values[0]] = plan, batch_of(nesting.tensors((args, kwargs)))
-        return values[0] if len(values) == 1 else values
-
-
-class _kept:  # noqa: N801  (a context manager, read as an adjective)
-    """Put tensors back: both halves run what is constant, and only the head's writing is to stay."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._before = [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for tensor, before in self._before:
-                tensor.copy_(before)
-
-
-class Head(nn.Module):
-    """The half of a split that trains: maps the frontier's tensors to the model's output.
-
-    Its parameters are the model's own objects, so that training the head trains the model. A deep copy has
-    parameters of its own and shares everything frozen.
-    """
-
-    has_shell = True
-
-    def __init__(self, owner: Split, body: nn.Module | None) -> None:
-        super().__init__()
-        self._follower: Follower | None = None  # a copy follows nobody
-        if body is None:
-            self._follower = Follower(owner.model)
-            body = self._follower.root
-        self.body = body
-        self._owner = [owner]
-
-    def forward(self, values: Values) -> Any:
-        """Run what trains on (B, ...) features; returns what the model returns."""
-        values = (values,) if isinstance(values, Tensor) else tuple(values)
-        plan, batch = self._owner[0]._plan_of(values)
-        if self._follower is not None:
-            self._follower.follow(plan.paths_of_head)
-        return run_head(shell(self.body) if plan.keeps_state else self.body, plan, values, batch)
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name the parameters that train; frozen ones are not the head's to give to an optimizer."""
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            if parameter.requires_grad:
-                yield name, parameter
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Head":
-        buffers = {id(buffer) for buffer in self.body.buffers()}
-        copies: dict[int, Tensor] = {}
-
-        def own(tensor: Tensor) -> Tensor:
-            if id(tensor) in buffers or (tensor.requires_grad and tensor.is_leaf):
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = copy.deepcopy(tensor)
-                return copies[id(tensor)]
-            return tensor
-
-        return Head(self._owner[0], shell(self.body, own))
 
 
 def _home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -1,0 +1,165 @@
+"""The two halves of a split: `Trunk` runs what is frozen, `Head` what trains."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from forethought import nesting
+from forethought.errors import ReplayDriftError, ShapeError
+from forethought.fingerprint import fingerprint_of
+from forethought.plan import Plan
+from forethought.shell import Follower, modules_of, shell
+from forethought.trials import batch_of, plain, run_head, run_trunk
+
+Values = Tensor | tuple[Tensor, ...]
+
+
+class Owner(Protocol):
+    """What both halves share: the model, and the paths recorded of it."""
+
+    model: nn.Module
+
+    @property
+    def plan(self) -> Plan:
+        """The path recorded on the example inputs, of the model as it is now."""
+        ...
+
+    def renew(self) -> None:
+        """Record the model as it is now."""
+        ...
+
+    def plans_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Plan]:
+        """Find the recorded paths for inputs of this form."""
+        ...
+
+    def record_as_given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        """Record one path more: that of this very batch."""
+        ...
+
+    def remember(self, values: tuple[Tensor, ...], plan: Plan, batch: int) -> None:
+        """Note which path made these values."""
+        ...
+
+    def plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
+        """Find the path, and the batch size, that made these values, or values of these shapes."""
+        ...
+
+
+class Trunk(nn.Module):
+    """The frozen half of a split: maps the model's inputs to the frontier's tensors. Builds no graph."""
+
+    has_shell = True
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__()
+        self._owner = [owner]  # in a list: the split is no submodule
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Have a new shell of the model as it is now."""
+        self._follower = Follower(self._owner[0].model)
+        self.body = self._follower.root
+        self.modes = modules_of(self.body)
+
+    @property
+    def fingerprint(self) -> str:
+        """What this trunk computes, as hex: the same in every process, another after any change that matters."""
+        self._owner[0].renew()
+        return fingerprint_of(self._owner[0].plan)
+
+    def follow(self) -> set[str]:
+        """Take over what has changed on the model since the last look; name it."""
+        return self._follower.follow()
+
+    def train(self, mode: bool = True) -> "Trunk":
+        """Keep the modes of the model: what is frozen does not follow the `train()` of whoever holds the trunk."""
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Trunk":
+        return self  # frozen: nothing of it changes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Values:
+        """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
+        args, kwargs = nesting.replace((args, kwargs), plain)
+        owner = self._owner[0]
+        plans = owner.plans_for(args, kwargs)
+        for plan in plans:
+            try:
+                return self._run(plan, args, kwargs)
+            except (ReplayDriftError, ShapeError):
+                continue  # this batch takes another path
+        return self._run(owner.record_as_given(args, kwargs), args, kwargs)
+
+    def _run(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
+        with _kept(plan.constants_written()):
+            body = shell(self.body) if plan.keeps_state else self.body
+            values = run_trunk(body, plan, args, kwargs)
+        self._owner[0].remember(values, plan, batch_of(nesting.tensors((args, kwargs))))
+        return values[0] if len(values) == 1 else values
+
+
+class _kept:  # noqa: N801  (a context manager, read as an adjective)
+    """Put tensors back: both halves run what is constant, and only the head's writing is to stay."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with torch.no_grad():
+            for tensor, before in self._before:
+                tensor.copy_(before)
+
+
+class Head(nn.Module):
+    """The half of a split that trains: maps the frontier's tensors to the model's output.
+
+    Its parameters are the model's own objects, so that training the head trains the model. A deep copy has
+    parameters of its own and shares everything frozen.
+    """
+
+    has_shell = True
+
+    def __init__(self, owner: Owner, body: nn.Module | None) -> None:
+        super().__init__()
+        self._follower: Follower | None = None  # a copy follows nobody
+        if body is None:
+            self._follower = Follower(owner.model)
+            body = self._follower.root
+        self.body = body
+        self._owner = [owner]
+
+    def forward(self, values: Values) -> Any:
+        """Run what trains on (B, ...) features; returns what the model returns."""
+        values = (values,) if isinstance(values, Tensor) else tuple(values)
+        plan, batch = self._owner[0].plan_of(values)
+        if self._follower is not None:
+            self._follower.follow(plan.paths_of_head)
+        return run_head(shell(self.body) if plan.keeps_state else self.body, plan, values, batch)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name the parameters that train; frozen ones are not the head's to give to an optimizer."""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Head":
+        buffers = {id(buffer) for buffer in self.body.buffers()}
+        copies: dict[int, Tensor] = {}
+
+        def own(tensor: Tensor) -> Tensor:
+            if id(tensor) in buffers or (tensor.requires_grad and tensor.is_leaf):
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = copy.deepcopy(tensor)
+                return copies[id(tensor)]
+            return tensor
+
+        return Head(self._owner[0], shell(self.body, own))
