@@ -1,6 +1,7 @@
 """`split`: the laws of replay, over a table of odd models, over the libraries that people use, and one by one."""
 
 import copy
+import operator
 import pickle
 import random
 import threading
@@ -739,3 +740,116 @@ def test_nothing_frozen_and_no_inputs_are_refused():
         ft.split(Base(), ())
     with pytest.raises(SplitError):
         ft.split(lambda x: x, torch.randn(3, 6))
+
+
+# What a head must not get wrong ---------------------------------------------------------------------------------------
+
+
+class Does(Base):
+    """Base, with a forward of the test's own."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.square = nn.Linear(8, 8)
+        self.do = do
+
+    def forward(self, x):
+        return self.do(self, self.body(x))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", ["lt", "gt", "le", "ge", "eq", "ne", "sub", "truediv", "pow"])
+def test_operators_between_frozen_and_trainable(name, turned):
+    """For `a < b` Python asks the more special class first, with the comparison turned round."""
+    do = getattr(operator, name)
+    model = Does(lambda m, h: do(h, m.square(h)) if turned else do(m.square(h), h))
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    odd_models.compare(model(x), _joined(parts, x), name)
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_constant_that_is_filled_through_its_views(rewritten):
+    def do(m, h):
+        filled = torch.zeros(h.shape[0], 2, 8)
+        for at in range(2):
+            filled[:, at].copy_(h * (at + 1))
+        first = m.head(filled)
+        if rewritten:
+            filled[:, 0].zero_()
+        return first, m.head(filled), m.head(filled.view(-1, 8))
+
+    model = Does(do)
+    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
+    odd_models.compare(model(x), _joined(parts, x), "filled")
+
+
+def test_frozen_values_of_a_changing_number_may_cross():
+    model = Does(lambda m, h: m.head(h[h[:, 0] > 0]).sum(0))
+    parts = ft.split(model, torch.randn(6, 6))
+    for _ in range(3):
+        x = torch.randn(9, 6)
+        odd_models.compare(model(x), _joined(parts, x), "chosen")
+
+
+def test_a_tensor_for_each_sample():
+    """One path is recorded for each number of samples, where they differ in kind."""
+    model = Does(lambda m, h: m.head(torch.cat([one * 2 for one in h.split(1)])))
+    parts = ft.split(model, torch.randn(3, 6))
+    for batch in (3, 5, 2, 5):
+        x = torch.randn(batch, 6)
+        odd_models.compare(model(x), _joined(parts, x), f"{batch} samples")
+
+
+def test_what_trains_may_take_another_path_once_nothing_is_frozen():
+    def do(m, h):
+        y = m.head(h)
+        for _ in range(int(y.abs().sum() * 10) % 3):
+            y = y + m.head(y.new_ones(8))
+        return y
+
+    model = Does(do)
+    parts = ft.split(model, torch.randn(4, 6))
+    for _ in range(5):
+        x = torch.randn(7, 6)
+        odd_models.compare(model(x), _joined(parts, x), "loops")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: setattr(m.body[1], "slope", 2.0),
+        lambda m: m.body[1].register_forward_hook(lambda module, args, output: output * 3),
+        lambda m: m.body[1].slopes.append(5.0),
+        lambda m: m.body[1].slopes.__setitem__(0, 5.0),
+        lambda m: m.head.register_forward_hook(lambda module, args, output: output * 3),
+        lambda m: setattr(m, "scale", 3.0),
+        lambda m: m.train(),
+        lambda m: m.eval(),
+        lambda m: m.body.train(),
+    ],
+    ids=["number", "hook", "list grown", "list changed", "hook of the head", "root", "train", "eval", "part in train"],
+)
+def test_edits_of_the_model_are_followed(edit):
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope, self.slopes = 1.0, [2.0]
+
+        def forward(self, x):
+            return x * self.slope * sum(self.slopes) + self.training
+
+    class Model(Base):
+        scale = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.body[1] = Slope()
+
+        def forward(self, x):
+            return self.head(self.body(x)) * self.scale + self.training
+
+    model, x = Model(), torch.randn(5, 6)
+    parts = ft.split(model, torch.randn(3, 6))
+    _joined(parts, x)
+    edit(model)
+    odd_models.compare(model(x), _joined(parts, x), "edited")
