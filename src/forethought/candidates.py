@@ -6,13 +6,17 @@ The recording is relabelled for all modules at once; what crosses then follows a
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from forethought.forms import Form, FrontierTensor, Size
 from forethought.operations import func_name
-from forethought.recording import Call, Label, Made, Operation, Recording, Value
-from forethought.relabelling import Cuts, Relabelled, bits_of, last_operations, wholes_of
+from forethought.recording import Call, Label, Made, Operation, Read, Recording, Value
+from forethought.relabelling import AsCut, Cuts, Relabelled, bits_of, last_operations, wholes_of
+from forethought.thrift import Thrift
+
+_MOST_SPARED = 64  # values read for which it is worked out what to store of them: the work grows with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ def find_candidates(
 ) -> tuple[Candidate, ...]:
     """List the modules that a model could be cut at, in order of execution, outer modules before inner ones.
 
-    A module is listed if it is called once, computes something, and gives frozen tensors only.
+    A module is listed if it is called once, computes something, and gives frozen tensors only. What would cross is what
+    a split there finds; where the head reads more than 64 frozen values, it may be more than a thrifty split stores.
 
     Args:
         recording: A run of the model, recorded without asking for a cut: `split.plan.recording`.
@@ -121,9 +126,12 @@ class _Crossing:
         for op in recording.operations:
             if op.reads_values:
                 self._give_to_head(op, relabelled.every & ~relabelled.head[op.ordinal])
+        outputs = self._outputs(recording)
+        self._spare(recording, outputs)
         for op in recording.operations:
             self._cross_all(op)
-        self._cross_output(recording)
+        for read, cuts in outputs:
+            self._cross(read.value, read.settled, cuts)
         self._names: dict[int, list[tuple[Value, str]]] = {}
         for (value, _), cuts in self._keys.items():
             for name, some in self._named(value, cuts):
@@ -138,8 +146,8 @@ class _Crossing:
     def _inside_whole(self, call: Call) -> Cuts:
         """Give the cuts for which a call lies in one that is run, or left out, as one step."""
         cuts = 0
-        for whole in self._wholes.get(id(call), ()):
-            cuts |= whole[1]
+        for _, whole in self._wholes.get(id(call), ()):
+            cuts |= whole
         return cuts
 
     def _give_to_head(self, op: Operation, cuts: Cuts) -> None:
@@ -181,16 +189,45 @@ class _Crossing:
             key = value, max(value[0], settled)
             self._keys[key] = self._keys.get(key, 0) | cuts
 
-    def _cross_output(self, recording: Recording) -> None:
-        """Let what the model gives back cross where it is frozen."""
+    def _outputs(self, recording: Recording) -> list[tuple[Read, Cuts]]:
+        """List what the model gives back that is frozen, as reads, and for which cuts it is."""
         memories = {read.value: read.memory for op in self._operations for read in op.reads if read.value is not None}
         written = {op.reads[at].memory: op.ordinal for op in self._operations for at in op.changed}
+        found = []
         for made in recording.root.made:
             if made.label is Label.FROZEN:
                 memory = memories.get(made.value) if made.value is not None else None
                 settled = written.get(memory, -1) if memory is not None else -1
-                head = self._relabelled.of_value(made.value, memory)
-                self._cross(made.value, settled, self._relabelled.every & ~head)
+                read = Read(Label.FROZEN, made.value, settled=settled, memory=memory)
+                found.append((read, self._relabelled.every & ~self._relabelled.of_value(made.value, memory)))
+        return found
+
+    def _spare(self, recording: Recording, outputs: Sequence[tuple[Read, Cuts]]) -> None:
+        """Let the head do cheap operations again where that leaves less to store, for each cut by itself."""
+        needed: dict[int, dict[Value, Read]] = {}
+        reads = [
+            (read, cuts & (self._relabelled.head[at] | self._in_head.get(at, 0)))
+            for at, frozen in enumerate(self._relabelled.frozen_reads)
+            for read, cuts in frozen
+        ]
+        derived: Cuts = 0  # something that is read could be made again: an operation outside of whole calls gave it
+        for read, cuts in (*reads, *outputs):
+            if read.value is not None:
+                cuts &= ~self._real.get(read.value, 0)
+                for bit in bits_of(cuts):
+                    needed.setdefault(bit, {})[read.value] = read
+                if read.value[0] >= 0 and read.value[1] >= 0:
+                    derived |= cuts & ~self._inside_whole(self._operations[read.value[0]].call)
+        known: dict[Any, Operation] = {}
+        for bit in bits_of(derived):
+            if len(needed[bit]) > _MOST_SPARED:
+                continue
+            operations = cast(Sequence[Operation], AsCut(recording, self._relabelled, self._wholes, bit, known))
+            for op in Thrift(operations, recording.inputs).choose(needed[bit]):
+                self._in_head[op.ordinal] = self._in_head.get(op.ordinal, 0) | 1 << bit
+                for made in op.made:
+                    if made.value is not None:
+                        self._real[made.value] = self._real.get(made.value, 0) | 1 << bit
 
     def _named(self, value: Value, cuts: Cuts) -> Iterator[tuple[str, Cuts]]:
         """Name a value as a split does: after the outermost call that is one step, or the operation."""
@@ -198,9 +235,9 @@ class _Crossing:
             yield f"input {value[1]}", cuts
             return
         op = self._operations[value[0]]
-        for path, whole in self._wholes.get(id(op.call), ()):
+        for call, whole in self._wholes.get(id(op.call), ()):
             if cuts & whole:
-                yield path or "output", cuts & whole
+                yield call.path or "output", cuts & whole
             cuts &= ~whole
         if cuts:
             short = getattr(op.func, "__name__", "operation")

@@ -5,11 +5,16 @@ everything that follows from that, as in `frontier.Recorder`.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from forethought.recording import Call, Label, Operation, Read, Recording, Value
 
 Cuts = int
 """A set of cuts, one bit each."""
+
+Wholes = dict[int, list[tuple[Call, Cuts]]]
+"""For each call (by id), those around it that are one step, from the outside, each with the cuts for which it is."""
 
 
 class Relabelled:
@@ -71,7 +76,39 @@ class Relabelled:
                 self._memories[memory] = self._memories.get(memory, 0) | cuts
 
 
-def wholes_of(recording: Recording, relabelled: Relabelled) -> dict[int, list[tuple[str, Cuts]]]:
+class AsCut:
+    """The operations of a recording as they would be for one cut: what `thrift` asks of them.
+
+    Args:
+        known: Operations made for other cuts of the same recording.
+    """
+
+    def __init__(
+        self, recording: Recording, relabelled: Relabelled, wholes: Wholes, bit: int, known: dict[Any, Operation]
+    ) -> None:
+        self._operations = recording.operations
+        self._head = relabelled.head
+        self._wholes = wholes
+        self._bit = bit
+        self._known = known
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._operations)
+
+    def __getitem__(self, ordinal: int) -> Operation:
+        op = self._operations[ordinal]
+        around = self._wholes.get(id(op.call), ())
+        whole = next((call for call, cuts in around if cuts >> self._bit & 1), None)
+        label = Label.TRAINABLE if self._head[ordinal] >> self._bit & 1 else op.label
+        key = ordinal, id(whole), label
+        if key not in self._known:
+            outer = None if whole is None else replace(whole, parent=None, whole=True)
+            call = replace(op.call, parent=outer, whole=False)
+            self._known[key] = replace(op, call=call, label=label)
+        return self._known[key]
+
+
+def wholes_of(recording: Recording, relabelled: Relabelled) -> Wholes:
     """List for each call the calls around it, from the outside, and for which cuts they are one step."""
     leaky = _leaky(recording)
     busy: dict[int, Cuts] = {}
@@ -82,14 +119,14 @@ def wholes_of(recording: Recording, relabelled: Relabelled) -> dict[int, list[tu
         for op in call.operations:
             cuts |= relabelled.head[op.ordinal]
         busy[id(call)] = cuts
-    around: dict[int, list[tuple[str, Cuts]]] = {}
+    around: Wholes = {}
     for call in recording.root.walk():
         outer = around[id(call.parent)] if call.parent is not None else []
         given = 0
         for made in call.made:
             given |= relabelled.of_value(made.value)
         cuts = relabelled.every & ~busy[id(call)] & ~given if call.whole and id(call) not in leaky else 0
-        around[id(call)] = [*outer, (call.path, cuts)] if cuts else outer
+        around[id(call)] = [*outer, (call, cuts)] if cuts else outer
     return around
 
 
