@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-BENCHES = ("epochs", "extraction", "memory", "steps", "feed")
+BENCHES = ("epochs", "extraction", "memory", "split", "steps", "feed", "fingerprint")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One case of the coverage benchmark: a model, a cut and a mode in; what became of the split out.
+"""One case of the benchmark of exactness: a model, a cut and a mode in; what became of the split out.
 
 The law: on new samples, in another number than the example's, `head(trunk(x))` is `model(x)`: the same values to the
 bit (not-a-number equal to itself), the same nested types, the same gradient of every parameter that trains, the same

@@ -1,4 +1,4 @@
-"""The coverage benchmark: a sample of it, and that it would see a difference."""
+"""The benchmark of exactness: a sample of it, and that it would see a difference."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 BENCH = Path(__file__).parents[1] / "bench"
-sys.path.append(str(BENCH))  # at the end: bench/coverage.py must not hide a package of that name
+sys.path.append(str(BENCH))  # at the end: its modules must hide no package
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
@@ -157,8 +157,8 @@ def test_judge_sees_a_split_that_is_wrong(monkeypatch):
 @pytest.mark.slow
 def test_runner_goes_on_where_it_stopped(tmp_path):
     """A second run does what is left, and a case is one line."""
-    out = tmp_path / "coverage.jsonl"
-    command = [sys.executable, BENCH / "coverage.py", "--out", out, "--models", "timm/resnet.*", "--modes", "eval"]
+    out = tmp_path / "exactness.jsonl"
+    command = [sys.executable, BENCH / "exactness.py", "--out", out, "--models", "timm/resnet.*", "--modes", "eval"]
     for cuts in (["few"], ["few", "island"]):
         done = subprocess.run([*command, "--cuts", *cuts], capture_output=True, text=True, check=True)
     assert [json.loads(line)["cut"] for line in out.read_text().splitlines()] == ["few", "island"]

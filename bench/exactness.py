@@ -1,10 +1,10 @@
 """Split the models that people use, cut in eight ways, in three modes: how many are exact?
 
-    python bench/coverage.py                                     everything that is not in the file yet: hours
-    python bench/coverage.py --sample 300 --seconds 1200         some, always the same ones
-    python bench/coverage.py --models 'timm/swin*' --cuts few    some by name
+    python bench/exactness.py                                     everything that is not in the file yet: hours
+    python bench/exactness.py --sample 300 --seconds 1200         some, always the same ones
+    python bench/exactness.py --models 'timm/swin*' --cuts few    some by name
 
-Every case is one line of JSON in `--out` (build/coverage.jsonl); run it again and it goes on. A model runs in a process
+Every case is one line of JSON in `--out` (build/exactness.jsonl); run it again and it goes on. A model runs in a process
 of its own: a crash, or more than `--timeout` seconds without an answer, is the outcome of one case. What a case demands
 is in verdict.py, where the cuts are in cuts.py, the models in zoo/.
 """
@@ -58,7 +58,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "build" / "coverage.jsonl")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "build" / "exactness.jsonl")
     parser.add_argument("--family", nargs="*", default=[], help="torchvision, timm, transformers")
     parser.add_argument("--models", nargs="*", default=["*"], help="patterns: 'timm/*', '*swin*'")
     parser.add_argument("--cuts", nargs="*", default=CUT_NAMES, choices=CUT_NAMES)
