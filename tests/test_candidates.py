@@ -43,6 +43,9 @@ def agree(split, args, kwargs=None, every=1, may_refuse=lambda path: False):
         except ForethoughtError:
             assert may_refuse(one.path), one.path
             continue
+        if split.plan.larger is None:  # recorded for one number of samples: nothing tells rows
+            assert one.size_bytes is None
+            continue
         assert crossing(actual) == crossing(one.tensors), one.path
         rows = all(t.row_axis is not None for t in actual)
         assert one.size_bytes == (sum(t.size_bytes for t in actual) if rows else None)
@@ -64,7 +67,13 @@ def test_candidates_of_odd_models_are_what_splits_find(case):
     except Exception:
         pytest.skip("cannot be split at all")
     is_fast = case.name.startswith(FAST_PATH)
-    agree(split, args, kwargs, every=3 if is_fast else 1, may_refuse=lambda path: is_fast or path in REFUSED.get(case.name, ()))
+    agree(
+        split,
+        args,
+        kwargs,
+        every=3 if is_fast else 1,
+        may_refuse=lambda path: is_fast or path in REFUSED.get(case.name, ()),
+    )
 
 
 class Net(nn.Module):

@@ -6,15 +6,15 @@ The recording is relabelled for all modules at once; what crosses then follows a
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from forethought.forms import Form, FrontierTensor, Size
 from forethought.operations import func_name
 from forethought.recording import Call, Label, Made, Operation, Read, Recording, Value
-from forethought.relabelling import AsCut, Cuts, Relabelled, bits_of, last_operations, wholes_of
-from forethought.thrift import Thrift
+from forethought.relabelling import AsCut, Cuts, Relabelled, bits_of, last_operations, upwards, wholes_of
+from forethought.thrift import _CHEAP, Thrift
 
 _MOST_SPARED = 64  # values read for which it is worked out what to store of them: the work grows with their square
 
@@ -123,9 +123,7 @@ class _Crossing:
         self._real: dict[Value, Cuts] = {}  # frozen values that the head computes, to decide by them
         self._in_head: dict[int, Cuts] = {}
         self._keys: dict[tuple[Value, int], Cuts] = {}
-        for op in recording.operations:
-            if op.reads_values:
-                self._give_to_head(op, relabelled.every & ~relabelled.head[op.ordinal])
+        self._decide_in_head(relabelled.every)
         outputs = self._outputs(recording)
         self._spare(recording, outputs)
         for op in recording.operations:
@@ -146,9 +144,14 @@ class _Crossing:
     def _inside_whole(self, call: Call) -> Cuts:
         """Give the cuts for which a call lies in one that is run, or left out, as one step."""
         cuts = 0
-        for _, whole in self._wholes.get(id(call), ()):
-            cuts |= whole
+        for around in upwards(call):
+            cuts |= self._wholes[id(around)]
         return cuts
+
+    def _decide_in_head(self, cuts: Cuts) -> None:
+        for op in self._operations:
+            if op.reads_values:
+                self._give_to_head(op, cuts & ~self._relabelled.head[op.ordinal])
 
     def _give_to_head(self, op: Operation, cuts: Cuts) -> None:
         cuts &= ~self._inside_whole(op.call)
@@ -204,30 +207,45 @@ class _Crossing:
 
     def _spare(self, recording: Recording, outputs: Sequence[tuple[Read, Cuts]]) -> None:
         """Let the head do cheap operations again where that leaves less to store, for each cut by itself."""
-        needed: dict[int, dict[Value, Read]] = {}
-        reads = [
-            (read, cuts & (self._relabelled.head[at] | self._in_head.get(at, 0)))
-            for at, frozen in enumerate(self._relabelled.frozen_reads)
-            for read, cuts in frozen
-        ]
-        derived: Cuts = 0  # something that is read could be made again: an operation outside of whole calls gave it
-        for read, cuts in (*reads, *outputs):
-            if read.value is not None:
-                cuts &= ~self._real.get(read.value, 0)
-                for bit in bits_of(cuts):
-                    needed.setdefault(bit, {})[read.value] = read
-                if read.value[0] >= 0 and read.value[1] >= 0:
-                    derived |= cuts & ~self._inside_whole(self._operations[read.value[0]].call)
-        known: dict[Any, Operation] = {}
+        derived: Cuts = 0
+        needed = self._needed(outputs, self._relabelled.every)
+        for bit, values in needed.items():
+            if len(values) <= _MOST_SPARED and any(self._is_cheap(value) for value in values):
+                derived |= 1 << bit
         for bit in bits_of(derived):
-            if len(needed[bit]) > _MOST_SPARED:
-                continue
-            operations = cast(Sequence[Operation], AsCut(recording, self._relabelled, self._wholes, bit, known))
-            for op in Thrift(operations, recording.inputs).choose(needed[bit]):
+            view = AsCut(recording, self._relabelled, self._wholes, bit)
+            thrift = Thrift(cast(Sequence[Operation], view), recording.inputs)
+            values = needed[bit]
+            if thrift.open_calls(values):
+                view.take_over()
+                self._decide_in_head(1 << bit)
+                values = self._needed(outputs, 1 << bit).get(bit, {})
+            for op in thrift.choose(values):
                 self._in_head[op.ordinal] = self._in_head.get(op.ordinal, 0) | 1 << bit
                 for made in op.made:
                     if made.value is not None:
                         self._real[made.value] = self._real.get(made.value, 0) | 1 << bit
+
+    def _needed(self, outputs: Sequence[tuple[Read, Cuts]], wanted: Cuts) -> dict[int, dict[Value, Read]]:
+        """Tell for each cut what the head reads of the frozen values that it does not compute."""
+        needed: dict[int, dict[Value, Read]] = {}
+        for at, frozen in enumerate(self._relabelled.frozen_reads):
+            runs = wanted & (self._relabelled.head[at] | self._in_head.get(at, 0))
+            for read, cuts in frozen if runs else ():
+                self._need(needed, read, cuts & runs)
+        for read, cuts in outputs:
+            self._need(needed, read, cuts & wanted)
+        return needed
+
+    def _need(self, needed: dict[int, dict[Value, Read]], read: Read, cuts: Cuts) -> None:
+        if read.value is not None:
+            for bit in bits_of(cuts & ~self._real.get(read.value, 0)):
+                needed.setdefault(bit, {})[read.value] = read
+
+    def _is_cheap(self, value: Value) -> bool:
+        """Say whether it may be that a value is made again rather than stored."""
+        ordinal, position = value
+        return ordinal >= 0 and position >= 0 and func_name(self._operations[ordinal].func) in _CHEAP
 
     def _named(self, value: Value, cuts: Cuts) -> Iterator[tuple[str, Cuts]]:
         """Name a value as a split does: after the outermost call that is one step, or the operation."""
@@ -235,7 +253,8 @@ class _Crossing:
             yield f"input {value[1]}", cuts
             return
         op = self._operations[value[0]]
-        for call, whole in self._wholes.get(id(op.call), ()):
+        for call in reversed(list(upwards(op.call))):
+            whole = self._wholes[id(call)]
             if cuts & whole:
                 yield call.path or "output", cuts & whole
             cuts &= ~whole

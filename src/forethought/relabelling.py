@@ -5,16 +5,11 @@ everything that follows from that, as in `frontier.Recorder`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
 
 from forethought.recording import Call, Label, Operation, Read, Recording, Value
 
 Cuts = int
 """A set of cuts, one bit each."""
-
-Wholes = dict[int, list[tuple[Call, Cuts]]]
-"""For each call (by id), those around it that are one step, from the outside, each with the cuts for which it is."""
 
 
 class Relabelled:
@@ -77,41 +72,48 @@ class Relabelled:
 
 
 class AsCut:
-    """The operations of a recording as they would be for one cut: what `thrift` asks of them.
+    """The operations of a recording as they would be for one cut: what `thrift` asks of them."""
 
-    Args:
-        known: Operations made for other cuts of the same recording.
-    """
-
-    def __init__(
-        self, recording: Recording, relabelled: Relabelled, wholes: Wholes, bit: int, known: dict[Any, Operation]
-    ) -> None:
+    def __init__(self, recording: Recording, relabelled: Relabelled, wholes: dict[int, Cuts], bit: int) -> None:
         self._operations = recording.operations
         self._head = relabelled.head
         self._wholes = wholes
         self._bit = bit
-        self._known = known
+        self._calls: dict[int, Call] = {}
+        self._known: dict[int, Operation] = {}
 
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._operations)
 
     def __getitem__(self, ordinal: int) -> Operation:
-        op = self._operations[ordinal]
-        around = self._wholes.get(id(op.call), ())
-        whole = next((call for call, cuts in around if cuts >> self._bit & 1), None)
-        label = Label.TRAINABLE if self._head[ordinal] >> self._bit & 1 else op.label
-        key = ordinal, id(whole), label
-        if key not in self._known:
-            outer = None if whole is None else replace(whole, parent=None, whole=True)
-            call = replace(op.call, parent=outer, whole=False)
-            self._known[key] = replace(op, call=call, label=label)
-        return self._known[key]
+        if ordinal not in self._known:
+            op = self._operations[ordinal]
+            label = Label.TRAINABLE if self._head[ordinal] >> self._bit & 1 else op.label
+            self._known[ordinal] = Operation(
+                op.ordinal, op.func, self._call(op.call), label, op.arguments, op.reads, op.made, op.result, op.changed,
+                op.reads_values,
+            )  # fmt: skip
+        return self._known[ordinal]
+
+    def _call(self, call: Call) -> Call:
+        if id(call) not in self._calls:
+            parent = None if call.parent is None else self._call(call.parent)
+            whole = bool(self._wholes[id(call)] >> self._bit & 1)
+            self._calls[id(call)] = Call(call.path, call.module, parent, made=call.made, whole=whole)
+        return self._calls[id(call)]
+
+    def take_over(self) -> None:
+        """Note which calls were opened."""
+        for call, made in self._calls.items():
+            if not made.whole:
+                self._wholes[call] &= ~(1 << self._bit)
 
 
-def wholes_of(recording: Recording, relabelled: Relabelled) -> Wholes:
-    """List for each call the calls around it, from the outside, and for which cuts they are one step."""
+def wholes_of(recording: Recording, relabelled: Relabelled) -> dict[int, Cuts]:
+    """Tell for each call, by its id, for which cuts it is one step."""
     leaky = _leaky(recording)
     busy: dict[int, Cuts] = {}
+    wholes: dict[int, Cuts] = {}
     for call in reversed(list(recording.root.walk())):
         cuts = 0
         for child in call.children.values():
@@ -119,15 +121,11 @@ def wholes_of(recording: Recording, relabelled: Relabelled) -> Wholes:
         for op in call.operations:
             cuts |= relabelled.head[op.ordinal]
         busy[id(call)] = cuts
-    around: Wholes = {}
-    for call in recording.root.walk():
-        outer = around[id(call.parent)] if call.parent is not None else []
         given = 0
         for made in call.made:
             given |= relabelled.of_value(made.value)
-        cuts = relabelled.every & ~busy[id(call)] & ~given if call.whole and id(call) not in leaky else 0
-        around[id(call)] = [*outer, (call, cuts)] if cuts else outer
-    return around
+        wholes[id(call)] = relabelled.every & ~cuts & ~given if call.whole and id(call) not in leaky else 0
+    return wholes
 
 
 def _leaky(recording: Recording) -> set[int]:
@@ -139,9 +137,9 @@ def _leaky(recording: Recording) -> set[int]:
     }
     readers |= {(made.value, None) for made in recording.root.made if made.value is not None}
     for value, reader in readers:
-        inside = {id(call) for call in _upwards(reader)}
+        inside = {id(call) for call in upwards(reader)}
         source = recording.operations[value[0]].call if value[0] >= 0 else None
-        for call in _upwards(source):
+        for call in upwards(source):
             if id(call) in inside:
                 break
             if id(call) not in given:
@@ -151,7 +149,8 @@ def _leaky(recording: Recording) -> set[int]:
     return leaky
 
 
-def _upwards(call: Call | None) -> Iterator[Call]:
+def upwards(call: Call | None) -> Iterator[Call]:
+    """Go from a call through those around it to the outermost one."""
     while call is not None:
         yield call
         call = call.parent
