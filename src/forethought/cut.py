@@ -36,15 +36,16 @@ class Cut:
         self._operations = operations
         self._last_written = last_written
         self._index: dict[tuple[Value, int], int] = {}
-        self._real: set[Value] = set()  # frozen values that the head computes
+        self._real: set[Value] = set()  # frozen values that the head computes, and what follows from them
+        self._again: set[Value] = set()  # frozen values that the head computes for what trains, not for what is frozen
         self._decide_in_head()
         if is_thrifty:
             thrift = Thrift(operations, inputs)
             if thrift.open_calls(self._needed(outputs)):
                 self._decide_in_head()
             for op in thrift.choose(self._needed(outputs)):
-                op.in_head = True
-                self._real |= {made.value for made in op.made if made.value is not None}
+                op.in_head = op.is_again = True
+                self._again |= {made.value for made in op.made if made.value is not None}
         for op in operations:
             self._cross_all(op)
         self._forbid_trainable_numbers()
@@ -91,7 +92,7 @@ class Cut:
                 "got a tensor made by code that torch functions do not show (scripted code, a C++ extension, numpy). "
                 "Cut before it: ft.split(model, x, at=<an earlier module>)"
             )
-        if read.value in self._real:
+        if read.value in self._real or read.value in self._again:
             return None
         key = read.value, max(read.value[0], read.settled)
         if key not in self._index:

@@ -4,6 +4,7 @@ Whatever the frozen half would have computed is a placeholder: a tensor with sha
 nothing else. Reading its values is an error, never a number. Stored tensors are put in where they are first needed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ class HeadRun(TorchFunctionMode):
             return tensor
         if tensor.bound is not None:
             return tensor.bound
+        if tensor.again is not None:
+            return tensor.again
         crossing = self._plan.output_crossing.get(tensor.value) if tensor.value else None
         if crossing is None:
             raise ReplayDriftError("Cannot replay the output: expected the frozen values recorded in it, got others.")
@@ -117,7 +120,8 @@ class HeadRun(TorchFunctionMode):
                 raise frozen_branch(op)
             given = self._given(step, leaves)
             return iter(given) if func_name(func) == "__iter__" else given
-        return self._crossed(step, func, args, kwargs, leaves)
+        result = self._crossed(step, func, args, kwargs, leaves)
+        return nesting.replace(result, _done_again(step)) if op.is_again else result
 
     def _about(self, func: Function, args: Any, kwargs: Any) -> Any:
         """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""
@@ -180,7 +184,7 @@ class HeadRun(TorchFunctionMode):
 
     def _crossed(self, step: OperationStep, func: Function, args: Any, kwargs: Any, leaves: list[Tensor]) -> Any:
         """Run an operation at the frontier on the stored tensors."""
-        real = list(leaves)
+        real = [_made_again(leaf) for leaf in leaves]
         for at, crossing in step.operation.crossing.items():
             real[at] = self._values[crossing]
             if at in step.changed:  # written in place: the stored tensor must stay as it is
@@ -216,6 +220,22 @@ class HeadRun(TorchFunctionMode):
         else:
             self._shadows[id(tensor)] = (tensor, Placeholder(made.value, form, self._batch))
             self._hollow[_memory(tensor)] = tensor
+
+
+def _done_again(step: OperationStep) -> Callable[[Tensor], Tensor]:
+    """Let frozen operations see placeholders still, and only what trains the tensors that were made again."""
+    made = iter(step.made)
+
+    def stand_for(tensor: Tensor) -> Tensor:
+        placeholder = Placeholder.like(tensor, next(made)[0].value)
+        placeholder.again = tensor
+        return placeholder
+
+    return stand_for
+
+
+def _made_again(leaf: Tensor) -> Tensor:
+    return leaf.again if isinstance(leaf, Placeholder) and leaf.again is not None else leaf
 
 
 def _fits(op: Operation, leaves: list[Tensor]) -> bool:

@@ -17,6 +17,7 @@ class Placeholder(Tensor):
 
     value: Value | None
     bound: Tensor | None  # the real tensor, once the head has written into it
+    again: Tensor | None  # what it stands for, where the head has done it again for what trains
     is_mixed: bool  # another view of a constant that frozen code wrote into
     is_unshaped: bool  # its shape depends on values that are not here
 
@@ -27,7 +28,7 @@ class Placeholder(Tensor):
             cls, shape, strides=stride or None, dtype=form.dtype, device=form.device
         )
         made.value = value
-        made.bound = None
+        made.bound = made.again = None
         made.is_mixed = made.is_unshaped = False
         return made
 

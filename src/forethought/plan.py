@@ -256,6 +256,7 @@ def _binds(call: Call) -> dict[Value, int] | None:
     It is enough if nothing frozen is computed inside, or comes from elsewhere, or is written into, or given back.
     """
     found: dict[Value, int] = {}
+    again = {made.value for inner in call.walk() for op in inner.operations if op.is_again for made in op.made}
     for inner in call.walk():
         for op in inner.operations:
             if op.lends_shape or (op.label is Label.FROZEN and not op.in_head):
@@ -265,7 +266,8 @@ def _binds(call: Call) -> dict[Value, int] | None:
                 if read.value not in call.direct or read.settled > read.value[0] or at in op.changed or read.seen:
                     return None
                 found[read.value] = crossing
-            if any(read.label is Label.FROZEN and at not in op.crossing for at, read in enumerate(op.reads)):
+            unmet = [read for at, read in enumerate(op.reads) if read.label is Label.FROZEN and at not in op.crossing]
+            if any(read.value not in again for read in unmet):
                 return None
     leaves = any(made.label is Label.FROZEN for made in call.made) or any(one.sets_attributes for one in call.walk())
     return None if found and leaves else found

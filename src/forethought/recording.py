@@ -76,6 +76,7 @@ class Operation:
     gives_numbers: bool = False  # gives Python something that is no tensor
     crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
     lends_shape: bool = False  # reads only the shape of a frozen value
+    is_again: bool = False  # frozen, but cheap: done again in the head, so that less is stored
     in_head: bool = False  # frozen, but the head runs it too, because Python decides by it
     meets_frozen: bool = False  # reads a frozen value that the head does not compute
 

@@ -72,16 +72,21 @@ def _within(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], lim
     if all(tensor.row_axis is not None for tensor in natural.frontier) and natural.size_bytes <= limit:
         return natural
     plan = natural.plan
-    candidates = find_candidates(plan.recording, plan.larger, plan.batch, plan.more)
-    chosen = within(candidates, limit)
-    if chosen is None:
-        sizes = sorted((found.size_bytes, found.path) for found in candidates if found.size_bytes is not None)
-        raise SplitError(
-            f"Cannot cut {type(model).__name__} within {limit:,} bytes a sample: expected a module that gives no more, "
-            + (f"got {sizes[0][0]:,} at '{sizes[0][1]}' as the fewest. " if sizes else "got none that gives rows. ")
-            + f"Allow more: ft.split(model, x, at={sizes[0][0] if sizes else natural.size_bytes})"
-        )
-    return Split(model, args, kwargs, (chosen.path,))
+    candidates = list(find_candidates(plan.recording, plan.larger, plan.batch, plan.more))
+    while (chosen := within(candidates, limit)) is not None:
+        try:
+            found = Split(model, args, kwargs, (chosen.path,))
+        except SplitError:
+            found = None
+        if found is not None and found.size_bytes <= limit:
+            return found
+        candidates.remove(chosen)  # foretold, but not so: the next best
+    sizes = sorted((one.size_bytes, one.path) for one in candidates if one.size_bytes is not None)
+    raise SplitError(
+        f"Cannot cut {type(model).__name__} within {limit:,} bytes a sample: expected a module that gives no more, "
+        + (f"got {sizes[0][0]:,} at '{sizes[0][1]}' as the fewest. " if sizes else "got none that gives rows. ")
+        + f"Allow more: ft.split(model, x, at={sizes[0][0] if sizes else natural.size_bytes})"
+    )
 
 
 class Split:

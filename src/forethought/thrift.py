@@ -4,7 +4,7 @@ A view and what it is a view of are stored once; a mask, not the square of it; a
 blown up to. Only operations that cost about as much as reading the stored bytes are done again in the head.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from forethought.operations import func_name
 from forethought.recording import MIXED, Label, Made, Operation, Read, Value
@@ -42,6 +42,8 @@ class Thrift:
         self._operations = operations
         self._inputs = inputs
         self._opens = False  # look into calls that are run as one step
+        self._known: dict[Value, list[Value] | None] = {}
+        self._sizes: dict[Value, int] = {}
         self._written = {op.reads[at].memory for op in operations for at in op.changed}
 
     def choose(self, needed: Mapping[Value, Read]) -> list[Operation]:
@@ -61,9 +63,11 @@ class Thrift:
         """Let both halves walk through frozen calls inside of which much less could be stored; say if any."""
         closed = self._size(self._fewest(needed))
         self._opens = True
+        self._known.clear()
         chosen = self.choose(needed)
         is_worth = self._size(self._fewest(needed)) <= _WORTH_OPENING * closed
         self._opens = False
+        self._known.clear()
         opened = [op.call for op in chosen if op.call.outermost_whole() is not None] if is_worth else []
         for call in opened:
             call.open()
@@ -71,14 +75,31 @@ class Thrift:
 
     def _fewest(self, needed: Mapping[Value, Read]) -> set[Value]:
         """Find the values to store."""
+        stored = {value for group in self._related(needed) for value in self._fewest_of(group)}
+        return stored if any(value[0] >= 0 for value in stored) else set(needed)  # inputs alone are nothing to keep
+
+    def _related(self, needed: Mapping[Value, Read]) -> list[dict[Value, Read]]:
+        """Part the values into groups that share no source: each group is a question of its own."""
+        groups: dict[Value, dict[Value, Read]] = {}
+        for value, read in needed.items():
+            kin = [value, *self._ancestors(value)] if self._is_simple(read) else [value]
+            group = {value: read}
+            for other in {id(groups[one]): groups[one] for one in kin if one in groups}.values():
+                group |= other
+            groups |= dict.fromkeys(
+                [*kin, *(one for one, known in groups.items() if known.keys() & group.keys())], group
+            )
+        return list({id(group): group for group in groups.values()}.values())
+
+    def _fewest_of(self, needed: Mapping[Value, Read]) -> set[Value]:
         stored = set(needed)
-        candidates = self._candidates(needed)
+        candidates = self._candidates(needed) if len(needed) <= _MOST else []
         better = True
         while better:
             better = False
             for more in candidates:
                 chosen = self._without_derived(stored | more, needed)
-                if self._size(chosen) < self._size(stored) and any(value[0] >= 0 for value in chosen):
+                if self._size(chosen) < self._size(stored):
                     stored, better = chosen, True
         return stored
 
@@ -98,11 +119,11 @@ class Thrift:
         """Leave out what follows from the rest, the latest first."""
         kept = set(values)
         for value in sorted(values, reverse=True):
-            if value not in needed or self._is_simple(needed[value]):
-                rest = kept - {value}
-                if rest and self._follows(value, rest, _DEEPEST):
-                    kept = rest
-        return {v for v in kept if v in needed or self._is_used(v, kept, needed)}
+            kept.discard(value)
+            is_free = value not in needed or self._is_simple(needed[value])
+            if not (kept and is_free and self._follows(value, kept, _DEEPEST)):
+                kept.add(value)
+        return {value for value in kept if value in needed or self._is_used(value, kept, needed)}
 
     def _is_used(self, value: Value, kept: set[Value], needed: Mapping[Value, Read]) -> bool:
         rest = kept - {value}
@@ -143,6 +164,11 @@ class Thrift:
 
     def _sources(self, value: Value) -> list[Value] | None:
         """List the frozen values that a value follows from cheaply; None if it does not."""
+        if value not in self._known:
+            self._known[value] = self._find_sources(value)
+        return self._known[value]
+
+    def _find_sources(self, value: Value) -> list[Value] | None:
         ordinal, position = value
         if ordinal < 0 or position < 0:
             return None
@@ -166,8 +192,11 @@ class Thrift:
         whole = call if self._opens and call.whole else call.outermost_whole()
         return whole is None or any(made.value == read.value for made in whole.made)
 
-    def _size(self, values: Iterable[Value]) -> int:
-        return sum(_bytes(self._made(value)) for value in values)
+    def _size(self, values: Collection[Value]) -> int:
+        for value in values:
+            if value not in self._sizes:
+                self._sizes[value] = _bytes(self._made(value))
+        return sum(self._sizes[value] for value in values)
 
     def _made(self, value: Value) -> Made | None:
         ordinal, position = value
