@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "forms": set(),
     "relabelling": {"recording"},
     "candidates": {"forms", "operations", "recording", "relabelling", "thrift"},
-    "plan": {"forms", "recording"},
+    "plan": {"forms", "nesting", "recording"},
     "placeholder": {"forms", "nesting", "operations", "recording"},
     "levels": {"nesting", "operations", "plan", "recording"},
     "head_run": {"forms", "levels", "nesting", "operations", "placeholder", "plan", "recording"},

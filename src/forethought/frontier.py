@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
-from forethought.operations import Function, func_name, is_about, shape_only
+from forethought.operations import Function, asks_size, func_name, has_size_by_values, is_about, shape_only
 from forethought.recording import (
     MIXED,
     Call,
@@ -135,13 +135,17 @@ class Recorder(TorchFunctionMode):
         model: A shell of the model.
         at: Paths of modules whose output is taken as the frontier although more is frozen after it.
         is_thrifty: Let the head do cheap operations again where that leaves less to store.
+        shows_sizes: Let what Python asks the size of cross, where values decide it.
     """
 
-    def __init__(self, model: nn.Module, at: Sequence[str] = (), is_thrifty: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, at: Sequence[str] = (), is_thrifty: bool = True, shows_sizes: bool = False
+    ) -> None:
         super().__init__()
         self._model = model
         self._at = set(at)
         self._is_thrifty = is_thrifty
+        self._shows_sizes = shows_sizes
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
         self._tracker = Tracker([p for p in model.parameters() if p.requires_grad])
@@ -156,6 +160,7 @@ class Recorder(TorchFunctionMode):
         self._begun = False
         self._operations: list[Operation] = []
         self._strangers: list[tuple[Tensor, Operation]] = []
+        self._asked: list[tuple[Read, Call]] = []  # whose size Python was told, and where
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
         """Run the model on these inputs. Inputs must not require grad."""
@@ -168,7 +173,10 @@ class Recorder(TorchFunctionMode):
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
         gives = [self._look(tensor) for tensor in nesting.tensors(output)]
-        cut = Cut(self._operations, self._tracker.last_written(), made, gives, self._is_thrifty)
+        sized = self._sized_by_values() if self._shows_sizes else []
+        cut = Cut(self._operations, self._tracker.last_written(), made, gives + sized, self._is_thrifty)
+        for read in sized:
+            cut.cross(read, "a size", "")
         output_crossing = {}
         for read in gives:
             if read.label is Label.FROZEN:
@@ -177,6 +185,16 @@ class Recorder(TorchFunctionMode):
                     output_crossing[read.value] = place
         outputs = [tensor.detach() for tensor in nesting.tensors(output)]
         return Recording(self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs)
+
+    def _sized_by_values(self) -> list[Read]:
+        """Give the frozen values whose size Python was told, where it may depend on values: the head must see them."""
+        unsure: set[Value] = set()
+        for op in self._operations:
+            by_mask = any(read.label is Label.FROZEN for read in op.reads[1:])
+            if has_size_by_values(op.func, by_mask) or any(read.value in unsure for read in op.reads):
+                unsure |= {made.value for made in op.made if made.value is not None and made.label is Label.FROZEN}
+        asked = [read for read, call in self._asked if read.value in unsure and call.outermost_whole() is None]
+        return list({read.value: read for read in asked}.values())
 
     def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See one call of a module of the shell."""
@@ -196,9 +214,10 @@ class Recorder(TorchFunctionMode):
             self._here = outside
         with torch._C.DisableTorchFunction():
             after = vars(module)
-            call.sets_attributes = attributes.keys() != after.keys() or any(
-                attributes[name] is not value for name, value in after.items()
-            )
+            new = {n: v for n, v in after.items() if n not in attributes or attributes[n] is not v}
+            holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
+            call.sets_attributes = holds_tensors or not attributes.keys() <= after.keys()
+            call.leaves = {} if call.sets_attributes else new
             self._close(call, output, given)
         return output
 
@@ -241,6 +260,8 @@ class Recorder(TorchFunctionMode):
         """See one call of a torch function."""
         kwargs = kwargs or {}
         if is_about(func, args, kwargs):
+            if asks_size(func) and isinstance(args[0], Tensor):
+                self._asked.append((self._look(args[0]), self._here))
             return func(*args, **kwargs)
         leaves = nesting.tensors((args, kwargs))
         reads = [self._look(tensor) for tensor in leaves]
@@ -332,11 +353,24 @@ def _is_whole(call: Call, output: Any) -> bool:
     inner = list(call.walk())
     if any(one.sets_attributes for one in inner):
         return False  # the head may read what it leaves on a module
+    if any(one.leaves and not _is_found(call, one) for one in inner):
+        return False
     if any(one.opaque for one in inner) and (
         _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in inner)
     ):
         return False  # a number made from values, given or left on a module: the head must make its own
     return not any(op.label is Label.TRAINABLE for one in inner for op in one.operations)
+
+
+def _is_found(outer: Call, inner: Call) -> bool:
+    """Say whether a module is where its path says, seen from another."""
+    prefix = f"{outer.path}." if outer.path else ""
+    if inner is outer:
+        return True
+    try:
+        return inner.path.startswith(prefix) and outer.module.get_submodule(inner.path[len(prefix) :]) is inner.module
+    except AttributeError:
+        return False
 
 
 @functools.cache

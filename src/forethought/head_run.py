@@ -15,12 +15,10 @@ from forethought import nesting
 from forethought.errors import InvisibleOperationError, ReplayDriftError
 from forethought.forms import Form
 from forethought.levels import Level, aside, filled
-from forethought.operations import Function, func_name, is_about, is_turned, shape_only
+from forethought.operations import Function, asks_size, func_name, is_about, is_turned, shape_only
 from forethought.placeholder import Placeholder, run_on
 from forethought.plan import OperationStep, Plan, Step, frozen_branch
 from forethought.recording import Label, Made, Operation, Value
-
-_SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "is_same_size"}
 
 
 def placeholders_for(plan: Plan, batch: int) -> tuple[Any, Any]:
@@ -78,6 +76,9 @@ class HeadRun(TorchFunctionMode):
         if step is None:
             return module._call_impl(*args, **kwargs)
         if step.whole is not None:
+            for where, name, value in step.whole.leaves:
+                inner = module.get_submodule(where[len(path) :].removeprefix("."))
+                inner.__dict__[name] = value
             with torch._C.DisableTorchFunction():
                 leaves = nesting.tensors((args, kwargs)) if step.whole.needs_arguments else []
                 return self._given(step.whole, leaves)
@@ -125,8 +126,7 @@ class HeadRun(TorchFunctionMode):
 
     def _about(self, func: Function, args: Any, kwargs: Any) -> Any:
         """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""
-        asks = getattr(getattr(func, "__self__", None), "__name__", func_name(func))
-        if asks in _SIZES and any(
+        if asks_size(func) and any(
             isinstance(t, Placeholder) and t.is_unshaped for t in nesting.tensors((args, kwargs))
         ):
             raise InvisibleOperationError(

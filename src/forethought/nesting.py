@@ -107,6 +107,24 @@ def is_plain(value: Any) -> bool:
     return False
 
 
+def is_same_plain(a: Any, b: Any) -> bool:
+    """Compare two values without tensors, part by part; what shows neither parts nor equality differs."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, PLAIN) or a is None:
+        return bool(a == b)
+    if isinstance(a, _CLOSED):
+        return False
+    mine, other = _items(a), _items(b)
+    return (
+        (bool(mine) or isinstance(a, list | tuple | dict))
+        and len(mine) == len(other)
+        and all(x[0] == y[0] and is_same_plain(x[1], y[1]) for x, y in zip(mine, other, strict=True))
+    )
+
+
 def outline(value: Any, mark: Callable[[int], Any] = lambda at: ("tensor", at)) -> Any:
     """Put a mark with its position in the place of each tensor: what is left tells values apart, and holds no tensor.
 

@@ -27,6 +27,12 @@ _LIKE = {
 # Methods whose second argument only lends its shape or type.
 _SHAPED_BY_OTHER = {"expand_as", "view_as", "reshape_as", "type_as"}
 
+_SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "is_same_size"}
+_SIZED_BY_VALUES = {
+    "nms", "batched_nms", "nonzero", "argwhere", "where", "unique", "unique_consecutive", "masked_select", "item",
+    "repeat_interleave", "bincount",
+}  # fmt: skip
+
 # Python asks the operand of the more special class first, with the comparison turned round: `a < p` becomes `p > a`.
 _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
 
@@ -73,6 +79,16 @@ def is_about(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
     if name == "type":
         return len(args) == 1 and not kwargs
     return name in _ABOUT
+
+
+def asks_size(func: Function) -> bool:
+    """Say whether a call tells Python a size."""
+    return getattr(getattr(func, "__self__", None), "__name__", func_name(func)) in _SIZES
+
+
+def has_size_by_values(func: Function, indexes_by_mask: bool) -> bool:
+    """Say whether the size of what a function gives may depend on values."""
+    return func_name(func).strip("_") in _SIZED_BY_VALUES or (func_name(func) == "__getitem__" and indexes_by_mask)
 
 
 def shape_only(func: Function) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forethought import nesting
 from forethought.errors import (
     FrozenBranchError,
     InvisibleOperationError,
@@ -31,6 +32,7 @@ class Step:
     result: Any
     captures: list[tuple[bool, int, int]] = field(default_factory=list)  # (from `changed`, position, crossing)
     settles: list[int] = field(default_factory=list)  # crossings whose memory is final after this step
+    leaves: list[tuple[str, str, Any]] = field(default_factory=list)  # (path, name, value) to set on modules
     reads: list[tuple[int, int]] = field(default_factory=list)  # (argument, crossing): to be taken before this step
 
     @property
@@ -196,7 +198,11 @@ class _Joiner:
             return None  # it gives Python something that changes: walk through it
         if any(call.changed.keys() != first.changed.keys() for call in calls):
             return None
+        left = [call.all_leaves() for call in calls]
+        if not all(nesting.is_same_plain(other, left[0]) for other in left):
+            return None
         step = Step(self._all([c.made for c in calls]), self._each([c.changed for c in calls]), first.result)
+        step.leaves = left[0]
         self.steps[id(first)] = step
         return step
 

@@ -101,7 +101,8 @@ class Call:
     inputs: list[Value | None] = field(default_factory=list)
     direct: set[Value] = field(default_factory=set)  # those of the inputs that are arguments themselves, not inside one
     whole: bool = False
-    sets_attributes: bool = False  # of its own module
+    sets_attributes: bool = False  # of its own module, to something with tensors
+    leaves: dict[str, Any] = field(default_factory=dict)  # attributes that it sets to something without
     opaque: bool = False  # something inside cannot be told from its operations alone
 
     def child(self, path: str, module: nn.Module) -> "Call":
@@ -119,6 +120,10 @@ class Call:
             found = call if call.whole else found
             call = call.parent
         return found
+
+    def all_leaves(self) -> list[tuple[str, str, Any]]:
+        """List what this call and those inside leave on their modules: (path, name, value)."""
+        return [(call.path, name, value) for call in self.walk() for name, value in call.leaves.items()]
 
     def open(self) -> None:
         """Take this call, and each that contains it, as several steps."""

@@ -48,18 +48,26 @@ def record_plan(
         as_given: Record the path of this very batch, not of its first samples.
     """
     trials = _Trials(model, at, args, kwargs)
+    try:
+        return _recorded(trials, as_given)
+    except InvisibleOperationError:
+        trials.shows_sizes = True  # sizes that values decide: the head must see these values
+        return _recorded(trials, as_given)
+
+
+def _recorded(trials: "_Trials", as_given: bool) -> Plan:
+    trials.begin()
     if not as_given:
         try:
             return trials.quick()
         except NothingFrozenError:
             raise
-        except Exception:
+        except Exception:  # whatever a model says of a batch that it cannot take: the thorough way decides
             pass
     try:
         return trials.thorough()
     except ReplayDriftError:
-        pass
-    trials.is_thrifty = False  # what is cheapest may differ from one batch to another
+        trials.is_thrifty = False  # what is cheapest may differ from one batch to another
     try:
         return trials.thorough()
     except ReplayDriftError:
@@ -76,10 +84,16 @@ class _Trials:
         self._batch = batch_of(self._inputs)
         self._arguments = nesting.outline((args, kwargs), Position)
         self.is_thrifty = True
+        self.shows_sizes = False
         self._body: nn.Module | None = None
         self._draws = False
         self._keeps_state = False
         self._writes: set[str] = set()
+
+    def begin(self) -> None:
+        """Begin anew, on a body that no failed trial has written on."""
+        self.is_thrifty = True
+        self._body = None
 
     def quick(self) -> Plan:
         """Record two samples and three, in varied order.
@@ -160,7 +174,7 @@ class _Trials:
         before = State(body)
         with torch.inference_mode(False), untouched(body), eagerly():
             args, kwargs = self._filled(tensors)
-            recording = Recorder(body, self._at, self.is_thrifty).record(args, kwargs)
+            recording = Recorder(body, self._at, self.is_thrifty, self.shows_sizes).record(args, kwargs)
         self._note_state(before)
         return recording
 
@@ -214,7 +228,12 @@ class _Trials:
             self._draws = not torch.equal(chance, torch.get_rng_state())
             self._note_state(before)
             plan.keeps_state = plan.keeps_state or self._keeps_state
-            return nesting.tensors(run_head(self._fresh(), plan, values, batch))
+            body = self._fresh()
+            before = State(body)
+            try:
+                return nesting.tensors(run_head(body, plan, values, batch))
+            finally:
+                self._note_state(before)
 
     def _has_fast_path(self) -> bool:
         """Say whether torch may choose another kernel for a module when nobody watches."""
