@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "relabelling": {"recording"},
     "candidates": {"forms", "operations", "recording", "relabelling", "thrift"},
     "plan": {"forms", "nesting", "recording"},
-    "placeholder": {"forms", "nesting", "operations", "recording"},
+    "placeholder": {"forms", "nesting", "operations", "recording", "shell"},
     "levels": {"nesting", "operations", "plan", "recording"},
     "head_run": {"forms", "levels", "nesting", "operations", "placeholder", "plan", "recording"},
     "trunk_run": {"frontier", "levels", "nesting", "operations", "placeholder", "plan", "recording"},

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from odd_models import CASES, Base, check, frozen
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import forethought as ft
 from forethought.errors import ForethoughtError, NothingFrozenError, ReplayDriftError, ShapeError, SplitError
@@ -853,3 +854,37 @@ def test_edits_of_the_model_are_followed(edit):
     _joined(parts, x)
     edit(model)
     odd_models.compare(model(x), _joined(parts, x), "edited")
+
+
+@pytest.mark.parametrize("region", ["head", "frozen", "both", "mixed"])
+def test_checkpoints_run_again_in_the_backward_pass(region):
+    def do(m, x):
+        def run(inner, value):
+            return checkpoint(inner, value, use_reentrant=False)
+
+        if region == "head":
+            return m.head(run(m.square, m.body(x)))
+        if region == "frozen":
+            return m.head(run(m.body, x))
+        if region == "both":
+            return run(lambda x: m.head(m.square(m.body(x))), x)
+        return run(lambda h: m.head(m.late(h) + m.square(h)), m.body(x))
+
+    class Model(Does):
+        def __init__(self):
+            super().__init__(do)
+            self.late = frozen(nn.Linear(8, 8))
+
+        def forward(self, x):
+            return self.do(self, x)
+
+    model, x = Model(), torch.randn(5, 6)
+    parts = ft.split(model, torch.randn(3, 6))
+    gradients = []
+    for run in (model, lambda x: _joined(parts, x)):
+        model.zero_grad()
+        output = run(x)
+        if output.requires_grad:
+            output.square().sum().backward()
+        gradients.append([output] + [p.grad.clone() for p in model.parameters() if p.grad is not None])
+    odd_models.compare(gradients[0], gradients[1], "output and gradients")

@@ -21,13 +21,6 @@ from forethought.plan import OperationStep, Plan, Step, frozen_branch
 from forethought.recording import Label, Made, Operation, Value
 
 
-def placeholders_for(plan: Plan, batch: int) -> tuple[Any, Any]:
-    """Make the arguments of the model with placeholders for the input tensors."""
-    made = [Placeholder(made.value, form, batch) for made, form in plan.inputs]
-    args, kwargs = filled(plan.arguments, made)
-    return args, kwargs
-
-
 class HeadRun(TorchFunctionMode):
     """Runs what trains, with the stored tensors put in where they cross the frontier.
 
@@ -45,8 +38,14 @@ class HeadRun(TorchFunctionMode):
         self._level = Level(plan.root)
         self._begun = False
         self._inside = False  # a call that meets nothing frozen: nothing to watch
+        self._crossings: dict[Value | None, int | None] = {}
         self._shadows: dict[int, tuple[Tensor, Placeholder]] = {}  # real constants that frozen code wrote into
         self._hollow: dict[int, Tensor] = {}  # their memories: other views of them hold no values either
+
+    def arguments(self) -> tuple[Any, Any]:
+        """Make the arguments of the model with placeholders for the input tensors."""
+        args, kwargs = filled(self._plan.arguments, [self._placeholder(made, form) for made, form in self._plan.inputs])
+        return args, kwargs
 
     def output(self, result: Any) -> Any:
         """Put stored tensors in the place of placeholders in the model's output."""
@@ -205,14 +204,27 @@ class HeadRun(TorchFunctionMode):
         return filled(step.result, results)
 
     def _placeholder(self, made: Made, form: Form) -> Placeholder:
-        if form.is_steady:
-            return Placeholder(made.value, form, self._batch)
-        crossing = self._plan.crossing_of(made.value)
-        if crossing is not None:  # its shape depends on values, but they are here
-            return Placeholder.like(self._values[crossing], made.value)
-        placeholder = Placeholder(made.value, form, self._batch)
-        placeholder.is_unshaped = True
+        crossing = self._crossing_of(made.value)
+        if crossing is not None and not form.is_steady:  # its shape depends on values, but they are here
+            placeholder = Placeholder.like(self._values[crossing], made.value)
+        else:
+            placeholder = Placeholder(made.value, form, self._batch)
+            placeholder.is_unshaped = not form.is_steady
+        placeholder.stored = None if crossing is None else self._values[crossing]
+        placeholder.run = self
         return placeholder
+
+    def _crossing_of(self, value: Value | None) -> int | None:
+        if value not in self._crossings:
+            self._crossings[value] = self._plan.crossing_of(value)
+        return self._crossings[value]
+
+    def call_again(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a call in a checkpoint that runs again: a whole frozen one is known by what it is given."""
+        leaves = nesting.tensors((args, kwargs))
+        given = [leaf.value if isinstance(leaf, Placeholder) else None for leaf in leaves]
+        step = self._plan.whole_call(path, given)
+        return module._call_impl(*args, **kwargs) if step is None else self._given(step, leaves)
 
     def _rename(self, tensor: Tensor, made: Made, form: Form) -> None:
         if isinstance(tensor, Placeholder):

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import InvisibleOperationError
 from forethought.forms import Form
 from forethought.operations import Function, stand_in
 from forethought.recording import Value
+from forethought.shell import is_run_active
 
 
 class Placeholder(Tensor):
@@ -18,6 +19,8 @@ class Placeholder(Tensor):
     value: Value | None
     bound: Tensor | None  # the real tensor, once the head has written into it
     again: Tensor | None  # what it stands for, where the head has done it again for what trains
+    stored: Tensor | None  # its values, where it crosses the frontier: for a checkpoint that runs again in backward
+    run: Any  # the head's run that made it
     is_mixed: bool  # another view of a constant that frozen code wrote into
     is_unshaped: bool  # its shape depends on values that are not here
 
@@ -29,6 +32,7 @@ class Placeholder(Tensor):
         )
         made.value = value
         made.bound = made.again = None
+        made.stored = made.run = None
         made.is_mixed = made.is_unshaped = False
         return made
 
@@ -44,12 +48,22 @@ class Placeholder(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Refuse: whoever computes with a placeholder is code that cannot be seen."""
+        """Refuse: whoever computes with a placeholder is code that cannot be seen, unless a checkpoint runs again."""
+        held = nesting.tensors((args, kwargs or {}), Placeholder)
+        if not is_run_active() and all(placeholder.stored is not None for placeholder in held):
+            args, kwargs = nesting.replace((args, kwargs or {}), lambda placeholder: placeholder.stored, Placeholder)
+            return func(*args, **kwargs)
         raise InvisibleOperationError(
             f"Cannot replay: expected to see every operation on frozen values, got '{func}' from code that torch "
             "functions do not show (scripted or compiled code, an extension, vmap). "
             "Cut after it: ft.split(model, x, at=<a later module>)"
         )
+
+    def call_again(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer the call of a module that a checkpoint runs again, after the head's run has ended."""
+        if self.run is None:
+            return module._call_impl(*args, **kwargs)
+        return self.run.call_again(module, path, args, kwargs)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Placeholder({tuple(self.shape)}, {self.dtype})"

@@ -58,7 +58,14 @@ class CallStep:
     touching: list[OperationStep]  # operations that read a frozen value, in order
     meeting: list[OperationStep]  # those of them that meet a placeholder in the head
     trainable: list[OperationStep]  # operations that only the head runs, in order
+    inputs: list[Value | None]  # what it was given
     binds: dict[Value, int] | None  # given these arguments from the frontier, nothing inside needs watching in the head
+
+    def walk(self) -> Iterator["CallStep"]:
+        """Go through this call and every call inside."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
 
 
 @dataclass(slots=True)
@@ -81,6 +88,11 @@ class Plan:
     writes: set[str]  # the attributes that it leaves
     is_even: bool  # every size is the same for all batch sizes, or a multiple of the batch
     paths_of_head: frozenset[str]  # the modules that the head calls
+
+    def whole_call(self, path: str, inputs: list[Value | None]) -> Step | None:
+        """Find a call that is one step by what it was given."""
+        found = (one for one in self.root.walk() if one.path == path and one.inputs == inputs)
+        return next((one.whole for one in found if one.whole is not None), None)
 
     def crossing_of(self, value: Value | None) -> int | None:
         """Find the place in the frontier of a value that is not written into afterwards."""
@@ -137,7 +149,7 @@ def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: 
         keeps_state=False,
         writes=set(),
         is_even=joiner.is_even,
-        paths_of_head=frozenset(_paths_of_head(root)),
+        paths_of_head=frozenset(step.path for step in root.walk() if step.whole is None),
     )
     _place_crossings(plan, joiner, batch)
     return plan
@@ -166,7 +178,7 @@ class _Joiner:
     def call(self, calls: Sequence[Call]) -> CallStep:
         first = calls[0]
         if all(call.whole for call in calls) and (step := self._whole(calls)) is not None:
-            return CallStep(first.path, step, {}, [], [], [], None)
+            return CallStep(first.path, step, {}, [], [], [], first.inputs, None)
         first.whole = False
         keys = self._shared_children(calls)
         children = {key: self.call([call.children[key] for call in calls]) for key in keys}
@@ -177,7 +189,7 @@ class _Joiner:
             [op for op in call.trainable() if op.ordinal <= last] for call, last in zip(calls, self._lasts, strict=True)
         ]
         trainable = self._operations(first, needed, made)
-        return CallStep(first.path, None, children, touching, meeting, trainable, _binds(first))
+        return CallStep(first.path, None, children, touching, meeting, trainable, first.inputs, _binds(first))
 
     def _shared_children(self, calls: Sequence[Call]) -> list[tuple[str, int]]:
         """List the calls inside that all recordings made; once the trunk has ended, what only trains may differ."""
@@ -282,13 +294,6 @@ def _binds(call: Call) -> dict[Value, int] | None:
 def _is_needed(call: Call, last: int) -> bool:
     """Say whether a call does something that both halves must know: something frozen, or before the trunk's end."""
     return any(op.ordinal <= last or op.meets_frozen for inner in call.walk() for op in inner.operations)
-
-
-def _paths_of_head(step: CallStep) -> Iterator[str]:
-    if step.whole is None:
-        yield step.path
-        for child in step.children.values():
-            yield from _paths_of_head(child)
 
 
 def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:

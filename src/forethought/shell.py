@@ -61,6 +61,11 @@ class active:  # noqa: N801  (a context manager, read as a verb: `with active(ru
         _active.run = self._before
 
 
+def is_run_active() -> bool:
+    """Say whether a run sees the calls of shells on this thread."""
+    return _active.run is not None
+
+
 class _Call:
     """Stands in the place where torch keeps a module's compiled call, which `module(...)` asks for first."""
 
@@ -74,6 +79,9 @@ class _Call:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = _active.run
         if run is None:
+            again = next((value for value in args if hasattr(type(value), "call_again")), None)
+            if again is not None:  # a checkpoint, in the backward pass
+                return again.call_again(self.module, self.path, args, kwargs)
             return self.module._call_impl(*args, **kwargs)
         return run.call(self.module, self.path, args, kwargs)
 

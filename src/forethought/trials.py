@@ -22,7 +22,7 @@ from forethought.errors import (
     SplitError,
 )
 from forethought.frontier import Recorder
-from forethought.head_run import HeadRun, placeholders_for
+from forethought.head_run import HeadRun
 from forethought.identity import Digest
 from forethought.plan import Plan, make_plan
 from forethought.recording import Position, Recording
@@ -274,7 +274,7 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
 
 def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
     run = HeadRun(plan, values, batch)
-    args, kwargs = placeholders_for(plan, batch)
+    args, kwargs = run.arguments()
     try:
         with active(run), run, eagerly():
             result = body(*args, **kwargs)
