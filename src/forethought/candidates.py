@@ -14,7 +14,7 @@ from forethought.forms import Form, FrontierTensor, Size
 from forethought.operations import func_name
 from forethought.recording import Call, Label, Made, Operation, Read, Recording, Value
 from forethought.relabelling import AsCut, Cuts, Relabelled, bits_of, last_operations, upwards, wholes_of
-from forethought.thrift import _CHEAP, Thrift
+from forethought.thrift import CHEAP, Thrift
 
 _MOST_SPARED = 64  # values read for which it is worked out what to store of them: the work grows with their square
 
@@ -245,7 +245,7 @@ class _Crossing:
     def _is_cheap(self, value: Value) -> bool:
         """Say whether it may be that a value is made again rather than stored."""
         ordinal, position = value
-        return ordinal >= 0 and position >= 0 and func_name(self._operations[ordinal].func) in _CHEAP
+        return ordinal >= 0 and position >= 0 and func_name(self._operations[ordinal].func) in CHEAP
 
     def _named(self, value: Value, cuts: Cuts) -> Iterator[tuple[str, Cuts]]:
         """Name a value as a split does: after the outermost call that is one step, or the operation."""

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import itertools
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,14 +52,14 @@ def tensors(value: Any, kind: type = Tensor) -> list[Any]:
 
 def _collect(value: Any, kind: type, found: list[Any], seen: frozenset[int]) -> None:
     exact = type(value)
-    if exact in _ATOMS:
+    if exact in _ATOMS or exact is set:
         return
     if isinstance(value, kind):
         found.append(value)
     elif exact is tuple or exact is list:
         for item in value:
             _collect(item, kind, found, seen)
-    elif exact is dict:
+    elif exact is dict or exact is OrderedDict:
         for item in value.values():
             _collect(item, kind, found, seen)
     elif isinstance(value, slice):

@@ -24,7 +24,7 @@ _COMPARISONS = {
     "bitwise_not", "and", "or", "invert", "where", "masked_fill", "add", "sub", "rsub", "mul", "div", "truediv", "neg",
     "radd", "rmul",
 }  # fmt: skip
-_CHEAP = _VIEWS | _COPIES | _COMPARISONS | {f"__{name}__" for name in _COMPARISONS}
+CHEAP = _VIEWS | _COPIES | _COMPARISONS | {f"__{name}__" for name in _COMPARISONS}
 _DEEPEST = 16  # operations between what is stored and what is needed
 _MOST = 64  # values looked at for one that is needed
 _WORTH_OPENING = 0.6  # a frozen call is walked through, which costs the head time, only for that much less to store
@@ -175,7 +175,7 @@ class Thrift:
         op = self._operations[ordinal]
         if op.label is not Label.FROZEN or op.changed or not (self._opens or op.call.outermost_whole() is None):
             return None
-        if func_name(op.func) not in _CHEAP or op.made[position].argument is not None:
+        if func_name(op.func) not in CHEAP or op.made[position].argument is not None:
             return None
         frozen = [read for read in op.reads if read.label is Label.FROZEN]
         if not all(map(self._is_simple, frozen)):
