@@ -24,6 +24,7 @@ from forethought.plan import Plan
 from forethought.recording import Label
 from forethought.trials import batch_of, inputs_of, record_plan, signature_of, telling
 
+_MOST_PATHS = 16  # remembered for inputs of one form
 At = str | Sequence[str] | int | None
 """Where to cut earlier than the frontier that is found: a module's path, several, or the most bytes a sample."""
 
@@ -208,7 +209,9 @@ class Split:
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False) -> Plan:
         plan = record_plan(self.model, self.at, args, kwargs, as_given)
-        self._plans.setdefault(self._signature(args, kwargs), []).append(plan)
+        plans = self._plans.setdefault(self._signature(args, kwargs), [])
+        plans.append(plan)
+        del plans[1:-_MOST_PATHS]  # the first is the example's
         return plan
 
     def _signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
