@@ -888,3 +888,15 @@ def test_checkpoints_run_again_in_the_backward_pass(region):
             output.square().sum().backward()
         gradients.append([output] + [p.grad.clone() for p in model.parameters() if p.grad is not None])
     odd_models.compare(gradients[0], gradients[1], "output and gradients")
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((torch.zeros(2, 6),), {}), ((torch.zeros(2, 6),), {"mask": 1, "nope": 2})]
+)
+def test_arguments_that_do_not_fit_are_refused_with_what_is_wanted(args, kwargs):
+    class Model(Base):
+        def forward(self, x, mask):
+            return super().forward(x)
+
+    with pytest.raises(SplitError, match=r"forward\(x, mask\)"):
+        ft.split(Model(), args, kwargs)
