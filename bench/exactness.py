@@ -4,7 +4,7 @@
     python bench/exactness.py --sample 300 --seconds 1200         some, always the same ones
     python bench/exactness.py --models 'timm/swin*' --cuts few    some by name
 
-Every case is one line of JSON in `--out` (build/exactness.jsonl); run it again and it goes on. A model runs in a process
+Every case is one line of JSON in `--out`, build/exactness.jsonl; run it again and it goes on. A model runs in a process
 of its own: a crash, or more than `--timeout` seconds without an answer, is the outcome of one case. What a case demands
 is in verdict.py, where the cuts are in cuts.py, the models in zoo/.
 """
