@@ -217,7 +217,7 @@ class Recorder(TorchFunctionMode):
             new = {n: v for n, v in after.items() if n not in attributes or attributes[n] is not v}
             holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
             call.sets_attributes = holds_tensors or not attributes.keys() <= after.keys()
-            call.leaves = {} if call.sets_attributes else new
+            call.left = {} if call.sets_attributes else new
             self._close(call, output, given)
         return output
 
@@ -353,7 +353,7 @@ def _is_whole(call: Call, output: Any) -> bool:
     inner = list(call.walk())
     if any(one.sets_attributes for one in inner):
         return False  # the head may read what it leaves on a module
-    if any(one.leaves and not _is_found(call, one) for one in inner):
+    if any(one.left and not _is_found(call, one) for one in inner):
         return False
     if any(one.opaque for one in inner) and (
         _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in inner)

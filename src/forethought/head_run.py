@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from forethought import nesting
 from forethought.errors import InvisibleOperationError, ReplayDriftError
 from forethought.forms import Form
-from forethought.levels import Level, aside, filled
+from forethought.levels import Level, Walk, filled
 from forethought.operations import Function, asks_size, func_name, is_about, is_turned, shape_only
 from forethought.placeholder import Placeholder, run_on
-from forethought.plan import OperationStep, Plan, Step, frozen_branch
+from forethought.plan import CallStep, OperationStep, Plan, Step, frozen_branch
 from forethought.recording import Label, Made, Operation, Value
 
 
-class HeadRun(TorchFunctionMode):
+class HeadRun(Walk):
     """Runs what trains, with the stored tensors put in where they cross the frontier.
 
     Args:
@@ -31,14 +30,8 @@ class HeadRun(TorchFunctionMode):
     """
 
     def __init__(self, plan: Plan, values: tuple[Tensor, ...], batch: int) -> None:
-        super().__init__()
-        self._plan = plan
+        super().__init__(plan, batch)
         self._values = values
-        self._batch = batch
-        self._level = Level(plan.root)
-        self._begun = False
-        self._inside = False  # a call that meets nothing frozen: nothing to watch
-        self._crossings: dict[Value | None, int | None] = {}
         self._shadows: dict[int, tuple[Tensor, Placeholder]] = {}  # real constants that frozen code wrote into
         self._hollow: dict[int, Tensor] = {}  # their memories: other views of them hold no values either
 
@@ -65,29 +58,18 @@ class HeadRun(TorchFunctionMode):
             raise ReplayDriftError("Cannot replay the output: expected the frozen values recorded in it, got others.")
         return self._values[crossing]
 
-    def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer the call of one module: a whole frozen one is not run."""
-        if self._inside:
-            return module._call_impl(*args, **kwargs)
-        outside = self._level
-        step = outside.child(path) if self._begun else self._plan.root
-        self._begun = True
-        if step is None:
-            return module._call_impl(*args, **kwargs)
+    def _answer(self, step: CallStep, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do not run a whole frozen call."""
         if step.whole is not None:
-            for where, name, value in step.whole.leaves:
-                inner = module.get_submodule(where[len(path) :].removeprefix("."))
+            for where, name, value in step.whole.left:
+                inner = module.get_submodule(where[len(step.path) :].removeprefix("."))
                 inner.__dict__[name] = value
             with torch._C.DisableTorchFunction():
                 leaves = nesting.tensors((args, kwargs)) if step.whole.needs_arguments else []
                 return self._given(step.whole, leaves)
         if step.binds is not None:
-            return self._unwatched(step.binds, module, args, kwargs)
-        self._level = Level(step)
-        try:
-            return module._call_impl(*args, **kwargs)
-        finally:
-            self._level = outside
+            return self._unseen(module, *self._bound(step.binds, args, kwargs))
+        return self._walked(Level(step), module, args, kwargs)
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -135,8 +117,10 @@ class HeadRun(TorchFunctionMode):
             )
         return func(*args, **kwargs)
 
-    def _unwatched(self, binds: dict[Value, int], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a call that meets nothing frozen but its own arguments: given those, nothing there needs watching."""
+    def _bound(
+        self, binds: dict[Value, int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give a call that meets nothing frozen but its own arguments their values: it can run as it is."""
 
         def given(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -145,14 +129,7 @@ class HeadRun(TorchFunctionMode):
             crossing = binds.get(tensor.value) if isinstance(tensor, Placeholder) and tensor.value else None
             return tensor if crossing is None else self._values[crossing]
 
-        args = [given(value) for value in args]
-        kwargs = {name: given(value) for name, value in kwargs.items()}
-        self._inside = True
-        try:
-            with aside(self):
-                return module._call_impl(*args, **kwargs)
-        finally:
-            self._inside = False
+        return tuple([given(value) for value in args]), {name: given(value) for name, value in kwargs.items()}
 
     def _concerns(self, values: Any) -> bool:
         """Say whether a placeholder is among the arguments."""
@@ -204,7 +181,7 @@ class HeadRun(TorchFunctionMode):
         return filled(step.result, results)
 
     def _placeholder(self, made: Made, form: Form) -> Placeholder:
-        crossing = self._crossing_of(made.value)
+        crossing = self._plan.crossing_of.get(made.value) if made.value else None
         if crossing is not None and not form.is_steady:  # its shape depends on values, but they are here
             placeholder = Placeholder.like(self._values[crossing], made.value)
         else:
@@ -213,11 +190,6 @@ class HeadRun(TorchFunctionMode):
         placeholder.stored = None if crossing is None else self._values[crossing]
         placeholder.run = self
         return placeholder
-
-    def _crossing_of(self, value: Value | None) -> int | None:
-        if value not in self._crossings:
-            self._crossings[value] = self._plan.crossing_of(value)
-        return self._crossings[value]
 
     def call_again(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call in a checkpoint that runs again: a whole frozen one is known by what it is given."""

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from forethought import nesting
 from forethought.errors import ReplayDriftError
 from forethought.operations import Function, is_turned, name_of
-from forethought.plan import CallStep, OperationStep
+from forethought.plan import CallStep, OperationStep, Plan
 from forethought.recording import Position
 
 
@@ -82,3 +83,51 @@ class aside:  # noqa: N801  (a context manager, read as a clause)
     def __exit__(self, *_: object) -> None:
         if self._is_top:
             self._mode.__enter__()
+
+
+class Walk(TorchFunctionMode):
+    """A run of the model's own Python along a plan. The halves say what to do with a whole call, and with a level.
+
+    Args:
+        plan: The recorded path.
+        batch: How many samples there are.
+    """
+
+    def __init__(self, plan: Plan, batch: int) -> None:
+        super().__init__()
+        self._plan = plan
+        self._batch = batch
+        self._level = Level(plan.root)
+        self._begun = False
+        self._inside = False  # a call in which there is nothing to watch
+
+    def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer the call of one module."""
+        if self._inside:
+            return module._call_impl(*args, **kwargs)
+        step = self._level.child(path) if self._begun else self._plan.root
+        self._begun = True
+        if step is None:
+            return module._call_impl(*args, **kwargs)
+        return self._answer(step, module, args, kwargs)
+
+    def _answer(self, step: CallStep, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer the call of a module that the plan knows."""
+        raise NotImplementedError
+
+    def _walked(self, level: Level, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call one level further down."""
+        outside, self._level = self._level, level
+        try:
+            return module._call_impl(*args, **kwargs)
+        finally:
+            self._level = outside
+
+    def _unseen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call with nobody watching."""
+        self._inside = True
+        try:
+            with aside(self):
+                return module._call_impl(*args, **kwargs)
+        finally:
+            self._inside = False

@@ -114,7 +114,7 @@ def is_same_plain(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
-    if isinstance(a, PLAIN) or a is None:
+    if isinstance(a, PLAIN):
         return bool(a == b)
     if isinstance(a, _CLOSED):
         return False

@@ -20,7 +20,7 @@ from forethought.errors import (
     ReplayDriftError,
 )
 from forethought.forms import Form, FrontierTensor, linear_size
-from forethought.recording import MIXED, Call, Label, Made, Operation, Recording, Value
+from forethought.recording import MIXED, Call, Label, Made, Operation, Read, Recording, Value
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Step:
     result: Any
     captures: list[tuple[bool, int, int]] = field(default_factory=list)  # (from `changed`, position, crossing)
     settles: list[int] = field(default_factory=list)  # crossings whose memory is final after this step
-    leaves: list[tuple[str, str, Any]] = field(default_factory=list)  # (path, name, value) to set on modules
+    left: list[tuple[str, str, Any]] = field(default_factory=list)  # (path, name, value) to set on modules
     reads: list[tuple[int, int]] = field(default_factory=list)  # (argument, crossing): to be taken before this step
 
     @property
@@ -88,26 +88,18 @@ class Plan:
     writes: set[str]  # the attributes that it leaves
     is_even: bool  # every size is the same for all batch sizes, or a multiple of the batch
     paths_of_head: frozenset[str]  # the modules that the head calls
+    last: int  # the operation by which the trunk has taken everything
+    crossing_of: dict[Value, int]  # values that are not written into afterwards -> place in the frontier
+    written: list[Read]  # the model's own tensors that constant operations write into, where both halves walk
 
     def whole_call(self, path: str, inputs: list[Value | None]) -> Step | None:
         """Find a call that is one step by what it was given."""
         found = (one for one in self.root.walk() if one.path == path and one.inputs == inputs)
         return next((one.whole for one in found if one.whole is not None), None)
 
-    def crossing_of(self, value: Value | None) -> int | None:
-        """Find the place in the frontier of a value that is not written into afterwards."""
-        for at, crossing in enumerate(self.recording.crossings):
-            if crossing.value == value and crossing.settled <= crossing.value[0]:
-                return at
-        return None
-
     def constants_written(self) -> list[Tensor]:
-        """Give the model's own tensors that constant operations write into, at levels that both halves walk."""
-        found = []
-        for op in self.recording.operations:
-            if op.label is Label.CONSTANT and op.changed and op.call.outermost_whole() is None:
-                found += [read.now() for at, read in enumerate(op.reads) if at in op.changed and read.home]
-        return [tensor for tensor in found if tensor is not None]
+        """Give the model's own tensors that constant operations write into, as they are now."""
+        return [tensor for tensor in (read.now() for read in self.written) if tensor is not None]
 
 
 def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: Any) -> Plan:
@@ -150,6 +142,9 @@ def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: 
         writes=set(),
         is_even=joiner.is_even,
         paths_of_head=frozenset(step.path for step in root.walk() if step.whole is None),
+        last=example.last,
+        crossing_of={c.value: at for at, c in enumerate(example.crossings) if c.settled <= c.value[0]},
+        written=_written(example.operations),
     )
     _place_crossings(plan, joiner, batch)
     return plan
@@ -210,11 +205,11 @@ class _Joiner:
             return None  # it gives Python something that changes: walk through it
         if any(call.changed.keys() != first.changed.keys() for call in calls):
             return None
-        left = [call.all_leaves() for call in calls]
+        left = [call.all_left() for call in calls]
         if not all(nesting.is_same_plain(other, left[0]) for other in left):
             return None
         step = Step(self._all([c.made for c in calls]), self._each([c.changed for c in calls]), first.result)
-        step.leaves = left[0]
+        step.left = left[0]
         self.steps[id(first)] = step
         return step
 
@@ -287,8 +282,17 @@ def _binds(call: Call) -> dict[Value, int] | None:
             unmet = [read for at, read in enumerate(op.reads) if read.label is Label.FROZEN and at not in op.crossing]
             if any(read.value not in again for read in unmet):
                 return None
-    leaves = any(made.label is Label.FROZEN for made in call.made) or any(one.sets_attributes for one in call.walk())
-    return None if found and leaves else found
+    gives = any(made.label is Label.FROZEN for made in call.made) or any(one.sets_attributes for one in call.walk())
+    return None if found and gives else found
+
+
+def _written(operations: Sequence[Operation]) -> list[Read]:
+    """List the model's own tensors that constant operations write into, at levels that both halves walk."""
+    found = []
+    for op in operations:
+        if op.label is Label.CONSTANT and op.changed and op.call.outermost_whole() is None:
+            found += [read for at, read in enumerate(op.reads) if at in op.changed and read.home]
+    return found
 
 
 def _is_needed(call: Call, last: int) -> bool:

@@ -102,7 +102,7 @@ class Call:
     direct: set[Value] = field(default_factory=set)  # those of the inputs that are arguments themselves, not inside one
     whole: bool = False
     sets_attributes: bool = False  # of its own module, to something with tensors
-    leaves: dict[str, Any] = field(default_factory=dict)  # attributes that it sets to something without
+    left: dict[str, Any] = field(default_factory=dict)  # attributes that it sets to something without
     opaque: bool = False  # something inside cannot be told from its operations alone
 
     def child(self, path: str, module: nn.Module) -> "Call":
@@ -121,9 +121,9 @@ class Call:
             call = call.parent
         return found
 
-    def all_leaves(self) -> list[tuple[str, str, Any]]:
+    def all_left(self) -> list[tuple[str, str, Any]]:
         """List what this call and those inside leave on their modules: (path, name, value)."""
-        return [(call.path, name, value) for call in self.walk() for name, value in call.leaves.items()]
+        return [(call.path, name, value) for call in self.walk() for name, value in call.left.items()]
 
     def open(self) -> None:
         """Take this call, and each that contains it, as several steps."""

@@ -9,7 +9,6 @@ Each module of the shell hands its calls to the run that is active on this threa
 """
 
 import functools
-import operator
 import threading
 import types
 from collections import OrderedDict, defaultdict
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 
+from forethought.held import Held
+
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size})
-_CONTAINERS = (dict, OrderedDict, list, set)
 _SHARED = ("_parameters", "_buffers")  # the shell has the very same
 # Wrappers that change where or how fast a model runs, not what it computes: the shell is of what they hold.
 _WRAPPERS = {
@@ -115,38 +115,7 @@ class _Pair:
     path: str
     module: nn.Module
     shell: nn.Module
-    held: dict[str, Any]
-    empty: list[Any]  # containers among it, most of them for hooks
-    filled: list[tuple[str, Any, list[Any]]]
-
-    @staticmethod
-    def of(path: str, module: nn.Module, made: nn.Module) -> "_Pair":
-        containers = [(n, v) for n, v in module.__dict__.items() if type(v) in _CONTAINERS and n not in _SHARED]
-        empty = [value for _, value in containers if not value]
-        filled = [(name, value, _entries(value)) for name, value in containers if value]
-        return _Pair(path, module, made, dict(module.__dict__), empty, filled)
-
-    def changed(self) -> set[str]:
-        """Name the attributes that are others now, or hold others."""
-        held = self.module.__dict__
-        if (
-            len(held) == len(self.held)
-            and all(map(operator.is_, held.values(), self.held.values()))
-            and not any(self.empty)
-            and all(_is_same(_entries(value), before) for _, value, before in self.filled)
-        ):
-            return set()
-        names = {name for name in held.keys() | self.held.keys() if held.get(name) is not self.held.get(name)}
-        names |= {name for name, value in held.items() if any(value is one for one in self.empty if one)}
-        return names | {name for name, value, before in self.filled if not _is_same(_entries(value), before)}
-
-
-def _entries(container: Any) -> list[Any]:
-    return list(container.values()) if isinstance(container, dict) else list(container)
-
-
-def _is_same(now: list[Any], before: list[Any]) -> bool:
-    return len(now) == len(before) and all(map(operator.is_, now, before))
+    held: Held
 
 
 class Follower:
@@ -161,7 +130,7 @@ class Follower:
     def __init__(self, model: nn.Module) -> None:
         self._copier = _Copier(model, None)
         self.root = self._copier.root(model)
-        self._pairs = [_Pair.of(*entry) for entry in self._copier.made.values()]
+        self._pairs = [_Pair(*entry, Held(entry[1], _SHARED)) for entry in self._copier.made.values()]
 
     def follow(self, paths: Collection[str] | None = None) -> set[str]:
         """Bring the shell up to date; name the attributes that have changed ("_modules": a module itself).
@@ -170,10 +139,10 @@ class Follower:
             paths: Look at these modules only.
         """
         changed: set[str] = set()
-        for at, pair in enumerate(self._pairs):
-            if (paths is None or pair.path in paths) and (names := pair.changed()):
+        for pair in self._pairs:
+            if (paths is None or pair.path in paths) and (names := pair.held.changed()):
                 self._update(pair, names)
-                self._pairs[at] = _Pair.of(pair.path, pair.module, pair.shell)
+                pair.held = Held(pair.module, _SHARED)
                 changed |= names
         return changed
 

@@ -55,7 +55,7 @@ class Thrift:
         stored = self._fewest(needed)
         again: dict[int, Operation] = {}
         for value in needed.keys() - stored:
-            for op in self._steps(value, needed[value], stored):
+            for op in self._steps(value, stored):
                 again[op.ordinal] = op
         return [again[ordinal] for ordinal in sorted(again)]
 
@@ -154,13 +154,13 @@ class Thrift:
             found |= dict.fromkeys(sources)
         return list(found)
 
-    def _steps(self, value: Value, read: Read, stored: set[Value]) -> Iterable[Operation]:
+    def _steps(self, value: Value, stored: set[Value]) -> Iterable[Operation]:
         """Give the operations by which a value follows from what is stored."""
         if value in stored:
             return
         yield self._operations[value[0]]
         for source in self._sources(value) or []:
-            yield from self._steps(source, read, stored)
+            yield from self._steps(source, stored)
 
     def _sources(self, value: Value) -> list[Value] | None:
         """List the frozen values that a value follows from cheaply; None if it does not."""

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from forethought import nesting
 from forethought.errors import ShapeError
 from forethought.frontier import Tracker
-from forethought.levels import Level, aside, filled
+from forethought.levels import Level, Walk, filled
 from forethought.operations import Function, func_name, is_about, shape_only
 from forethought.placeholder import Placeholder, run_on
-from forethought.plan import OperationStep, Plan, Step
+from forethought.plan import CallStep, OperationStep, Plan, Step
 from forethought.recording import Label
 
 
@@ -25,7 +24,7 @@ class Finished(BaseException):
     """Ends the model's forward once the last tensor of the frontier is there. Not an error: no handler may eat it."""
 
 
-class TrunkRun(TorchFunctionMode):
+class TrunkRun(Walk):
     """Runs what is frozen, takes the frontier's tensors, and stops.
 
     Args:
@@ -35,15 +34,9 @@ class TrunkRun(TorchFunctionMode):
     """
 
     def __init__(self, plan: Plan, batch: int, trainable: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._plan = plan
-        self._batch = batch
+        super().__init__(plan, batch)
         self._tracker = Tracker(trainable)
-        self._level = Level(plan.root)
         self._open: list[Level] = []  # the levels from the outermost to this one
-        self._last = plan.recording.last
-        self._begun = False
-        self._inside = False  # a whole call: nothing to watch
         self._taken: list[Tensor | None] = [None] * len(plan.frontier)
         self._final = 0
         self._ordinal = 0
@@ -60,32 +53,19 @@ class TrunkRun(TorchFunctionMode):
         for at, crossing in self._plan.input_captures:
             self._take(crossing, inputs[at])
 
-    def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer the call of one module: a whole frozen one runs unwatched."""
-        if self._inside:
-            return module._call_impl(*args, **kwargs)
-        outside = self._level
-        step = outside.child(path) if self._begun else self._plan.root
-        self._begun = True
-        if step is None:
-            return module._call_impl(*args, **kwargs)
+    def _answer(self, step: CallStep, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a whole frozen call unwatched."""
         if step.whole is not None:
-            self._inside = True
-            try:
-                with aside(self):
-                    result = module._call_impl(*args, **kwargs)
-            finally:
-                self._inside = False
+            result = self._unseen(module, args, kwargs)
             with torch._C.DisableTorchFunction():
                 self._noted(step.whole, nesting.tensors((args, kwargs)), nesting.tensors(result))
             return result
-        level = self._level = Level(step)
+        level = Level(step)
         self._open.append(level)
         try:
-            result = module._call_impl(*args, **kwargs)
+            result = self._walked(level, module, args, kwargs)
         finally:
             self._open.pop()
-            self._level = outside
         level.check_touched(len(step.touching))
         return result
 
@@ -110,7 +90,7 @@ class TrunkRun(TorchFunctionMode):
         if step.operation.label is Label.TRAINABLE:  # the frontier was asked for here, by `at`
             self._level.next_trainable(func)
             return self._left_out(step, leaves)
-        result = run_on(func, args, kwargs, leaves, hollow)
+        result = func(*args, **kwargs) if hollow is None else run_on(func, args, kwargs, leaves, hollow)
         if func_name(func) == "__iter__":
             result = tuple(result)
         self._noted(step, leaves, nesting.tensors(result))
@@ -156,7 +136,7 @@ class TrunkRun(TorchFunctionMode):
         self._final += 1
         if self._final == len(self._taken):
             for level in self._open:
-                level.check_touched(sum(step.operation.ordinal <= self._last for step in level.step.touching))
+                level.check_touched(sum(step.operation.ordinal <= self._plan.last for step in level.step.touching))
             raise Finished
 
     def _left_out(self, step: OperationStep, leaves: list[Tensor]) -> Any:

@@ -1,8 +1,6 @@
 """What a run of a model may leave behind: seen, and put back."""
 
-import operator
 import random
-from collections import OrderedDict, deque
 from typing import Any
 
 import numpy as np
@@ -10,44 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
+from forethought.held import Held
 from forethought.shell import modules_of
 
-_ABSENT = object()
 _HELD_ELSEWHERE = ("_parameters", "_modules")
-_CONTAINERS = (dict, OrderedDict, list, set, deque)
 
 
 class State:
-    """What the modules of a shell hold beside tensors in place: attributes, and what lies in containers."""
+    """What the modules of a shell hold beside tensors in place."""
 
     def __init__(self, body: nn.Module) -> None:
-        self._held = [(vars(module), dict(vars(module))) for module in modules_of(body)]
-        self._inside = [
-            (name, value, _entries(value))
-            for _, held in self._held
-            for name, value in held.items()
-            if type(value) in _CONTAINERS and name not in _HELD_ELSEWHERE
-        ]
+        self._held = [Held(module, _HELD_ELSEWHERE) for module in modules_of(body)]
 
     def changed(self) -> set[str]:
         """Name the attributes that are not what they were."""
-        names = {name for now, before in self._held for name in _differing(now, before)}
-        for name, value, before in self._inside:
-            now = _entries(value)
-            if len(now) != len(before) or not all(a is b for a, b in zip(now, before, strict=True)):
-                names.add(name)
-        return names
-
-
-def _entries(container: Any) -> list[Any]:
-    return list(container.values()) if isinstance(container, dict) else list(container)
-
-
-def _differing(now: dict[str, Any], before: dict[str, Any]) -> set[str]:
-    if len(now) == len(before) and all(map(operator.is_, now.values(), before.values())):
-        return set()
-    names = now.keys() | before.keys()
-    return {name for name in names if name not in _HELD_ELSEWHERE and now.get(name, _ABSENT) is not before.get(name)}
+        return {name for held in self._held for name in held.changed()}
 
 
 class untouched:  # noqa: N801  (a context manager, read as an adjective)
