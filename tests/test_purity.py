@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import forethought as ft
-from forethought.errors import ImpureTrunkError, SplitError
+from forethought.dataset import Batch
+from forethought.errors import IdentityError, ImpureTrunkError, SplitError
+from forethought.purity import probe
 
 
 def was_wrong(*values, reason):
@@ -127,6 +129,76 @@ def test_one_sample_at_first_hides_nothing(store):
 
     with pytest.raises(ImpureTrunkError):
         one_then_more()
+
+
+class Rarely(nn.Module):
+    """Something that happens to one number in a million: a few rows, run twice, do not show it."""
+
+    def __init__(self, happens, chance=None):
+        super().__init__()
+        self.happens, self.chance = happens, chance
+
+    def forward(self, h):
+        return h + self.happens(self.chance, h)
+
+
+def rarely(happens, chance=None):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4).requires_grad_(False), Rarely(happens, chance), nn.Linear(4, 2))
+
+
+RARE = {
+    "dropout": lambda _, h: F.dropout(h, 1e-6),
+    "attention": lambda _, h: F.scaled_dot_product_attention(h, h, h, dropout_p=1e-6).mean(0) * 0,
+    "constants": lambda *_: torch.rand(4) < 1e-6,
+    "numpy": lambda *_: np.random.rand() < 1e-6,
+    "Python": lambda *_: random.random() < 1e-6,
+}
+RARE_OWN = {
+    "torch": (torch.Generator, lambda chance, _: torch.rand(4, generator=chance) < 1e-6),
+    "torch, in place": (torch.Generator, lambda chance, h: torch.empty_like(h).bernoulli_(1e-6, generator=chance)),
+    "torch, of frozen": (torch.Generator, lambda chance, h: torch.bernoulli(h.sigmoid() * 1e-6, generator=chance)),
+    "numpy": (lambda: np.random.default_rng(0), lambda chance, _: chance.random() < 1e-6),
+    "numpy, old": (lambda: np.random.RandomState(0), lambda chance, _: chance.random() < 1e-6),
+    "Python": (lambda: random.Random(0), lambda chance, _: chance.random() < 1e-6),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_what_is_rarely_random_is_refused(name, store):
+    """It is the drawing that is refused, not what came of it."""
+    with pytest.raises(ImpureTrunkError, match="random numbers drawn"):
+        ft.extract(rarely(RARE[name]), make_x(), store)
+    assert not list(store.glob("tables/*/*.safetensors"))
+
+
+def test_a_recurrent_layer_that_rarely_drops_is_refused(store):
+    """Its dropout is inside one operation."""
+    model = Recurrent()
+    model.lstm.dropout = 1e-6
+    with pytest.raises(ImpureTrunkError, match="random numbers drawn"):
+        ft.extract(model, torch.randn(8, 6, 4), store)
+
+
+@pytest.mark.parametrize("name", RARE_OWN)
+def test_a_generator_of_a_modules_own_is_refused(name, store):
+    make, happens = RARE_OWN[name]
+    model, x = rarely(happens, make()), make_x()
+    with pytest.raises(ImpureTrunkError, match="random numbers drawn"):
+        probe(ft.split(model, x), Batch((x,), {}, None))
+    with pytest.raises((ImpureTrunkError, IdentityError)):
+        ft.extract(model, x, store)
+    assert not list(store.glob("tables/*/*.safetensors"))
+
+
+@pytest.mark.parametrize("make", [random.Random, random.SystemRandom, np.random.default_rng, torch.Generator])
+def test_a_generator_that_is_not_drawn_from_is_no_reason_to_refuse(make, store):
+    assert ft.extract(rarely(lambda *_: 0, make()), make_x(), store).report.rows_computed == 20
+
+
+def test_random_numbers_in_the_head_are_no_reason_to_refuse(store):
+    model = rarely(lambda *_: 0).append(Rarely(lambda *_: torch.rand(2)))
+    assert ft.extract(model, make_x(), store).report.rows_computed == 20
 
 
 class Layers(nn.Sequential):

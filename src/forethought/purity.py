@@ -4,6 +4,7 @@ Before anything is stored the trunk runs on the same samples twice, in another o
 buffers compared before and after.
 """
 
+import pickle
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from forethought.replay import Split
 _BOUNDS = {torch.float64: (16.0, 1024.0), torch.float32: (16.0, 1024.0)}
 _BOUNDS_HALF = (4.0, 16.0)
 _NOISE_TIMES = 8.0
+# Generators that a module may hold for itself; one of torch is seen where an operation is given it.
+_OWN = (random.Random, np.random.Generator, np.random.RandomState)
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,13 @@ def probe(split: Split, batch: Batch) -> Purity:
 def _random_states(split: Split) -> list[Any]:
     """Read every generator that the trunk may draw from."""
     cuda = {p.device.index or 0 for p in split.model.parameters() if p.device.type == "cuda"}
+    held = [value for module in split.model.modules() for value in vars(module).values() if isinstance(value, _OWN)]
     return [
         torch.get_rng_state().numpy().tobytes(),
         *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in sorted(cuda)),
         random.getstate(),
         *(repr(part) if isinstance(part, str | int | float) else part.tobytes() for part in np.random.get_state()),
+        *(pickle.dumps(generator) for generator in held if not isinstance(generator, random.SystemRandom)),
     ]
 
 
