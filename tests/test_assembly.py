@@ -292,9 +292,13 @@ def test_assembled_to_changes_the_whole_model():
 
 
 def test_assembled_saves_after_to(tmp_path):
-    """A model moved or converted after it was assembled can be saved."""
+    """A model moved or converted after it was assembled can be saved, and loading gives its outputs."""
     split, _, _ = halved("Mlp")
-    ft.assemble(split, split.head).double().save(tmp_path / "double")
+    full = ft.assemble(split, split.head).double()
+    loaded = ft.load(full.save(tmp_path / "double"), built("Mlp", 5)[0].double())
+    wanted = full(X.double())
+    assert wanted.dtype == torch.float64
+    assert is_equal(loaded(X.double()), wanted)
 
 
 def test_assembled_train_leaves_the_trunk_frozen():
@@ -532,12 +536,18 @@ def test_a_fresh_process_gives_the_same_bits(tmp_path):
 
 def test_loading_under_another_matmul_precision(saved):
     """`torch.set_float32_matmul_precision('high')`, which half of all training scripts say, is no other model."""
+    split, args, _ = halved("Mlp")
+    head = nn.Linear(8, 2)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        ft.load(saved, built("Mlp", 5)[0], nn.Linear(8, 2))
+        loaded = ft.load(saved, built("Mlp", 5)[0], head)
+        assert torch.equal(loaded(*args), head(split.trunk(*args)))
     finally:
         torch.set_float32_matmul_precision(before)
+    assert torch.equal(loaded(*args), head(split.trunk(*args)))
+    torch.manual_seed(7)
+    assert torch.equal(head.weight, nn.Linear(8, 2).weight)
 
 
 def test_the_file_is_plain_safetensors(saved):
