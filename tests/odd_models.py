@@ -817,6 +817,37 @@ def _bfloat16():
     return Base().bfloat16()
 
 
+@odd(lambda b: ((torch.randn(b, 6, dtype=torch.complex64),), {}), name="Complex")
+def _complex():
+    return nn.Sequential(
+        frozen(nn.Linear(6, 8, dtype=torch.complex64)), nn.Tanh(), nn.Linear(8, 3, dtype=torch.complex64)
+    )
+
+
+@odd()
+class ComplexInside(Base):
+    def forward(self, x):
+        h = torch.fft.rfft(self.body(x))
+        return self.head(torch.fft.irfft(h * h.conj()))
+
+
+@odd()
+class AutocastInside(Base):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(self.body(x))
+
+
+@odd()
+class AutocastInHalfOfIt(Base):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            h = self.body(x)
+            with torch.autocast("cpu", enabled=False):
+                h = h.float() * 2
+            return self.head(h)
+
+
 @odd(lambda b: ((torch.randn(b, 6), torch.tensor(1.5), 3, True, None), {"tag": "z"}))
 class ScalarInputs(Base):
     def forward(self, x, t, n, flag, nothing, tag):
@@ -1665,6 +1696,7 @@ def compare(wanted: Any, got: Any, what: str) -> None:
                 raise LawError(f"{what}: a {type(x).__name__}, then a {type(y).__name__}")
             if x.dtype != y.dtype or x.shape != y.shape or x.device != y.device:
                 raise LawError(f"{what}: {x.dtype} {tuple(x.shape)}, then {y.dtype} {tuple(y.shape)}")
+            x, y = x.detach(), y.detach()  # of complex numbers, `nan_to_num` has no derivative
             if not torch.equal(x.isnan(), y.isnan()) or not torch.equal(x.nan_to_num(), y.nan_to_num()):
                 raise LawError(f"{what}: off by {(x.double() - y.double()).abs().max():.3g}")
         elif isinstance(x, Tensor) or isinstance(y, Tensor) or type(x) is not type(y) or x != y:
@@ -1693,7 +1725,8 @@ def traces(model: nn.Module) -> dict[str, Any]:
 
 def _trace(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value.requires_grad, value.grad is None, value.detach().clone().flatten().tolist()
+        ungraded = not value.is_leaf or value.grad is None  # torch warns of whoever asks a tensor that is no leaf
+        return id(value), value.requires_grad, ungraded, value.detach().clone().flatten().tolist()
     if isinstance(value, Notes):
         return {key: _trace(item) for key, item in vars(value).items()}
     if isinstance(value, dict):
@@ -1722,6 +1755,7 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _loss(output: Any) -> Tensor | None:
     parts = [t for t in leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
     if not parts:
         return None
     return sum((part * torch.linspace(0.5, 1.5, part.numel(), dtype=part.dtype).view_as(part)).sum() for part in parts)

@@ -516,20 +516,6 @@ def test_scripted_code_across_the_frontier_is_refused_by_type():
         ft.split(Model(), torch.randn(3, 6))
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_compiled_modules_are_unwrapped(whole):
-    model = Base()
-    if whole:
-        model = torch.compile(model, backend="eager")
-    else:
-        model.body = torch.compile(model.body, backend="eager")
-        model.head.compile(backend="eager")
-    parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
-    wanted = getattr(model, "_orig_mod", model)
-    with torch.compiler.set_stance("force_eager"):
-        assert torch.equal(_joined(parts, x), wanted(x))
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while compiling
 def test_compiled_functions_run_eagerly():
     act = torch.compile(lambda x: x.relu() * 2, backend="eager")
@@ -557,9 +543,8 @@ def test_an_operator_of_ones_own():
     assert torch.equal(_joined(parts, x), model(x))
 
 
-@pytest.mark.parametrize("wrap", [torch.fx.symbolic_trace, nn.DataParallel], ids=["fx", "parallel"])
-def test_wrapped_models(wrap):
-    model = wrap(Base())
+def test_a_traced_model():
+    model = torch.fx.symbolic_trace(Base())
     parts, x = ft.split(model, torch.randn(3, 6)), torch.randn(5, 6)
     assert torch.equal(_joined(parts, x), model(x))
 

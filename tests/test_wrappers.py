@@ -1,0 +1,160 @@
+"""Wrappers of torch's, around a model or around its weights: split is as exact as without them."""
+
+import functools
+import warnings
+
+import pytest
+import torch
+from odd_models import Base, Case, check, frozen, rows
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations
+
+import forethought as ft
+from forethought.errors import ForethoughtError
+
+every_mode = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+
+
+def demand_exact(make, train=False):
+    """Demand the laws of the split: outputs and gradients to the bit, nothing left behind."""
+    check(Case("", make, rows, train=train), ft.split)
+
+
+def quietly(make):
+    """Leave torch's advice to use something newer unsaid: people's models have the old."""
+
+    @functools.wraps(make)
+    def made(*args, **kwargs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(*args, **kwargs)
+
+    return made
+
+
+# Around a model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """A group of one process."""
+    path = tmp_path_factory.mktemp("group") / "store"
+    distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def compiled_in_place(model, backend):
+    model.compile(backend=backend)
+    return model
+
+
+def compiled_parts(model, backend):
+    model.body = torch.compile(model.body, backend=backend)
+    model.head.compile(backend=backend)
+    return model
+
+
+def parallel_part(model, _):
+    model.body = nn.DataParallel(model.body)
+    return model
+
+
+WRAPPERS = {
+    "parallel": lambda model, _: nn.DataParallel(model),
+    "parallel part": parallel_part,
+    "distributed": lambda model, _: DistributedDataParallel(model),
+    "compiled": lambda model, backend: torch.compile(model, backend=backend),
+    "compiled in place": compiled_in_place,
+    "compiled parts": compiled_parts,
+    "compiled, parallel": lambda model, backend: nn.DataParallel(torch.compile(model, backend=backend)),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapped_model_splits_exactly(name, train, group):
+    demand_exact(lambda: WRAPPERS[name](Base(), "eager"), train)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_are_looked_through(name, group, monkeypatch):
+    """They change where or how fast a model runs, not what it computes: neither half, nor a fingerprint, has them."""
+
+    def refuse(*args, **kwargs):
+        pytest.fail("a wrapper ran")
+
+    model, x = Base(), torch.randn(4, 6)
+    wanted, fingerprint = model(x), ft.split(model, x).trunk.fingerprint
+    for kind in (nn.DataParallel, DistributedDataParallel):
+        monkeypatch.setattr(kind, "forward", refuse)
+    parts = ft.split(WRAPPERS[name](model, refuse), x)
+    assert torch.equal(parts.head(parts.trunk(x)), wanted)
+    assert parts.trunk.fingerprint == fingerprint
+
+
+# Around weights -------------------------------------------------------------------------------------------------------
+
+NORMS = {
+    "spectral norm": parametrizations.spectral_norm,
+    "spectral norm, old": quietly(nn.utils.spectral_norm),
+    "weight norm": parametrizations.weight_norm,
+    "weight norm, old": quietly(nn.utils.weight_norm),
+}
+
+
+def normed(norm):
+    """Frozen and trainable layers, each under the norm."""
+    return nn.Sequential(norm(nn.Linear(6, 8)), nn.ReLU(), norm(nn.Linear(8, 8)), norm(nn.Linear(8, 3)))
+
+
+@every_mode
+@pytest.mark.parametrize("freeze", [lambda m: frozen(m[0]), lambda m: ft.freeze(m, until="0")], ids=["flags", "freeze"])
+@pytest.mark.parametrize("name", NORMS)
+def test_normed_weights_split_exactly(name, freeze, train):
+    """What a norm keeps from run to run moves once, as in the model."""
+
+    def make():
+        model = normed(NORMS[name])
+        freeze(model)
+        return model
+
+    demand_exact(make, train)
+
+
+@pytest.mark.parametrize("name", ["weight norm", "weight norm, old"])
+def test_a_weight_of_which_one_part_trains_splits_exactly(name):
+    """The length of the weights trains, their direction is frozen."""
+
+    def make():
+        model = frozen(normed(NORMS[name]))
+        next(p for _, p in model[2].named_parameters() if p.shape == (8, 1)).requires_grad_(True)
+        return model
+
+    demand_exact(make)
+
+
+@pytest.fixture(params=[torch.qint8, torch.float16], ids=str)
+def quantised(request):
+    """Makes a model whose frozen layers are quantised as they run."""
+    quantize = pytest.importorskip("torch.ao.quantization").quantize_dynamic
+
+    @quietly
+    def make():
+        model = Base()
+        model.body = quantize(model.body, {nn.Linear}, request.param)
+        return model
+
+    return make
+
+
+def test_quantised_layers_split_exactly(quantised):
+    demand_exact(quantised)
+
+
+def test_quantised_rows_are_not_stored(quantised, tmp_path):
+    """The weights are packed where nobody sees them, and the largest input of a batch rounds the others."""
+    with pytest.raises(ForethoughtError):
+        ft.extract(quantised(), torch.randn(20, 6), tmp_path / "store")
+    assert not list(tmp_path.rglob("*.safetensors"))
