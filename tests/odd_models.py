@@ -97,6 +97,23 @@ class Base(nn.Module):
         return self.head(self.body(x))
 
 
+class Net(nn.Module):
+    """A frozen trunk with a bit of everything, and a head called `head`."""
+
+    def __init__(self, classes=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 8).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(8).eval().requires_grad_(False)
+        self.act = nn.ReLU()
+        self.scale = 2.0
+        self.register_buffer("shift", torch.ones(8))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.layer(x)) * self.scale + self.shift))
+
+
 # Ways of passing values -----------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from known_limits import was_wrong
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -25,11 +26,6 @@ from forethought.dataset import Samples
 from forethought.errors import DataError, EmptyDatasetError, ForethoughtError, RandomDatasetError, UnequalShapesError
 
 N = 20
-
-
-def was_wrong(*values, reason, **options):
-    """A case that was wrong once, and how."""
-    return pytest.param(*values, **options)
 
 
 def make_x():

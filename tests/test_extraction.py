@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from known_limits import was_wrong
+from odd_models import Net
+from processes import printed
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
@@ -32,28 +35,6 @@ from forethought.errors import (
     StorePathError,
 )
 from forethought.store import DamagedSegmentWarning, Store
-
-
-def was_wrong(*values, reason):
-    """A case that was wrong once, and how."""
-    return pytest.param(*values)
-
-
-class Net(nn.Module):
-    """A frozen trunk with a bit of everything, and a head called `head`."""
-
-    def __init__(self, classes=2):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(4, 8).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(8).eval().requires_grad_(False)
-        self.act = nn.ReLU()
-        self.scale = 2.0
-        self.register_buffer("shift", torch.ones(8))
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x):
-        return self.head(self.act(self.norm(self.layer(x)) * self.scale + self.shift))
 
 
 class Renamed(nn.Module):
@@ -633,19 +614,10 @@ def test_another_process_with_another_hash_seed_computes_nothing_and_runs_nothin
         "nn.Module._call_impl = lambda self, *a, **k: (calls.append(1), call(self, *a, **k))[1]\n"
         f"r = ft.extract(model, Slow(0), {str(store)!r}).report\nprint(r.rows_computed, len(calls))\n"
     )
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT + count],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout.split()
-        for seed in ("1", "2")
-    ]
-    assert told[0][0] == "96"
-    assert told[0][1] != "0"
-    assert told[1] == ["0", "0"]
+    first, second = [printed(SCRIPT + count, seeds=[seed])[0].split() for seed in (1, 2)]
+    assert first[0] == "96"
+    assert first[1] != "0"
+    assert second == ["0", "0"]
 
 
 # --- interruption ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_limits import was_wrong
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -17,11 +18,6 @@ import forethought as ft
 from forethought.errors import DataError, ForethoughtError
 
 N = 23
-
-
-def was_wrong(*values, reason):
-    """A case that was wrong once, and how."""
-    return pytest.param(*values)
 
 
 def make_x(n=N):

@@ -1,37 +1,17 @@
 """The laws of a trunk's fingerprint: one for one computation, in every process, whatever surrounds it."""
 
 import copy
-import os
-import subprocess
-import sys
 import types
 
 import pytest
 import torch
+from known_limits import was_wrong
+from odd_models import Net
+from processes import printed
 from torch import nn
 
 import forethought as ft
 from forethought.fingerprint import model_key
-
-
-def was_wrong(*values, reason):
-    """A case that was wrong once, and how."""
-    return pytest.param(*values)
-
-
-class Net(nn.Module):
-    def __init__(self, classes=2):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(4, 8).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(8).eval().requires_grad_(False)
-        self.act = nn.ReLU()
-        self.scale = 2.0
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x):
-        return self.head(self.act(self.norm(self.layer(x))) * self.scale)
-
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -72,7 +52,7 @@ def test_a_fingerprint_is_hex_and_stays():
         lambda: told(made("class M(Net):\n  def forward(self, y):  # a comment\n    return super().forward(y)")),
         lambda: told(
             made(
-                "class M(Net):\n  def forward(self, x):\n    s = self\n    f = s.act(s.norm(s.layer(x))) * 2.0\n    return s.head(f).relu()"
+                "class M(Net):\n  def forward(self, x):\n    s = self\n    f = s.act(s.norm(s.layer(x)) * 2.0 + s.shift)\n    return s.head(f).relu()"
             )
         ),
     ],
@@ -261,18 +241,9 @@ print(ft.split(model, torch.randn(2, 3, 8, 8)).trunk.fingerprint, model_key(mode
 
 @pytest.mark.slow
 def test_fingerprints_agree_between_processes_and_hash_seeds():
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        )
-        for seed in ("3", "99")
-    ]
-    answers = [process.communicate()[0].split() for process in begun]
-    assert len(answers[0]) == 2
-    assert answers[0] == answers[1]
+    first, second = printed(PROGRAM, seeds=(3, 99))
+    assert len(first.split()) == 2
+    assert first == second
 
 
 def test_the_key_of_a_model_leaves_out_what_trains_and_nothing_else():

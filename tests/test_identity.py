@@ -7,10 +7,7 @@ import decimal
 import functools
 import io
 import math
-import os
 import random
-import subprocess
-import sys
 import threading
 import types
 
@@ -19,17 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_limits import was_wrong
+from processes import printed
 from torch import nn
 
 from forethought.errors import ForethoughtError, IdentityError
 from forethought.identity import Digest, row_keys, tensor_bytes
 
 laws = settings(max_examples=100, deadline=None, database=None)
-
-
-def was_wrong(*values, reason):
-    """A case that was wrong once, and how."""
-    return pytest.param(*values)
 
 
 def digest(*values):
@@ -301,18 +295,9 @@ print(Digest().add(model, Model, *values).hex())
 
 @pytest.mark.slow
 def test_digests_agree_between_processes_and_hash_seeds():
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        )
-        for seed in ("1", "77")
-    ]
-    told = [process.communicate()[0] for process in begun]
-    assert len(told[0].strip()) == 32
-    assert told[0] == told[1]
+    first, second = printed(PROGRAM, seeds=(1, 77))
+    assert len(first.strip()) == 32
+    assert first == second
 
 
 @laws

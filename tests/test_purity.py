@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from known_limits import was_wrong
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,11 +13,6 @@ import forethought as ft
 from forethought.dataset import Batch
 from forethought.errors import IdentityError, ImpureTrunkError, SplitError
 from forethought.purity import probe
-
-
-def was_wrong(*values, reason):
-    """A case that was wrong once, and how."""
-    return pytest.param(*values)
 
 
 class Between(nn.Module):
