@@ -19,7 +19,8 @@ from torch.nn import functional as F
 import forethought as ft
 from forethought.errors import IdentityError
 from forethought.fingerprint import fingerprint_of
-from forethought.identity import Digest, numeric_state
+from forethought.identity import Digest
+from forethought.numerics import numeric_state
 from forethought.sources import numerics_version
 
 torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from forethought.errors import BundleError, FitError
 from forethought.halves import Head
 from forethought.heads import Head as RegressorHead
 from forethought.heads import from_config
-from forethought.identity import numeric_state
+from forethought.numerics import numeric_state
 from forethought.recording import Position
 from forethought.replay import Split
 

@@ -4,8 +4,8 @@ A tuple's first element is the model's input and the rest are targets; of a dict
 `forward` names are inputs and the rest are targets, and so are `labels`; `inputs=` overrides.
 """
 
+import copy
 import inspect
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from forethought import nesting
-from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError, UnequalShapesError
+from forethought.account import parts_of
+from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError
 from forethought.identity import Digest, row_keys
+from forethought.reading import Collated, RandomStatesKept, Reader, Stream, load
+from forethought.watching import Seen
 
 _TARGET_NAMES = ("labels", "label")  # forwards name them to compute a loss; they are no input of a frozen part
 _PROBED = 32  # samples read twice: a transform that acts on one sample in ten escapes once in 600 data sets
@@ -120,6 +123,8 @@ class Samples:
         self._batch_size = batch_size or 64
         self._workers = num_workers or 0
         self._parameters = _parameters(model)
+        self._draw: tuple[int, int] | None = None
+        self._probed = Seen()
         self.is_indexed = self._columns is not None or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))
         if not self.is_indexed and not isinstance(dataset, Iterable):
             raise DataError(
@@ -135,21 +140,54 @@ class Samples:
             return len(nesting.tensors(self._columns)[0])
         return len(self._dataset)
 
+    @property
+    def name(self) -> str:
+        """What kind of data set it is, to people."""
+        return type(self._dataset).__name__
+
+    def view(self, view: int, seed: int) -> "Samples":
+        """Give the same data set with each sample drawn from (seed, view, index)."""
+        if not self.is_indexed:
+            raise DataError(
+                f"Cannot draw views of a {type(self._dataset).__name__}: expected a data set with samples by index, got "
+                "an iterable. Give it __getitem__ and __len__, or leave views out."
+            )
+        drawn = copy.copy(self)
+        drawn._draw = (seed, view)
+        return drawn  # what is opened is told by all together: a file may be read for one view and kept for the next
+
+    def account(self) -> dict[str, str] | None:
+        """Identify the data set, part by part, without reading a sample; None where it does not show its content."""
+        if not self.is_indexed or self._columns is not None or self._lent.get("worker_init_fn") is not None:
+            return None
+        size = None if self._collate is default_collate else self._batch_size
+        return parts_of(self._dataset, self._collate, (self._inputs, self._parameters, size, self._draw, len(self)))
+
     def fetch(self, indices: Sequence[int]) -> Batch:
         """Read these samples here and now, and leave every random state as it was."""
-        with _random_states_kept():
+        with RandomStatesKept():
             return self._fetched(indices)
 
     def _fetched(self, indices: Sequence[int]) -> Batch:
         if self._columns is not None:
             return self._batch(self._rows(torch.as_tensor(indices)))
-        return self._batch(self._collated([self._dataset[int(index)] for index in indices]))
+        reader = Reader(self._dataset, self._draw, watches=True)
+        samples = []
+        for index in indices:
+            sample, seen = reader[int(index)]
+            samples.append(sample)
+            self._probed.add(seen)
+        return self._batch(Collated(self._collate)(samples))
+
+    @property
+    def probed(self) -> Seen:
+        """What was opened by `fetch`, `some` and `check_repeats`, in this process."""
+        return self._probed
 
     def some(self, count: int) -> Batch:
         """Read a few samples, spread over the data set; of an iterable, the first."""
         if self.is_indexed:
-            last, count = len(self) - 1, min(count, len(self))
-            return self.fetch([round(at * last / max(count - 1, 1)) for at in range(count)])
+            return self.fetch(spread(len(self), count))
         samples = []
         for sample in self._dataset:
             samples.append(sample)
@@ -160,26 +198,31 @@ class Samples:
                 "Cannot extract features: expected an iterable that gives samples, got none. "
                 "An iterator can be read once only: pass the iterable itself."
             )
-        return self._batch(self._collated(samples))
+        return self._batch(Collated(self._collate)(samples))
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Read everything, in order."""
+    def read(self, indices: np.ndarray | None = None) -> Iterator[tuple[Batch, list[Seen]]]:
+        """Read everything in order, or the samples at these indices; give batches and what was opened for each sample."""
         if self._columns is not None:
-            for start in range(0, len(self), self._batch_size):
-                stop = min(start + self._batch_size, len(self))
-                yield self._batch(self._rows(slice(start, stop)))
-            return
-        is_torch = self.is_indexed or isinstance(self._dataset, IterableDataset)
-        loader: DataLoader[Any] = DataLoader(
-            self._dataset if is_torch else _Stream(self._dataset),
-            self._batch_size,
-            num_workers=self._workers if is_torch else 0,  # each worker would read all of a plain iterable
-            collate_fn=_Collate(self._collate),
-            generator=torch.Generator(),  # the user's own is left as it is
-            **(self._lent if is_torch else {}),
-        )
-        for collated in loader:
-            yield self._batch(collated)
+            whole = np.arange(len(self)) if indices is None else indices
+            for start in range(0, len(whole), self._batch_size):
+                part = whole[start : start + self._batch_size]
+                together = part[-1] - part[0] == len(part) - 1
+                chosen = slice(int(part[0]), int(part[-1]) + 1) if together else torch.from_numpy(part)
+                yield self._batch(self._rows(chosen)), []
+        elif self.is_indexed:
+            whole = np.arange(len(self)) if indices is None else indices
+            batches = [whole[at : at + self._batch_size].tolist() for at in range(0, len(whole), self._batch_size)]
+            is_plain = self._draw is None and self._lent.get("worker_init_fn") is not None
+            source = self._dataset if is_plain else Reader(self._dataset, self._draw, watches=True)
+            yield from self._loaded(source, batches, self._workers, self._lent)
+        elif isinstance(self._dataset, IterableDataset):
+            yield from self._loaded(self._dataset, self._batch_size, self._workers, self._lent)
+        else:  # each worker would read all of a plain iterable
+            yield from self._loaded(Stream(self._dataset), self._batch_size, 0, {})
+
+    def _loaded(self, source: Any, batches: Any, workers: int, lent: dict[str, Any]) -> Iterator[tuple[Batch, list[Seen]]]:
+        for collated, seen in load(source, self._collate, batches, workers, lent):
+            yield self._batch(collated), seen
 
     def check_repeats(self) -> dict[int, bytes]:
         """Read some samples twice and compare.
@@ -192,27 +235,31 @@ class Samples:
         """
         if not self.is_indexed or self._columns is not None:
             return {}
-        count = min(len(self), _PROBED)
-        indices = sorted({round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)})
-        with _random_states_kept():  # around both: the second reading must draw other numbers than the first
+        indices = spread(len(self), _PROBED)
+        with RandomStatesKept():  # around both: the second reading must draw other numbers than the first
             first, second = self._keys_at(indices), self._keys_at(indices)
         for index in indices:
             if first[index] != second[index]:
-                raise RandomDatasetError(
-                    f"Cannot store features of this data set: expected sample {index} to be the same each time it is "
-                    "read, got two different inputs. A random transform belongs after the frozen part, or must be "
-                    "fixed: use the evaluation transform for the features."
-                )
+                raise RandomDatasetError(_changed(index, "got two different inputs", self._draw is not None))
         return first
+
+    def check_probed(self, keys: np.ndarray, indices: Sequence[int] | np.ndarray, probed: dict[int, bytes]) -> None:
+        """Compare what is read with what was read before.
+
+        Raises:
+            RandomDatasetError: a sample is another than a moment ago.
+        """
+        for index, key in zip(indices, keys, strict=True) if probed else ():
+            if probed.get(int(index), key.tobytes()) != key.tobytes():
+                raise RandomDatasetError(
+                    _changed(int(index), "got another input than a moment ago", self._draw is not None)
+                )
 
     def _keys_at(self, indices: Sequence[int]) -> dict[int, bytes]:
         return {index: self._fetched([index]).row_keys()[0].tobytes() for index in indices}
 
     def _rows(self, indices: Tensor | slice) -> Any:
         return nesting.replace(self._columns, lambda tensor: tensor[indices])
-
-    def _collated(self, samples: list[Any]) -> Any:
-        return _Collate(self._collate)(samples)
 
     def _batch(self, collated: Any) -> Batch:
         args, kwargs, targets = self._parted(collated)
@@ -268,48 +315,22 @@ class Samples:
         return tuple(collated[key] for key in chosen), {}, targets  # type: ignore[index]
 
 
-class _Collate:
-    """Joins samples, and says what to do when their shapes differ."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: list[Any]) -> Any:
-        try:
-            return self._collate(samples)
-        except TypeError as err:
-            raise DataError(
-                f"Cannot join samples into a batch: {str(err).splitlines()[0]}. Give the data set a "
-                "transform that makes tensors (torchvision: transform=ToTensor()), or pass collate_fn=."
-            ) from err
-        except RuntimeError as err:
-            shapes = {tuple(tensor.shape) for sample in samples for tensor in nesting.tensors(sample)[:1]}
-            if len(shapes) < 2:
-                raise
-            raise UnequalShapesError(
-                f"Cannot join samples into a batch: expected one shape, got {sorted(shapes)[:4]}. Resize or crop them "
-                "in the data set's transform, or pad them: ft.extract(..., collate_fn=...)"
-            ) from err
+def spread(total: int, count: int) -> list[int]:
+    """Choose at most `count` of `total` indices, spread evenly, the first and the last among them."""
+    count = min(count, total)
+    return sorted({round(at * (total - 1) / max(count - 1, 1)) for at in range(count)})
 
 
-class _Stream(IterableDataset[Any]):
-    """Any iterable, as torch's DataLoader wants it."""
-
-    def __init__(self, source: Iterable[Any]) -> None:
-        self._source = source
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._source)
-
-
-class _random_states_kept:  # noqa: N801  (a context manager, read as a clause)
-    def __enter__(self) -> None:
-        self._states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._states[0])
-        random.setstate(self._states[1])
-        np.random.set_state(self._states[2])
+def _changed(index: int, got: str, is_drawn: bool) -> str:
+    fix = (
+        "Its chance comes from elsewhere than torch, numpy and random: draw it from these."
+        if is_drawn
+        else "Store seeded draws of it, ft.extract(..., views=8), or use the evaluation transform for the features."
+    )
+    return (
+        f"Cannot store features of this data set: expected sample {index} to be the same each time it is read, {got}. "
+        + fix
+    )
 
 
 def _columns(dataset: Any) -> Any:

@@ -11,18 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from forethought.dataset import Batch, Samples
+from forethought.dataset import Samples
+from forethought.division import Division
 from forethought.energy import Window, find_meters
-from forethought.errors import DataError, RandomDatasetError
-from forethought.features import ExtractionReport, Features, join_targets
+from forethought.errors import DataError, StoreError
+from forethought.features import ExtractionReport, Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
 from forethought.replay import At, Split
+from forethought.roll import Read, Reading, Roll
 from forethought.store import DamagedSegmentError, Store
 
 _SEGMENT_BYTES = 64 * 2**20
 _COMMIT_S = 20.0  # what a kill may cost, in seconds of work
+_ATTEMPTS = 3  # to have the same rows stored
 
 
 def extract(
@@ -36,6 +40,8 @@ def extract(
     inputs: Sequence[str | int] | str | int | None = None,
     at: At = None,
     device: str | torch.device | None = None,
+    views: int | None = None,
+    seed: int = 0,
     segment_rows: int | None = None,
     progress: bool = True,
 ) -> Features:
@@ -53,6 +59,8 @@ def extract(
         inputs: Positions or keys of the inputs, where the rule above does not fit.
         at: Where to cut although more is frozen after it: a module's path, several, or the most bytes a sample.
         device: Where to run; by default where the model is. The model is moved back afterwards.
+        views: How many seeded draws of each sample to store, where a transform is random; the feed uses one an epoch.
+        seed: Seeds the draws: the same seed gives the same ones anywhere.
         segment_rows: Rows a segment at most: what a kill may cost. By default about 64 MB, or 20 seconds of work.
         progress: Show a bar on long work, if a person is watching.
 
@@ -77,24 +85,26 @@ def extract(
         10 0 (10, 8)
     """
     started = time.perf_counter()
-    if segment_rows is not None and segment_rows < 1:
-        raise DataError(f"Cannot write segments of {segment_rows} rows: expected at least 1. Leave segment_rows out.")
+    _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
     trunk = FrozenPart(model, at, device)
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
-    probed = samples.check_repeats()
+    drawn = [samples] if views is None else [samples.view(view, seed) for view in range(views)]
+    rolls = [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
     with Window(find_meters().meter, synchronize=_synchronize) as window:
         try:
-            job = _Extraction(trunk, store, samples, segment_rows, progress)
-            places, targets = job.run(probed, window.lap)
+            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, window.lap)
+            places = [job.fill(roll) for roll in rolls]
         except MistakenNoteError:
             trunk.believes = False
-            job = _Extraction(trunk, store, samples, segment_rows, progress)
-            places, targets = job.run(probed, window.lap)
+            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, window.lap)
+            places = [job.fill(roll) for roll in rolls]
     trunk.remember(store)
-    rows = len(places)
+    for roll in rolls:
+        roll.keep()
+    rows = sum(map(len, places))
     report = ExtractionReport(
         rows=rows,
         rows_computed=job.rows_computed,
@@ -104,62 +114,86 @@ def extract(
         energy_j=window.reading.energy_j,
         energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
     )
-    return Features(job.table, places, job.frontier, targets, report, trunk.split_on(samples))
+    views_of_rows = tuple(View(where, roll.targets) for where, roll in zip(places, rolls, strict=True))
+    return Features(job.table, views_of_rows, job.frontier, report, trunk.split_on(samples))
 
 
 class _Extraction:
-    """One pass over a data set: computes the rows that the table lacks."""
+    """Computes the rows that a table lacks."""
 
     def __init__(
-        self, trunk: FrozenPart, store: Store, samples: Samples, segment_rows: int | None, progress: bool
+        self,
+        trunk: FrozenPart,
+        store: Store,
+        samples: Samples,
+        segment_rows: int | None,
+        progress: bool,
+        lap: Callable[[], None],
     ) -> None:
         self.table, self.frontier = trunk.table(store, samples)
         self.rows_computed = 0
         self._trunk = trunk
-        self._samples = samples
+        self._store = store
         self._segment_rows = segment_rows
         self._progress = progress
+        self._lap = lap
 
-    def run(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, Any]:
-        """Compute what is missing; give the place of every row, and the targets."""
-        keys, targets, sizes = self._pass(probed, lap)
-        places = self.table.locate(keys)
-        damaged = self._drop_damaged(places)
-        while damaged or bool((places[:, 0] < 0).any()):
-            keys, targets, sizes = self._pass(probed, lap)
-            places = self.table.locate(keys)
-            damaged = self._drop_damaged(places)
-        return places, join_targets(targets, sizes)
+    def fill(self, roll: Roll) -> NDArray[np.int64]:
+        """Compute what is missing of a data set; give the place of every row."""
+        rows = len(roll.keys) if roll.is_indexed else None
+        division = Division(self._store, (self.table.fingerprint, roll.name), rows)
+        attempts = 0
+        try:
+            places, lacking = self._find(roll)
+            while lacking is None or len(lacking):
+                before = self.rows_computed
+                self._pass(roll, lacking, division)
+                places, lacking = self._find(roll)
+                if self.rows_computed > before:
+                    attempts += lacking is not None and len(lacking) > 0
+                    _check_attempts(attempts, self.table.path)
+                while lacking is not None and len(lacking) and not division.wait(lacking):
+                    self.table.refresh()  # others are at these rows
+                    places, lacking = self._find(roll)
+        finally:
+            division.release()
+        return places
 
-    def _pass(self, probed: dict[int, bytes], lap: Callable[[], None]) -> tuple[np.ndarray, list[Any], list[int]]:
-        keys: list[np.ndarray] = []
-        targets: list[Any] = []
+    def _find(self, roll: Roll) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Find the place of each row, and the samples that must be read: None for all of an iterable."""
+        if roll.unknown is None:
+            return np.empty((0, 2), np.int64), None
+        places = self.table.locate(roll.keys)
+        while self._drop_damaged(places):
+            places = self.table.locate(roll.keys)
+        return places, roll.to_read((places[:, 0] < 0) | roll.unknown)
+
+    def _pass(self, roll: Roll, indices: NDArray[np.int64] | None, division: Division) -> None:
+        """Read samples; compute and store the rows that are missing and nobody else is at."""
         fresh: set[bytes] = set()
         writer: Any = None
         committed = time.perf_counter()
         try:
-            for batch in self._watched():
-                own = batch.row_keys()
-                _check_probed(own, probed, sum(map(len, keys)))
-                keys.append(own)
-                targets.append(batch.targets)
-                missing = self._missing(own, fresh)
+            for where, keys, batch in self._watched(roll.read(indices), len(roll.keys) or None):
+                missing = self._missing(keys, fresh)
+                missing = missing[division.mine(where[missing])]
+                fresh.update(key.tobytes() for key in keys[missing])
                 if len(missing):
                     if writer is None:
-                        writer = self.table.writer(segment_rows=self._whole_batches(len(own)))
-                    part = batch if len(missing) == len(own) else batch.select(torch.from_numpy(missing))
+                        writer = self.table.writer(segment_rows=self._whole_batches(len(keys)))
+                    part = batch if len(missing) == len(keys) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():
-                        writer.append(own[missing], self._trunk.rows(part))
+                        writer.append(keys[missing], self._trunk.rows(part))
                     self.rows_computed += len(missing)
                 if writer is not None and time.perf_counter() - committed > _COMMIT_S:
                     writer.flush()
                     committed = time.perf_counter()
-                    lap()
+                    division.release(but=where[-1:].tolist())
+                    self._lap()
         finally:
             if writer is not None:
                 writer.close()
         self.table.refresh()
-        return np.concatenate(keys), targets, [len(part) for part in keys]
 
     def _whole_batches(self, batch: int) -> int:
         """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
@@ -167,20 +201,17 @@ class _Extraction:
         wanted = self._segment_rows or max(_SEGMENT_BYTES // row, 1)
         return wanted // batch * batch if wanted > batch else wanted
 
-    def _missing(self, keys: np.ndarray, fresh: set[bytes]) -> np.ndarray:
+    def _missing(self, keys: NDArray[np.uint8], fresh: set[bytes]) -> NDArray[np.int64]:
         """Find the rows to compute: neither stored, nor met before in this pass."""
-        rows = []
-        for row in np.flatnonzero(self.table.locate(keys)[:, 0] < 0):
-            key = keys[row].tobytes()
-            if key not in fresh:
-                fresh.add(key)
-                rows.append(int(row))
-        return np.asarray(rows, dtype=np.int64)
+        rows: dict[bytes, int] = {}
+        for row in np.flatnonzero(self.table.locate(keys)[:, 0] < 0).tolist():
+            rows.setdefault(keys[row].tobytes(), row)
+        return np.array([row for key, row in rows.items() if key not in fresh], np.int64)
 
     def _drop_damaged(self, places: np.ndarray) -> bool:
         """Read every segment that is to be served; leave out those whose bytes are not what was written."""
         damaged = False
-        for number in np.unique(places[:, 0]):
+        for number in np.unique(places[places[:, 0] >= 0, 0]):
             try:
                 for column in self.table.columns:
                     self.table.segment(int(number)).column(column.name)
@@ -189,9 +220,8 @@ class _Extraction:
                 damaged = True
         return damaged
 
-    def _watched(self) -> Iterator[Batch]:
-        """Show how far the pass is, once it has taken a moment, to a person."""
-        total = len(self._samples) if self._samples.is_indexed else None
+    def _watched(self, reading: Reading, total: int | None) -> Iterator[Read]:
+        """Show how far a reading is, once it has taken a moment, to a person."""
         # On use: drawing costs time at import.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -205,27 +235,28 @@ class _Extraction:
         )
         console = Console(stderr=True)
         with Progress(*columns, console=console, disable=not (self._progress and console.is_terminal)) as bar:
-            task = bar.add_task("thinking once", total=total, rate="")
+            task = bar.add_task("thinking once", total=reading.rows or total, rate="")
             started, done = time.perf_counter(), 0
-            for batch in self._samples:
-                yield batch
-                done += batch.rows
+            for read in reading:
+                yield read
+                done += len(read[1])
                 rate = done / max(time.perf_counter() - started, 1e-9)
                 bar.update(task, completed=done, rate=f"{rate:,.0f} rows/s")
-        if done == 0:
-            raise DataError(
-                "Cannot extract features: expected an iterable that can be read again, got nothing the second time. "
-                "Pass the iterable itself, not an iterator over it."
-            )
 
 
-def _check_probed(keys: np.ndarray, probed: dict[int, bytes], start: int) -> None:
-    for row, key in enumerate(keys):
-        if probed and probed.get(start + row, key.tobytes()) != key.tobytes():
-            raise RandomDatasetError(
-                f"Cannot store features of this data set: expected sample {start + row} to be the same each time it is "
-                "read, got another input than a moment ago. Use the evaluation transform for the features."
-            )
+def _check(segment_rows: int | None, views: int | None) -> None:
+    if segment_rows is not None and segment_rows < 1:
+        raise DataError(f"Cannot write segments of {segment_rows} rows: expected at least 1. Leave segment_rows out.")
+    if views is not None and (not isinstance(views, int) or isinstance(views, bool) or views < 1):
+        raise DataError(f"Cannot draw {views!r} views of each sample: expected a whole number above 0. views=8")
+
+
+def _check_attempts(attempts: int, place: Any) -> None:
+    if attempts > _ATTEMPTS:
+        raise StoreError(
+            f"Cannot keep rows in '{place}': expected them to be there after they were written, got others or damaged "
+            f"ones {attempts} times. Check the disk, or use a store elsewhere: ft.Store(path)"
+        )
 
 
 def _synchronize() -> None:

@@ -4,7 +4,7 @@ Rows are read straight from the mapped segments of the store. What a batch holds
 same shapes, types and memory order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
 from forethought.replay import Split
 from forethought.store import DamagedSegmentError, Table
+from forethought.targets import take
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,54 @@ class ExtractionReport:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """One draw of every sample.
+
+    Attributes:
+        places: (N, 2): segment and row of each sample.
+        targets: Whatever the data set holds beside the inputs.
+    """
+
+    places: NDArray[np.int64]
+    targets: Any
+
+
 @dataclass(eq=False)
 class Features(Dataset[Any]):
     """The frontier's values for a data set, in its order. A map-style torch data set of (values, targets).
 
     Attributes:
         table: The rows.
-        places: (N, 2): segment and row of each sample.
+        drawn: The views: one, or K seeded draws of each sample, of which an epoch is fed one.
         frontier: The tensors of a row.
-        targets: Whatever the data set holds beside the inputs: a tensor (N, ...), a tuple or dictionary of these, or
-            a list. None if it holds nothing.
         report: What it took to have them.
     """
 
     table: Table
-    places: NDArray[np.int64]
+    drawn: tuple[View, ...]
     frontier: tuple[FrontierTensor, ...]
-    targets: Any
     report: ExtractionReport
     make_split: Callable[[], Split] | None = None
     _split: Split | None = None
-    _columns: list["_Column"] | None = field(default=None, repr=False)
+    _columns: dict[int, list["_Column"]] = field(default_factory=dict, repr=False)
+    _epochs: int = 0  # fed without a number
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.drawn[0].places)
+
+    @property
+    def views(self) -> int:
+        """How many draws of each sample there are."""
+        return len(self.drawn)
+
+    @property
+    def targets(self) -> Any:
+        """Whatever the data set holds beside the inputs: a tensor (N, ...), a tuple or dictionary of these, or a list.
+
+        None if it holds nothing. Of several views, the first's.
+        """
+        return self.drawn[0].targets
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in self.frontier)
@@ -83,7 +108,7 @@ class Features(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle as paths: the model stays behind, and files are opened again where they are needed."""
-        return {**self.__dict__, "make_split": None, "_split": None, "_columns": None}
+        return {**self.__dict__, "make_split": None, "_split": None, "_columns": {}}
 
     @property
     def split(self) -> Split:
@@ -107,9 +132,9 @@ class Features(Dataset[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"Cannot give row {index}: expected one of {len(self)}.")
         at = torch.tensor([index % len(self)])
-        rows = tuple(column.rows(at)[0] for column in self._open())
+        rows = tuple(column.rows(at)[0] for column in self._open(0))
         row = rows[0] if len(rows) == 1 else rows
-        return row if self.targets is None else (row, _pick(self.targets, at, one=True))
+        return row if self.targets is None else (row, take(self.targets, at, one=True))
 
     def batches(
         self,
@@ -126,7 +151,8 @@ class Features(Dataset[Any]):
             batch_size: Samples a batch; the last may hold fewer.
             shuffle: In a new order each time, drawn from torch's generator, as DataLoader does.
             seed: Pins the order.
-            epoch: Gives each epoch an order of its own under one seed.
+            epoch: Gives each epoch an order of its own under one seed, and of several views number `epoch` modulo
+                their number. Without it, each call feeds the next view.
             device: Where to put values and targets.
             drop_last: Leave out a last batch that is not full.
 
@@ -147,18 +173,27 @@ class Features(Dataset[Any]):
         device: str | torch.device | None,
         drop_last: bool,
     ) -> Iterator[tuple[Values, Any]]:
+        if epoch is None:
+            self._epochs += 1
+        view = (self._epochs - 1 if epoch is None else epoch) % self.views
         order = _order(len(self), shuffle, seed, epoch)
         stop = len(self) - len(self) % batch_size if drop_last else len(self)
         for start in range(0, stop, batch_size):
             end = min(start + batch_size, stop)
             at = slice(start, end) if order is None else order[start:end]
-            yield self._values(at, device), _moved(_pick(self.targets, at), device)
+            yield self._values(view, at, device), _moved(take(self.drawn[view].targets, at), device)
 
-    def numpy(self) -> Any:
-        """Give the features in the data set's order: one read-only array (N, ...), or a tuple of several."""
+    def numpy(self, view: int = 0) -> Any:
+        """Give the features in the data set's order: one read-only array (N, ...), or a tuple of several.
+
+        Args:
+            view: Which draw of the samples.
+        """
+        if not 0 <= view < self.views:
+            raise DataError(f"Cannot give view {view}: expected one of {self.views}. features.numpy(view=0)")
         everything = slice(0, len(self))
         arrays = []
-        for column, tensor in zip(self._open(), self.frontier, strict=True):
+        for column, tensor in zip(self._open(view), self.frontier, strict=True):
             if tensor.dtype == torch.bfloat16:
                 raise DataError(
                     f"Cannot give '{tensor.name}' as an array: numpy has no bfloat16. "
@@ -169,20 +204,21 @@ class Features(Dataset[Any]):
             arrays.append(array)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
-    def _values(self, at: slice | Tensor, device: str | torch.device | None) -> Values:
-        rows = [column.rows(at) for column in self._open()]
+    def _values(self, view: int, at: slice | Tensor, device: str | torch.device | None) -> Values:
+        rows = [column.rows(at) for column in self._open(view)]
         # A copy of one's own: in aligned memory, as a live tensor is, and nobody else's to write into.
         rows = [row.to(device or "cpu", non_blocking=True, copy=row._is_view()) for row in rows]
         values = tuple(tensor.from_rows(row) for tensor, row in zip(self.frontier, rows, strict=True))
         return values[0] if len(values) == 1 else values
 
-    def _open(self) -> list["_Column"]:
-        if self._columns is None:
+    def _open(self, view: int) -> list["_Column"]:
+        if view not in self._columns:
+            places = self.drawn[view].places
             try:
-                self._columns = [_Column(self.table, str(at), self.places, t) for at, t in enumerate(self.frontier)]
+                self._columns[view] = [_Column(self.table, str(at), places, t) for at, t in enumerate(self.frontier)]
             except DamagedSegmentError as err:
                 raise StoreError(f"{err} Compute its rows again: ft.extract(model, dataset, store)") from err
-        return self._columns
+        return self._columns[view]
 
 
 class _Column:
@@ -231,66 +267,5 @@ def _order(rows: int, shuffle: bool, seed: int | None, epoch: int | None) -> Ten
     return torch.randperm(rows, generator=generator)
 
 
-def _pick(targets: Any, at: slice | Tensor, one: bool = False) -> Any:
-    """Take the targets of some samples, whatever they are."""
-    if isinstance(targets, Tensor):
-        return targets[at][0].clone() if one else targets[at].clone()
-    if isinstance(targets, list):
-        chosen = targets[at] if isinstance(at, slice) else [targets[i] for i in at.tolist()]
-        return chosen[0] if one else chosen
-    if isinstance(targets, tuple):
-        return tuple(_pick(part, at, one) for part in targets)
-    if isinstance(targets, dict):
-        return {key: _pick(part, at, one) for key, part in targets.items()}
-    return targets
-
-
 def _moved(targets: Any, device: str | torch.device | None) -> Any:
     return targets if device is None else nesting.replace(targets, lambda t: t.to(device, non_blocking=True))
-
-
-def join_targets(parts: Sequence[Any], rows: Sequence[int]) -> Any:
-    """Join the targets of successive batches: a tensor or list by row, tuples and dictionaries by part.
-
-    Args:
-        parts: The targets of each batch.
-        rows: How many samples each batch has.
-
-    Raises:
-        DataError: there is not one target for each sample.
-    """
-    joined = _joined(parts, rows)
-    for column in [joined] if isinstance(joined, list) else nesting.tensors(joined):
-        if len(column) != sum(rows):
-            raise DataError(
-                f"Cannot match targets to samples: expected {sum(rows)} of them, got {len(column)}. "
-                "Let collate_fn give tensors with the batch as first axis, or a list with one entry a sample."
-            )
-    return joined
-
-
-def _joined(parts: Sequence[Any], rows: Sequence[int]) -> Any:
-    first = parts[0]
-    if isinstance(first, np.ndarray):
-        return _joined([torch.from_numpy(np.array(part)) for part in parts], rows)
-    if isinstance(first, Tensor):
-        return torch.cat([part.reshape(-1) if part.ndim == 0 else part for part in parts])
-    if isinstance(first, dict):
-        return {key: _joined([part[key] for part in parts], rows) for key in first}
-    if isinstance(first, list | tuple) and all(_is_column(item, rows[0]) for item in first):
-        return tuple(_joined([part[at] for part in parts], rows) for at in range(len(first)))
-    if isinstance(first, list | tuple):
-        return [item for part in parts for item in part]
-    return None
-
-
-def _is_column(item: Any, rows: int) -> bool:
-    """Say whether an entry of a batch's targets is for all of its samples, rather than for one."""
-    if isinstance(item, Tensor | np.ndarray):
-        return item.ndim > 0 and len(item) == rows
-    if isinstance(item, dict):
-        return bool(item) and all(_is_column(part, rows) for part in item.values())
-    if isinstance(item, list | tuple):
-        is_plain = not any(isinstance(part, Tensor | np.ndarray | dict | list | tuple) for part in item)
-        return len(item) == rows if is_plain else all(_is_column(part, rows) for part in item)
-    return False

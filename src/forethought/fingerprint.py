@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from forethought.forms import linear_size
-from forethought.identity import Digest, numeric_state
+from forethought.identity import Digest
+from forethought.numerics import numeric_state
 from forethought.operations import code_of, name_of
 from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Value

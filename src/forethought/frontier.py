@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
+from forethought.held import tensors_of
 from forethought.operations import Function, asks_size, func_name, has_size_by_values, is_about, shape_only
 from forethought.recording import (
     MIXED,
@@ -148,13 +149,16 @@ class Recorder(TorchFunctionMode):
         self._shows_sizes = shows_sizes
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
-        self._tracker = Tracker([p for p in model.parameters() if p.requires_grad])
+        modules = list(model.modules())
+        self._tracker = Tracker(
+            [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        )
         self._homes = {
             id(tensor): (module, name)
-            for module in model.modules()
+            for module in modules
             for name, tensor in (*module._parameters.items(), *module._buffers.items())
         }
-        self._native = {id(t) for m in model.modules() for t in nesting.tensors(vars(m))}
+        self._native = self._homes.keys() | {id(tensor) for module in modules for tensor in tensors_of(module)}
         self._root = Call("", model, None)
         self._here = self._root
         self._begun = False

@@ -5,10 +5,13 @@ from collections import OrderedDict, deque
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from forethought import nesting
 
 _ABSENT = object()
-_CONTAINERS = (dict, OrderedDict, list, set, deque)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
+_NO_ATTRIBUTES = frozenset({"_parameters", "_modules", "_compiled_call_impl"})
 
 
 class Held:
@@ -25,9 +28,14 @@ class Held:
         self._now = module.__dict__
         self._before = dict(module.__dict__)
         self._but = but
-        containers = [(n, v) for n, v in self._now.items() if type(v) in _CONTAINERS and n not in but]
-        self._empty = [value for _, value in containers if not value]  # most of them are there for hooks
-        self._filled = [(name, value, _entries(value)) for name, value in containers if value]
+        self._empty: list[Any] = []  # most of them are there for hooks
+        self._filled: list[tuple[str, Any, list[Any]]] = []
+        for name, value in self._now.items():
+            if type(value) in _CONTAINERS and name not in but:
+                if value:
+                    self._filled.append((name, value, _entries(value)))
+                else:
+                    self._empty.append(value)
 
     def changed(self) -> set[str]:
         """Name the attributes that are others now, or hold others."""
@@ -38,6 +46,15 @@ class Held:
         names = {name for name in now.keys() | before.keys() if now.get(name, _ABSENT) is not before.get(name, _ABSENT)}
         names |= {name for name, value in now.items() if any(value is one for one in self._empty if one)}
         return (names | filled) - set(self._but)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """List the tensors among a module's buffers and attributes, and inside these."""
+    found: list[Tensor] = []
+    for name, value in module.__dict__.items():
+        if name not in _NO_ATTRIBUTES and not (type(value) in _CONTAINERS and not value):
+            found += nesting.tensors(value)
+    return found
 
 
 def _entries(container: Any) -> list[Any]:

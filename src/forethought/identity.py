@@ -7,12 +7,13 @@ image. What cannot be told from its content is an `IdentityError`, never a name 
 import enum
 import functools
 import logging
-import sys
+import re
 import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import blake3
@@ -193,7 +194,7 @@ class Digest:
         elif isinstance(value, list | tuple):
             self._container(value, value)
         elif isinstance(value, set | frozenset):
-            self._container(value, sorted(Digest(self._skip, self._ignore).add(item).hex() for item in value))
+            self._container(value, sorted(type(self)(self._skip, self._ignore).add(item).hex() for item in value))
         else:
             self._object(value)
 
@@ -223,7 +224,13 @@ class Digest:
             self.add(value())
         elif isinstance(value, type):
             self._class(value)
+        elif isinstance(value, PurePath):
+            self._mark("path", str(value).encode(errors="surrogateescape"))
+        elif isinstance(value, re.Pattern):
+            self._mark("pattern")
+            self.add(value.pattern, value.flags)
         elif isinstance(value, types.BuiltinFunctionType):
+            self._check_known(value)
             self._mark("builtin", f"{value.__module__}.{value.__qualname__}".encode())
             owner = value.__self__
             self.add(None if isinstance(owner, types.ModuleType) else owner)
@@ -270,12 +277,13 @@ class Digest:
             if not is_heap(base):
                 self._mark("builtin", qualified(base).encode())
                 continue
-            library = is_library(base.__module__)
+            library = self._is_library(base.__module__)
             if library:
+                self._check_known(base)
                 self._mark("library", f"{qualified(base)} {version(base.__module__)}".encode())
             for name, item in sorted(vars(base).items()):
                 if library:
-                    is_patched = isinstance(item, types.FunctionType) and not is_library(item.__module__)
+                    is_patched = isinstance(item, types.FunctionType) and not self._is_library(item.__module__)
                     if not is_patched:
                         continue
                 elif name in CLASS_BOOKKEEPING:
@@ -284,7 +292,8 @@ class Digest:
 
     def _function(self, function: types.FunctionType) -> None:
         self._mark("function", qualified(function).encode())
-        if is_library(function.__module__):
+        if self._is_library(function.__module__):
+            self._check_known(function)
             self._mark("library", version(function.__module__).encode())
             return
         code = function.__code__
@@ -292,7 +301,7 @@ class Digest:
         self._code(code, code.co_consts[1:] if has_text else code.co_consts)
         self.add(function.__defaults__, function.__kwdefaults__)
         self.add([_content(cell) for cell in function.__closure__ or ()])
-        check_reach(function)
+        self._check_reach(function)
         read = names(code)
         for name in sorted(read & function.__globals__.keys()):
             self.add(name)
@@ -304,10 +313,27 @@ class Digest:
             self.add(value)
             return
         self._mark("named", value.__name__.encode())
-        if not is_library(value.__name__) and depth < 4:
+        self._check_module(value, read)
+        if not self._is_library(value.__name__) and depth < 4:
             for name in sorted(read & vars(value).keys()):
                 self.add(name)
                 self._global(vars(value)[name], read, depth + 1)
+
+    # What a digest of something other than a model sees otherwise.
+
+    def _is_library(self, module: str | None) -> bool:
+        """Say whether the code of a module is told by its library's version."""
+        return is_library(module)
+
+    def _check_reach(self, function: types.FunctionType) -> None:
+        """Refuse a function that may read what its code does not show."""
+        check_reach(function)
+
+    def _check_known(self, value: Any) -> None:
+        """Refuse a class or function of a library, or one made in C, that may read what it does not show."""
+
+    def _check_module(self, module: types.ModuleType, read: set[str]) -> None:
+        """Refuse a module of which a function reads names, by which it may read what it does not show."""
 
     def _code(self, code: types.CodeType, constants: tuple[Any, ...]) -> None:
         self._mark("code", code.co_code)
@@ -334,47 +360,6 @@ def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
             digest.update(view[row].data)
         keys[row] = np.frombuffer(digest.digest(length=KEY_BYTES), np.uint8)
     return keys
-
-
-def numeric_state(device: str) -> tuple[Any, ...]:
-    """Give the settings outside any model that change what torch computes.
-
-    Rows are the same on all devices, so what is set for another device counts, too.
-
-    Args:
-        device: Kind of device whose autocast counts.
-    """
-    backends: Any = torch.backends
-    cuda = backends.cuda.matmul
-    precisions = [_precision(place) for place in (backends, backends.mkldnn.matmul, backends.mkldnn.conv, cuda)]
-    reduced = [
-        getattr(cuda, f"allow_{name}", False)
-        for name in ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation")
-    ]
-    return (
-        str(torch.get_default_dtype()),
-        torch.is_autocast_enabled(device),
-        str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
-        _legacy(torch.get_float32_matmul_precision),
-        [*precisions, _precision(backends.cudnn.conv), _precision(backends.cudnn.rnn)],
-        _legacy(lambda: (cuda.allow_tf32, backends.cudnn.allow_tf32)),
-        [str(setting) for setting in reduced],
-        sys.float_info.min / 2 == 0,  # torch.set_flush_denormal
-    )
-
-
-def _precision(place: Any) -> str:
-    """Read a float32 precision; not set is the exact one, which torch writes so once it was set and put back."""
-    precision = str(getattr(place, "fp32_precision", "none"))
-    return "ieee" if precision == "none" and place is not getattr(torch.backends.cudnn, "conv", None) else precision
-
-
-def _legacy(read: Callable[[], Any]) -> Any:
-    """Read an old setting; torch refuses to tell it once the new ones were used, which then count."""
-    try:
-        return read()
-    except RuntimeError:
-        return "superseded"
 
 
 def _unknown(value: Any) -> IdentityError:

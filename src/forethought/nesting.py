@@ -36,6 +36,7 @@ PLAIN = (
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 _LEAVES = (*PLAIN, *_CLOSED, Tensor)
 _ATOMS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})  # most of what there is
+_EMPTY = _ATOMS | {set}  # hold no tensor that could be given back in its place
 
 
 def tensors(value: Any, kind: type = Tensor) -> list[Any]:
@@ -52,16 +53,18 @@ def tensors(value: Any, kind: type = Tensor) -> list[Any]:
 
 def _collect(value: Any, kind: type, found: list[Any], seen: frozenset[int]) -> None:
     exact = type(value)
-    if exact in _ATOMS or exact is set:
+    if exact in _EMPTY:
         return
     if isinstance(value, kind):
         found.append(value)
     elif exact is tuple or exact is list:
         for item in value:
-            _collect(item, kind, found, seen)
+            if type(item) not in _EMPTY:
+                _collect(item, kind, found, seen)
     elif exact is dict or exact is OrderedDict:
         for item in value.values():
-            _collect(item, kind, found, seen)
+            if type(item) not in _EMPTY:
+                _collect(item, kind, found, seen)
     elif isinstance(value, slice):
         for item in (value.start, value.stop, value.step):
             _collect(item, kind, found, seen)

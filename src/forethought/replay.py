@@ -23,7 +23,8 @@ from forethought.forms import FrontierTensor
 from forethought.halves import Head, Trunk
 from forethought.plan import Plan
 from forethought.recording import Label
-from forethought.trials import batch_of, inputs_of, record_plan, signature_of, telling
+from forethought.trials import batch_of, inputs_of, record_plan, signature_of
+from forethought.variations import telling
 
 _MOST_PATHS = 16  # remembered for inputs of one form
 At = str | Sequence[str] | int | None

@@ -206,9 +206,15 @@ class _Copier:
         path = self._names.get(id(module), path)
         made = object.__new__(type(module))
         self.made[id(module)] = path, module, made
+        held = made.__dict__
         for name, value in module.__dict__.items():
-            made.__dict__[name] = self.attribute(name, value, path)
-        made.__dict__["_compiled_call_impl"] = _Call(made, path)
+            if type(value) in _ATOMS:
+                held[name] = value
+            elif type(value) is OrderedDict and not value and name not in _SHARED:
+                held[name] = OrderedDict()  # one of the many that are there for hooks
+            else:
+                held[name] = self.attribute(name, value, path)
+        held["_compiled_call_impl"] = _Call(made, path)
         return made
 
     def attribute(self, name: str, value: Any, path: str) -> Any:

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from forethought import nesting
-from forethought.held import Held
+from forethought.held import Held, tensors_of
 from forethought.shell import modules_of
 
 _HELD_ELSEWHERE = ("_parameters", "_modules")
@@ -28,19 +27,20 @@ class State:
 class untouched:  # noqa: N801  (a context manager, read as an adjective)
     """Put back what a trial run may write into, and every random state. Inside, chance begins anew.
 
-    Modules share their dictionaries of buffers with the model, so these are put back, too.
+    Modules share their dictionaries of buffers with the model, so these are put back, too. What is put back is what was
+    there when this was made: it serves for several runs, one after the other.
     """
 
     def __init__(self, body: nn.Module) -> None:
         modules = modules_of(body)
         self._dictionaries = [(held, dict(held)) for m in modules for held in (m._buffers, m._parameters)]
-        held = [value for m in modules for name, value in vars(m).items() if name not in _HELD_ELSEWHERE]
-        self._tensors = [(t, t.detach().clone()) for t in {id(t): t for t in nesting.tensors(held)}.values()]
+        tensors = {id(tensor): tensor for module in modules for tensor in tensors_of(module)}
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
-        self._random = torch.random.fork_rng(self._devices)
 
     def __enter__(self) -> None:
         self._states = (random.getstate(), np.random.get_state())
+        self._random = torch.random.fork_rng(self._devices)
         self._random.__enter__()
         torch.default_generator.manual_seed(0)
         for device in self._devices:
@@ -64,4 +64,6 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
 
 def is_same(a: Tensor, b: Tensor) -> bool:
     """Compare two tensors, not-a-number equal to itself."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))

@@ -1,0 +1,130 @@
+"""The identity of a data set as it stands, without reading a sample of it.
+
+It can be given only for a data set whose every part shows its content or is told by a library's version, and whose
+code reads files in no way that Python does not see (watching.py). For any other there is none: its samples are read.
+"""
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import ConcatDataset, Subset, default_collate
+
+from forethought.errors import IdentityError
+from forethought.identity import Digest
+from forethought.sources import names, version
+
+_KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
+_UNSEEN = (
+    "_ctypes", "_socket", "_sqlite3", "ctypes", "dbm", "ftplib", "http", "multiprocessing", "shelve", "socket", "sqlite3",
+    "subprocess", "torch.ops", "torchvision.datasets", "torchvision.io", "urllib",
+)  # fmt: skip
+_SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.folder", "torchvision.datasets.mnist",
+         "torchvision.datasets.vision")  # fmt: skip
+_UNSEEN_NAMES = {"from_file", "read_image", "read_file"}
+_REACH = {"globals", "locals", "vars", "eval", "exec", "__import__", "environ", "getenv"}
+_KEPT = {"cache", "lru_cache"}
+
+
+def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, str] | None:
+    """Identify each part of a data set; None if a part does not show its content.
+
+    Args:
+        dataset: Any map-style data set.
+        collate: What joins its samples.
+        rest: Whatever else decides what the model is given, plain values.
+
+    Returns:
+        Hexadecimal digests by the part's name, "transform" for an attribute of that name, say.
+    """
+    if not hasattr(dataset, "__dict__") or _has_unseen_backend():
+        return None  # a list, say: identifying it is reading it
+    try:
+        parts = dict(_parts(dataset))
+        parts["collate_fn"] = _digest(None if collate is default_collate else collate)
+        parts["reading"] = _digest((rest, _versions()))
+    except IdentityError:
+        return None
+    return parts
+
+
+def _parts(dataset: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Give the class and each attribute; of a data set made of others, theirs."""
+    yield f"{prefix}{type(dataset).__qualname__}", _digest(type(dataset))
+    nested: dict[str, Any] = {}
+    if type(dataset) is Subset:
+        nested = {"dataset": dataset.dataset}
+    elif type(dataset) is ConcatDataset:
+        nested = {f"datasets.{at}": part for at, part in enumerate(dataset.datasets)}
+    whole = {name.split(".")[0] for name in nested}
+    digests: dict[int, str] = {}  # an attribute may have several names
+    for name, value in sorted(vars(dataset).items()):
+        if name not in whole:
+            digests[id(value)] = digests.get(id(value)) or _digest(value)
+            yield f"{prefix}{name}", digests[id(value)]
+    for name, part in nested.items():
+        yield from _parts(part, f"{prefix}{name}.")
+
+
+def _digest(value: Any) -> str:
+    return _DataDigest().add(value).hex()
+
+
+class _DataDigest(Digest):
+    """A digest that counts the libraries data sets are made of by version, and refuses what reads unseen."""
+
+    def _is_library(self, module: str | None) -> bool:
+        root = (module or "").split(".")[0]
+        return root in _KNOWN or root in sys.stdlib_module_names
+
+    def _check_reach(self, function: types.FunctionType) -> None:
+        hidden = names(function.__code__) & (_REACH | _UNSEEN_NAMES)
+        if hidden:
+            raise _hidden(f"{function.__qualname__}, which uses {sorted(hidden)[0]}")
+
+    def _check_known(self, value: Any) -> None:
+        module = str(getattr(value, "__module__", None) or "builtins")
+        if not self._is_library(module) or _is_unseen(module) or value.__name__ in _UNSEEN_NAMES:
+            raise _hidden(f"{module}.{value.__qualname__}")
+
+    def _check_module(self, module: types.ModuleType, read: set[str]) -> None:
+        if _is_unseen(module.__name__):
+            raise _hidden(module.__name__)
+        if not self._is_library(module.__name__):
+            return
+        for name in read & vars(module).keys():
+            item = vars(module)[name]
+            if isinstance(item, types.ModuleType):
+                if item is not module:
+                    self._check_module(item, read - {name})
+            elif isinstance(item, types.FunctionType | types.BuiltinFunctionType | type):
+                where = str(getattr(item, "__module__", None) or module.__name__)
+                if _is_unseen(where) or name in _UNSEEN_NAMES:
+                    raise _hidden(f"{where}.{name}")
+
+    def _object(self, value: Any) -> None:
+        if callable(value) and hasattr(value, "cache_info"):
+            raise _hidden(f"{value.__qualname__}, which keeps what it read")
+        super()._object(value)
+
+
+def _is_unseen(module: str) -> bool:
+    return _within(module, _UNSEEN) and not _within(module, _SEEN)
+
+
+def _within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def _has_unseen_backend() -> bool:
+    torchvision = sys.modules.get("torchvision")
+    return torchvision is not None and torchvision.get_image_backend() != "PIL"
+
+
+def _versions() -> list[str]:
+    return [sys.version, *(version(root) if root in sys.modules else "" for root in sorted(_KNOWN))]
+
+
+def _hidden(what: str) -> IdentityError:
+    return IdentityError(f"Cannot tell what a data set reads: expected code that shows it, got {what}.")

@@ -1,0 +1,160 @@
+"""Read samples, in this process or in workers: drawn from a seed where wanted, with the files that were opened."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import blake3
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from forethought import nesting
+from forethought.errors import DataError, UnequalShapesError
+from forethought.watching import Seen, Watch
+
+Collate = Callable[[list[Any]], Any]
+
+
+class Reader:
+    """A map-style data set that tells what its reading opened, and draws what is random from a seed.
+
+    Each item is (sample, Seen). It goes to the workers of a DataLoader in the place of the data set.
+
+    Args:
+        dataset: What to read.
+        draw: (seed, view): the draw of each sample depends on these and its index only. None leaves chance to itself.
+        watches: Whether to look at what is opened.
+    """
+
+    def __init__(self, dataset: Any, draw: tuple[int, int] | None, watches: bool) -> None:
+        self._dataset = dataset
+        self._draw = draw
+        self._watches = watches
+        if draw is None and hasattr(dataset, "__getitems__"):
+            self.__getitems__ = self._many
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        """Give the data set's own: a worker_init_fn of the user's finds it where it looks for it."""
+        if name.startswith("__") or "_dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __getitem__(self, index: int) -> tuple[Any, Seen]:
+        if self._draw is None:
+            return self._read(index)
+        with RandomStatesKept():
+            _seed(*self._draw, index)
+            return self._read(index)
+
+    def _read(self, index: int) -> tuple[Any, Seen]:
+        if not self._watches:
+            return self._dataset[index], Seen()
+        with Watch() as seen:
+            sample = self._dataset[index]
+        return sample, seen
+
+    def _many(self, indices: list[int]) -> list[tuple[Any, Seen]]:
+        """Read several at once, where the data set can; then no file belongs to one of them alone."""
+        if not self._watches:
+            return [(sample, Seen()) for sample in self._dataset.__getitems__(indices)]
+        with Watch() as seen:
+            samples = self._dataset.__getitems__(indices)
+        return [(sample, seen) for sample in samples]
+
+
+def _seed(seed: int, view: int, index: int) -> None:
+    """Set the random states of this process by content, so that a draw is the same anywhere."""
+    drawn = blake3.blake3(f"{seed}/{view}/{index}".encode()).digest(length=8)
+    number = int.from_bytes(drawn, "little") >> 1
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+
+
+class RandomStatesKept:
+    """Leaves every random state of the process as it was before the `with` block."""
+
+    def __enter__(self) -> None:
+        self._states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._states[0])
+        random.setstate(self._states[1])
+        np.random.set_state(self._states[2])
+
+
+def load(
+    source: Any, collate: Collate, batches: Sequence[Sequence[int]] | int, workers: int, lent: dict[str, Any]
+) -> Iterator[tuple[Any, list[Seen]]]:
+    """Read batches with torch's DataLoader.
+
+    Args:
+        source: A Reader or another data set.
+        collate: Joins samples into a batch.
+        batches: The indices of each batch, or the size of a batch of an iterable.
+        workers: Processes that read.
+        lent: Further options of a DataLoader of the user's.
+
+    Returns:
+        (collated batch, what was opened for each sample); the latter is empty where no Reader tells.
+    """
+    is_told = isinstance(source, Reader)
+    how: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        num_workers=workers,
+        collate_fn=_Joined(collate) if is_told else Collated(collate),
+        generator=torch.Generator(),  # the user's own is left as it is
+        **how,
+        **lent,
+    )
+    for item in loader:
+        yield item if is_told else (item, [])
+
+
+class _Joined:
+    """Joins what a Reader gives."""
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = Collated(collate)
+
+    def __call__(self, items: list[tuple[Any, Seen]]) -> tuple[Any, list[Seen]]:
+        return self._collate([sample for sample, _ in items]), [seen for _, seen in items]
+
+
+class Collated:
+    """Joins samples, and says what to do when their shapes differ."""
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        try:
+            return self._collate(samples)
+        except TypeError as err:
+            raise DataError(
+                f"Cannot join samples into a batch: {str(err).splitlines()[0]}. Give the data set a "
+                "transform that makes tensors (torchvision: transform=ToTensor()), or pass collate_fn=."
+            ) from err
+        except RuntimeError as err:
+            shapes = {tuple(tensor.shape) for sample in samples for tensor in nesting.tensors(sample)[:1]}
+            if len(shapes) < 2:
+                raise
+            raise UnequalShapesError(
+                f"Cannot join samples into a batch: expected one shape, got {sorted(shapes)[:4]}. Resize or crop them "
+                "in the data set's transform, or pad them: ft.extract(..., collate_fn=...)"
+            ) from err
+
+
+class Stream(IterableDataset[Any]):
+    """Any iterable, as torch's DataLoader wants it."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._source)

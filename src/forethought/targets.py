@@ -1,0 +1,113 @@
+"""Targets of many samples: a tensor (N, ...), a list of N, a tuple or dictionary of these, or nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forethought import nesting
+from forethought.errors import DataError
+from forethought.tensors import tensor_bytes
+
+Rows = slice | Tensor | np.ndarray
+
+
+def take(targets: Any, at: Rows, one: bool = False) -> Any:
+    """Take the targets of some samples, whatever they are."""
+    if isinstance(at, np.ndarray):
+        at = torch.from_numpy(at)
+    if isinstance(targets, Tensor):
+        return targets[at][0].clone() if one else targets[at].clone()
+    if isinstance(targets, list):
+        chosen = targets[at] if isinstance(at, slice) else [targets[i] for i in at.tolist()]
+        return chosen[0] if one else chosen
+    if isinstance(targets, tuple):
+        return tuple(take(part, at, one) for part in targets)
+    if isinstance(targets, dict):
+        return {key: take(part, at, one) for key, part in targets.items()}
+    return targets
+
+
+def put(targets: Any, at: np.ndarray, some: Any) -> bool:
+    """Write the targets of some samples into those of all, in place; False, and no use of them, if they do not fit."""
+    if isinstance(targets, Tensor):
+        fits = isinstance(some, Tensor) and some.dtype == targets.dtype and some.shape[1:] == targets.shape[1:]
+        if fits:
+            targets[torch.from_numpy(at)] = some
+        return fits
+    if isinstance(targets, tuple):
+        fits = isinstance(some, tuple) and len(some) == len(targets)
+        return fits and all(put(all_of, at, part) for all_of, part in zip(targets, some, strict=True))
+    if isinstance(targets, dict):
+        fits = isinstance(some, dict) and list(some) == list(targets)
+        return fits and all(put(targets[key], at, some[key]) for key in targets)
+    if isinstance(targets, list):
+        if not isinstance(some, list):
+            return False
+        for index, item in zip(at.tolist(), some, strict=True):
+            targets[index] = item
+        return True
+    return targets is None and some is None
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Say whether two sets of targets are equal to the last bit, and of one kind."""
+    if isinstance(one, Tensor):
+        alike = isinstance(other, Tensor) and one.dtype == other.dtype and one.shape == other.shape
+        return alike and tensor_bytes(one) == tensor_bytes(other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(is_same(one[key], other[key]) for key in one)
+    return bool(one == other) or bool(one != one and other != other)  # not a number, twice
+
+
+def join_targets(parts: Sequence[Any], rows: Sequence[int]) -> Any:
+    """Join the targets of successive batches: a tensor or list by row, tuples and dictionaries by part.
+
+    Args:
+        parts: The targets of each batch.
+        rows: How many samples each batch has.
+
+    Raises:
+        DataError: there is not one target for each sample.
+    """
+    joined = _joined(parts, rows)
+    for column in [joined] if isinstance(joined, list) else nesting.tensors(joined):
+        if len(column) != sum(rows):
+            raise DataError(
+                f"Cannot match targets to samples: expected {sum(rows)} of them, got {len(column)}. "
+                "Let collate_fn give tensors with the batch as first axis, or a list with one entry a sample."
+            )
+    return joined
+
+
+def _joined(parts: Sequence[Any], rows: Sequence[int]) -> Any:
+    first = parts[0]
+    if isinstance(first, np.ndarray):
+        return _joined([torch.from_numpy(np.array(part)) for part in parts], rows)
+    if isinstance(first, Tensor):
+        return torch.cat([part.reshape(-1) if part.ndim == 0 else part for part in parts])
+    if isinstance(first, dict):
+        return {key: _joined([part[key] for part in parts], rows) for key in first}
+    if isinstance(first, list | tuple) and all(_is_column(item, rows[0]) for item in first):
+        return tuple(_joined([part[at] for part in parts], rows) for at in range(len(first)))
+    if isinstance(first, list | tuple):
+        return [item for part in parts for item in part]
+    return None
+
+
+def _is_column(item: Any, rows: int) -> bool:
+    """Say whether an entry of a batch's targets is for all of its samples, rather than for one."""
+    if isinstance(item, Tensor | np.ndarray):
+        return item.ndim > 0 and len(item) == rows
+    if isinstance(item, dict):
+        return bool(item) and all(_is_column(part, rows) for part in item.values())
+    if isinstance(item, list | tuple):
+        is_plain = not any(isinstance(part, Tensor | np.ndarray | dict | list | tuple) for part in item)
+        return len(item) == rows if is_plain else all(_is_column(part, rows) for part in item)
+    return False
