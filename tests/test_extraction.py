@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import forethought as ft
-import forethought.store.writer
+import forethought.store
 from forethought.errors import (
     EmptyDatasetError,
     ForethoughtError,
