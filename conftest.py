@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.register_assert_rewrite("forethought.testing")  # asserts there say what they compared, as in tests
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

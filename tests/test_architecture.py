@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
     "features": {"forms", "halves", "nesting", "replay", "store"},
+    "testing": {"store"},
     "frozen": {"dataset", "fingerprint", "forms", "nesting", "purity", "replay", "store"},
     "extraction": {"dataset", "energy", "features", "frozen", "replay", "store"},
     # What is made of it.
@@ -72,14 +73,14 @@ MAY_IMPORT = {
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
     "cli": {FACADE, "demo", "doctor", "inspection", "loading"},
 }  # fmt: skip
-FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor", "inspection", "loading"}
+FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor", "inspection", "loading", "testing"}
 
 # `store` sees bytes and `energy` sees joules: neither knows of models.
 WITHOUT_TORCH = ("store", "energy", "timing", "errors")
 NEVER_IMPORTED = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # What `import forethought` must not cost. (torch itself imports pynvml where it is installed.)
 NOT_AT_IMPORT = {
-    "datasets", "matplotlib", "pandas", "pretty_midi", "rich", "scipy", "sklearn", "timm", "torchaudio",
+    "datasets", "matplotlib", "pandas", "pretty_midi", "pytest", "rich", "scipy", "sklearn", "timm", "torchaudio",
     "torchcrepe", "torchvision", "transformers", "typer",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "core", "base", "helpers"}

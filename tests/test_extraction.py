@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import forethought as ft
-import forethought.store.writer
+import forethought.store
 from forethought.errors import (
     EmptyDatasetError,
     ForethoughtError,
@@ -726,15 +726,16 @@ def test_a_damaged_note_is_a_miss(store):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_disk_says_so_and_the_work_resumes(code, store, monkeypatch):
     x, net = make_x(), Net()
-    write, written = forethought.store.writer.write_whole, []
+    put, written = forethought.store.Folder.put, []
 
-    def full(path, *parts):
-        if len(written) == 2:
-            raise OSError(code, os.strerror(code))
-        written.append(path)
-        return write(path, *parts)
+    def full(folder, path, *parts, keep=False):
+        if path.endswith(".safetensors"):
+            if len(written) == 2:
+                raise OSError(code, os.strerror(code))
+            written.append(path)
+        return put(folder, path, *parts, keep=keep)
 
-    monkeypatch.setattr(forethought.store.writer, "write_whole", full)
+    monkeypatch.setattr(forethought.store.Folder, "put", full)
     with pytest.raises(StoreError, match="Cannot write"):
         ft.extract(net, x, store, segment_rows=4, batch_size=4)
     monkeypatch.undo()

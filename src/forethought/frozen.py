@@ -1,6 +1,5 @@
 """A model's frozen part as a source of rows: which table they belong to, and how to compute those that are missing."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -100,7 +99,7 @@ class FrozenPart:
             self._write_note(store, self._key(self._example), self._facts)
 
     def _write_note(self, store: Store, key: str | None, facts: dict[str, Any]) -> None:
-        if key and not store.readonly and os.access(store.path, os.W_OK):
+        if key and store.is_writable:
             store.write_note(key, facts)
 
     def _key(self, example: Batch) -> str | None:

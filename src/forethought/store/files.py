@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forethought.errors import StoreError
+from forethought.store.place import Place, where
 
 TEMPORARY = ".tmp"
 DEAD_AFTER_S = 24 * 3600  # a commit takes seconds, so a temporary file of yesterday has no living writer
@@ -80,25 +81,28 @@ def has_run_out(err: OSError) -> bool:
 
 
 @contextmanager
-def writing(thing: str, folder: Path) -> Iterator[None]:
+def writing(thing: str, place: Place, path: str) -> Iterator[None]:
     """Turn any failure to write into a StoreError that says what was lost and what to do."""
     try:
         yield
     except StoreError:
         raise
     except OSError as err:
+        home = "a folder" if place.folder is not None else "a bucket"
+        # An answer that got lost on the way may have been a yes.
+        fate = "Nothing of it was committed" if place.folder is not None else "Nothing of it counts as committed"
         raise StoreError(
-            f"Cannot write {thing} to '{folder}': expected a folder with room and permission to write, got "
-            f"{err.strerror or err}. Nothing of it was committed; what was committed before stays readable. "
-            f"{_fix(err, folder)}"
+            f"Cannot write {thing} to '{where(place, path)}': expected {home} with room and permission to write, got "
+            f"{err.strerror or err}. {fate}; what was committed before stays readable. {_fix(err, place, path)}"
         ) from err
 
 
-def _fix(err: OSError, folder: Path) -> str:
-    if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"Free some space and run again: df -h {shlex.quote(str(folder))}"
+def _fix(err: OSError, place: Place, path: str) -> str:
+    is_local = place.folder is not None
+    if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and is_local:
+        return f"Free some space and run again: df -h {shlex.quote(where(place, path))}"
     if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "To read only, open it with Store(path, readonly=True)."
     if err.errno in (errno.ENOENT, errno.ENOTDIR):
-        return "The folder is gone: open the store again with Store(path)."
-    return "Run again when the disk takes writes."
+        return f"The {'folder' if is_local else 'store'} is gone: open the store again with Store(path)."
+    return "Run again when the disk takes writes." if is_local else "Run again when the bucket takes writes."

@@ -1,34 +1,96 @@
-"""Notes: small JSON facts, one file each, whole or absent; the last writer wins.
+"""Sealed files: small JSON notes and binary manifests under a hex key, whole or absent; the last writer wins.
 
-Two lines: the BLAKE3 of the note's key, a newline and the second line; then the JSON. A flipped byte, a torn
-file and a note copied to another key all read as None: a note only ever saves work.
+The first line is the BLAKE3 of the key, a newline and the body; then the body. A flipped byte, a torn file and a file
+copied to another key all read as None: what is sealed only ever saves work.
 """
 
 import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from forethought.errors import StoreError
-from forethought.store.files import open_regular, write_whole
+from forethought.store.header import is_hex
+from forethought.store.place import Place
+
+NOTES, MANIFESTS = "notes", "manifests"
+_SUFFIXES = {NOTES: ".note", MANIFESTS: ".manifest"}
+_SEAL_BYTES = 64
+# What a reader takes into memory, whatever lies there.
+MOST_BYTES = {NOTES: 2**24, MANIFESTS: 2**32}
 
 
-def read_note(path: Path, key: str) -> dict[str, Any] | None:
-    """Return what `write_note` last put there, or None for anything else."""
+def check_hex(text: str) -> None:
+    """Refuse as a name what is no hex."""
+    if not is_hex(text):
+        raise StoreError(
+            f"Cannot use {text!r} as a name in the store: expected 1 to 128 lowercase hex digits. Use a "
+            "digest: blake3(...).hexdigest()"
+        )
+
+
+def path_of(kind: str, key: str) -> str:
+    """Return where the note or manifest of a key lies."""
+    check_hex(key)
+    return f"{kind}/{key[:2]}/{key}{_SUFFIXES[kind]}"
+
+
+def keys_of(place: Place, kind: str) -> list[str]:
+    """Return the keys of all notes or manifests that are in their place, whole or not, sorted.
+
+    Raises:
+        OSError: they cannot be listed.
+    """
+    form = re.compile(rf"{kind}/[0-9a-f]{{1,2}}/([0-9a-f]{{1,128}}){re.escape(_SUFFIXES[kind])}\Z")
+    matches = ((path, form.match(path)) for path, _ in place.files(kind))
+    return sorted(match[1] for path, match in matches if match and path == path_of(kind, match[1]))
+
+
+def read_sealed(place: Place, path: str, key: str, most_bytes: int) -> bytes | None:
+    """Return the body that `write_sealed` last put there; None if it is absent, torn, altered or foreign.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    raw = place.get(path, most_bytes)
+    if raw is None or raw[_SEAL_BYTES : _SEAL_BYTES + 1] != b"\n":
+        return None
+    body = memoryview(raw)[_SEAL_BYTES + 1 :]
+    return bytes(body) if raw[:_SEAL_BYTES] == _seal(key, body) else None
+
+
+def write_sealed(place: Place, path: str, key: str, *parts: Any, most_bytes: int) -> None:
+    """Write buffers as one body, whole. Undone by `read_sealed`.
+
+    Raises:
+        StoreError: it is larger than what a reader takes.
+        OSError: the file cannot be written.
+    """
+    size_bytes = _SEAL_BYTES + 1 + sum(memoryview(part).nbytes for part in parts)
+    if size_bytes > most_bytes:
+        raise StoreError(
+            f"Cannot write '{path}': expected at most {most_bytes} bytes, got {size_bytes}. Divide it among more keys."
+        )
+    place.put(path, _seal(key, *parts), b"\n", *parts)
+
+
+def read_note(place: Place, path: str, key: str) -> dict[str, Any] | None:
+    """Return what `write_note` last put there, or None for anything else.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    body = read_sealed(place, path, key, MOST_BYTES[NOTES])
     try:
-        with open_regular(path) as file:
-            seal, _, body = file.readall().partition(b"\n")
-        if seal != _seal(key, body):
-            return None
-        note = json.loads(body)
-    except (OSError, ValueError, RecursionError):
+        note = json.loads(body) if body is not None else None
+    except (ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) else None
 
 
-def write_note(path: Path, key: str, value: Mapping[str, Any]) -> None:
+def write_note(place: Place, path: str, key: str, value: Mapping[str, Any]) -> None:
     """Write `value` whole. Undone by `read_note`, except that tuples come back as lists.
 
     Raises:
@@ -42,8 +104,11 @@ def write_note(path: Path, key: str, value: Mapping[str, Any]) -> None:
             f"Cannot write note '{key}': expected a dict of JSON values, got {err}. Convert them to str, "
             "int, float, bool, None, list or dict."
         ) from err
-    write_whole(path, _seal(key, body), b"\n", body)
+    write_sealed(place, path, key, body, most_bytes=MOST_BYTES[NOTES])
 
 
-def _seal(key: str, body: bytes) -> bytes:
-    return blake3(key.encode("ascii") + b"\n" + body).hexdigest().encode("ascii")
+def _seal(key: str, *parts: Any) -> bytes:
+    digest = blake3(key.encode("ascii") + b"\n")
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest().encode("ascii")

@@ -2,10 +2,11 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from io import FileIO
 from pathlib import Path
-from typing import NoReturn
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 from blake3 import blake3
@@ -15,9 +16,12 @@ from forethought.store.column import KEY_BYTES, KEYS, Bytes, Column
 from forethought.store.files import has_run_out, open_regular
 from forethought.store.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, decode, layout
 from forethought.store.mapping import map_bytes
+from forethought.store.place import Place, where
 
 SUFFIX = ".safetensors"
 _CHUNK_BYTES = 2**20
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class DamagedSegmentError(StoreError):
@@ -26,6 +30,23 @@ class DamagedSegmentError(StoreError):
 
 class DamagedSegmentWarning(UserWarning):
     """A segment was left out, by name; its rows count as absent."""
+
+
+def _at_second_look(look: Callable[Concatenate["Segment", _P], _T]) -> Callable[Concatenate["Segment", _P], _T]:
+    """Blame a remote file only for what a second copy of it shows too: the first may have suffered on the way here."""
+
+    @wraps(look)
+    def twice(self: "Segment", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return look(self, *args, **kwargs)
+        except DamagedSegmentError:
+            if self._is_second_copy or self._place.folder is not None:
+                raise
+            self._is_second_copy = True
+            self._fetch(anew=True)
+            return look(self, *args, **kwargs)
+
+    return twice
 
 
 class Segment:
@@ -41,9 +62,12 @@ class Segment:
     of descriptors or memory. Threads may share a segment: two that race both check, nothing else happens.
     """
 
-    def __init__(self, path: Path, fingerprint: str, columns: Sequence[Column]) -> None:
-        self.path = path
-        self.name = path.name
+    def __init__(self, place: Place, path: str, fingerprint: str, columns: Sequence[Column]) -> None:
+        self.name = path.rpartition("/")[2]
+        self._place = place
+        self._path = path
+        self._where = where(place, path)
+        self._is_second_copy = False
         self._fingerprint = fingerprint
         self._layout = layout(columns)
         self._header: Header | None = None
@@ -51,6 +75,7 @@ class Segment:
         self._checked: dict[str, Bytes] = {}
 
     @property
+    @_at_second_look
     def header(self) -> Header:
         """The header, checked."""
         if self._header is None:
@@ -70,6 +95,7 @@ class Segment:
         return self._content_offset + header.content_bytes
 
     @property
+    @_at_second_look
     def keys(self) -> Bytes:
         """Keys of shape (rows, 16), read and checked anew at each call, in memory of their own."""
         header = self.header
@@ -79,6 +105,7 @@ class Segment:
         self._compare(KEYS, blake3(keys.data).hexdigest(), header.digests[0])
         return keys
 
+    @_at_second_look
     def column(self, name: str) -> Bytes:
         """Return the bytes of one column, uint8 of shape (rows, row_bytes), mapped and not copied.
 
@@ -96,6 +123,7 @@ class Segment:
 
     def check(self) -> None:
         """Read the whole file again and raise DamagedSegmentError unless every byte is as it was written."""
+        self._fetch(anew=True)
         with self._open() as file:
             self._header = self._read_header(file)
             for name, _, _ in self._header.spans():
@@ -112,10 +140,25 @@ class Segment:
         )
 
     def _open(self) -> FileIO:
+        path = self._fetch()
         try:
-            return open_regular(self.path)
+            return open_regular(path)
         except OSError as err:
             self._fail(err)
+
+    def _fetch(self, *, anew: bool = False) -> Path:
+        try:
+            return self._place.local(self._path, anew=anew)
+        except FileNotFoundError as err:
+            self._fail(err)
+        except StoreError:
+            raise
+        except OSError as err:
+            raise StoreError(
+                f"Cannot fetch segment '{self._where}': expected an answer from there, and room for a copy in the "
+                f"cache, got {err.strerror or err}. Run again when it can be reached, or keep copies elsewhere: "
+                f"Store('{self._place.url}', cache=folder)."
+            ) from err
 
     def _read_header(self, file: FileIO) -> Header:
         size = os.fstat(file.fileno()).st_size
@@ -168,7 +211,7 @@ class Segment:
             return map_bytes(file.fileno(), offset, size)
         except OSError as err:
             raise StoreError(
-                f"Cannot map segment '{self.path}': expected a file system and free memory to map it, got "
+                f"Cannot map segment '{self._where}': expected a file system and free memory to map it, got "
                 f"{err.strerror}. Raise vm.max_map_count, or copy the store to a local disk."
             ) from err
 
@@ -180,15 +223,16 @@ class Segment:
         """Raise for an error of the system: the file's fault is a miss, ours must not cost the user rows."""
         if has_run_out(err):
             raise StoreError(
-                f"Cannot read segment '{self.path}': expected free descriptors and memory, got "
+                f"Cannot read segment '{self._where}': expected free descriptors and memory, got "
                 f"{err.strerror}. Raise the limit (ulimit -n 65536) or close other files."
             ) from err
         self._refuse("a file that can be read", err.strerror or str(err), err)
 
     def _refuse(self, expected: str, got: str, cause: Exception | None = None) -> NoReturn:
+        removal = f"with: rm {shlex.quote(self._where)}" if self._place.folder is not None else "from the bucket."
         raise DamagedSegmentError(
-            f"Cannot use segment '{self.path}': expected {expected}, got {got}. Its rows count as absent; "
-            f"delete it with: rm {shlex.quote(str(self.path))}"
+            f"Cannot use segment '{self._where}': expected {expected}, got {got}. Its rows count as absent; "
+            f"delete it {removal}"
         ) from cause
 
 

@@ -1,6 +1,5 @@
 """One table: all rows that one trunk produced, as whatever segments its writers have committed."""
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 
 from forethought.errors import StoreError
 from forethought.store.column import Column, as_keys, check_columns
-from forethought.store.files import make_folder, sweep, writing
+from forethought.store.files import has_run_out, writing
 from forethought.store.index import Index
 from forethought.store.notes import read_note, write_note
+from forethought.store.place import Place, where
 from forethought.store.segment import SUFFIX, DamagedSegmentError, DamagedSegmentWarning, Segment
 from forethought.store.writer import Writer, rows_per_segment
 
@@ -37,14 +37,16 @@ class Table:
 
     def __init__(
         self,
-        folder: Path,
+        place: Place,
+        folder: str,
         fingerprint: str,
         columns: Sequence[Column],
         provenance: Mapping[str, Any],
         *,
         readonly: bool,
     ) -> None:
-        self.path = folder
+        self._place = place
+        self._folder = folder
         self.fingerprint = fingerprint
         self.columns = tuple(columns)
         self.provenance = dict(provenance)
@@ -58,11 +60,24 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = [segment.name for segment in self._segments]
-        what = (self.path, self.fingerprint, self.columns, self.provenance, self.readonly)
+        what = (self._place, self._folder, self.fingerprint, self.columns, self.provenance, self.readonly)
         return _reopen, (*what, names, self.damaged)
 
     def __repr__(self) -> str:
-        return f"Table('{self.path}')"
+        return f"Table('{self._where}')"
+
+    @property
+    def path(self) -> Path:
+        """The folder of a table of a local store.
+
+        Raises:
+            StoreError: the store is remote.
+        """
+        return local_folder(self._place) / self._folder
+
+    @property
+    def _where(self) -> str:
+        return where(self._place, self._folder)
 
     @property
     def rows(self) -> int:
@@ -126,23 +141,30 @@ class Table:
         rows = rows_per_segment(self.columns, segment_rows, segment_bytes)
         if self.readonly:
             raise StoreError(
-                f"Cannot write to '{self.path}': expected a writable store, got readonly=True. Open it with "
+                f"Cannot write to '{self._where}': expected a writable store, got readonly=True. Open it with "
                 "Store(path)."
             )
-        with writing("a table", self.path):
-            make_folder(self.path.parent)
-            make_folder(self.path)
+        with writing("a table", self._place, self._folder):
+            self._place.make_folder(self._folder.rpartition("/")[0])
+            self._place.make_folder(self._folder)
             self._describe()
-        sweep(self.path)
-        return Writer(self.path, self.fingerprint, self.columns, segment_rows=rows, committed=self._admit_committed)
+        self._place.sweep(self._folder)
+        return Writer(
+            self._place,
+            self._folder,
+            self.fingerprint,
+            self.columns,
+            segment_rows=rows,
+            committed=self._admit_committed,
+        )
 
     def _describe(self) -> None:
         """Say on disk which columns the table has. A torn note is no loss: segments carry their own."""
-        on_disk = read_description(self.path, self.fingerprint)
+        on_disk = read_description(self._place, self._folder, self.fingerprint)
         if on_disk is None:
             shapes = [{"name": c.name, "dtype": c.dtype, "shape": list(c.shape)} for c in self.columns]
             note = {"columns": shapes, "provenance": self.provenance}
-            write_note(self.path / NOTE, self.fingerprint, note)
+            write_note(self._place, f"{self._folder}/{NOTE}", self.fingerprint, note)
         else:
             check_same(self.fingerprint, self.columns, on_disk[0])
 
@@ -152,14 +174,9 @@ class Table:
 
     def _names(self) -> set[str]:
         try:
-            return {entry.name for entry in os.scandir(self.path) if is_segment_name(entry.name)}
-        except FileNotFoundError:
-            return set()
+            return {name for name in self._place.names(self._folder) if is_segment_name(name)}
         except OSError as err:
-            raise StoreError(
-                f"Cannot list '{self.path}': expected a readable folder, got {err.strerror}. Give this user "
-                "the right to read and enter it (chmod u+rx)."
-            ) from err
+            raise listing_failed(self._place, self._folder, err) from err
 
     def _numbered(self, number: int) -> Segment:
         if not 0 <= number < len(self._segments):
@@ -170,7 +187,7 @@ class Table:
         return self._segments[number]
 
     def _segment(self, name: str) -> Segment:
-        return Segment(self.path / name, self.fingerprint, self.columns)
+        return Segment(self._place, f"{self._folder}/{name}", self.fingerprint, self.columns)
 
     def _admit(self, name: str) -> None:
         segment = self._segment(name)
@@ -178,10 +195,16 @@ class Table:
             _ = segment.header
         except DamagedSegmentError as err:
             # Absent means that somebody removed it since it was listed, which is no damage.
-            if os.path.lexists(segment.path):
+            if self._is_there(name):
                 self._condemn(name, err)
         else:
             self._segments.append(segment)
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            return self._place.stamp(f"{self._folder}/{name}") is not None
+        except OSError as err:
+            raise listing_failed(self._place, self._folder, err) from err
 
     def _sound(self) -> Iterator[tuple[int, Segment]]:
         return ((n, each) for n, each in enumerate(self._segments) if each.name not in self.damaged)
@@ -216,7 +239,8 @@ class Table:
 
 
 def _reopen(
-    path: Path,
+    place: Place,
+    folder: str,
     fingerprint: str,
     columns: Sequence[Column],
     provenance: Mapping[str, Any],
@@ -224,7 +248,7 @@ def _reopen(
     names: Sequence[str],
     damaged: Mapping[str, str],
 ) -> Table:
-    table = Table(path, fingerprint, columns, provenance, readonly=readonly)
+    table = Table(place, folder, fingerprint, columns, provenance, readonly=readonly)
     table.damaged.update(damaged)
     table._segments.extend(table._segment(name) for name in names)
     return table
@@ -235,14 +259,45 @@ def is_segment_name(name: str) -> bool:
     return name.endswith(SUFFIX) and not name.startswith(".")
 
 
-def read_description(folder: Path, fingerprint: str) -> tuple[tuple[Column, ...], dict[str, Any]] | None:
-    """Return the columns and provenance of the table in `folder`, or None where nothing whole says them."""
-    note = read_note(folder / NOTE, fingerprint) or {}
+def read_description(place: Place, folder: str, fingerprint: str) -> tuple[tuple[Column, ...], dict[str, Any]] | None:
+    """Return the columns and provenance of the table in `folder`, or None where nothing whole says them.
+
+    Raises:
+        StoreError: it cannot be known now.
+    """
+    try:
+        note = read_note(place, f"{folder}/{NOTE}", fingerprint) or {}
+    except OSError as err:
+        # What this machine cannot read is as good as torn. A bucket that does not answer may yet have it.
+        if place.folder is None or has_run_out(err):
+            raise StoreError(
+                f"Cannot open table '{where(place, folder)}': expected to read its {NOTE}, got {err.strerror or err}. "
+                "Run again when it can be read."
+            ) from err
+        return None
     try:
         columns = [Column(item["name"], item["dtype"], tuple(item["shape"])) for item in note["columns"]]
         return check_columns(columns), dict(note["provenance"])
     except (LookupError, TypeError, ValueError, StoreError):
         return None
+
+
+def listing_failed(place: Place, folder: str, err: OSError) -> StoreError:
+    """Make the error for a folder whose content cannot be known: it must not pass for an empty one."""
+    fix = "Give this user the right to read and enter it (chmod u+rx)."
+    return StoreError(
+        f"Cannot list '{where(place, folder)}': expected a readable folder, got {err.strerror or err}. "
+        f"{fix if place.folder is not None else 'Run again when it can be reached.'}"
+    )
+
+
+def local_folder(place: Place) -> Path:
+    """Return the folder of a local place; refuse for one that has none."""
+    if place.folder is None:
+        raise StoreError(
+            f"Cannot give the path of '{place.url}': expected a local store, got a remote one. Use its url."
+        )
+    return place.folder
 
 
 def check_same(fingerprint: str, expected: Sequence[Column], got: Sequence[Column]) -> None:

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from forethought.errors import StoreError
 from forethought.store.column import KEY_BYTES, Bytes, Column, as_keys
-from forethought.store.files import write_whole, writing
+from forethought.store.files import writing
 from forethought.store.header import MAX_ROWS, Header, layout
+from forethought.store.place import Place
 from forethought.store.segment import SUFFIX
 
 
@@ -26,7 +26,8 @@ class Writer:
 
     def __init__(
         self,
-        folder: Path,
+        place: Place,
+        folder: str,
         fingerprint: str,
         columns: Sequence[Column],
         *,
@@ -35,6 +36,7 @@ class Writer:
     ) -> None:
         self.rows_written = 0
         self.bytes_written = 0
+        self._place = place
         self._folder = folder
         self._fingerprint = fingerprint
         self._columns = tuple(columns)
@@ -100,8 +102,8 @@ class Writer:
         # Unguessable, and from the system: a seeded or forked generator would repeat names.
         name = secrets.token_hex(16) + SUFFIX
         try:
-            with writing(f"{rows} rows ({size / 1e6:.1f} MB)", self._folder):
-                write_whole(self._folder / name, raw, *contents)
+            with writing(f"{rows} rows ({size / 1e6:.1f} MB)", self._place, self._folder):
+                self._place.put(f"{self._folder}/{name}", raw, *contents, keep=True)
         except StoreError:
             self._buffered = 0
             raise
