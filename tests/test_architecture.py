@@ -55,9 +55,12 @@ MAY_IMPORT = {
     "dataset": {"identity", "nesting"},
     "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
-    "features": {"forms", "halves", "nesting", "replay", "store"},
+    "ledger": {"store"},
+    "verification": {"dataset", "purity", "replay"},
+    "features": {"dataset", "forms", "halves", "nesting", "replay", "store", "verification"},
     "frozen": {"dataset", "fingerprint", "forms", "nesting", "purity", "replay", "store"},
-    "extraction": {"dataset", "energy", "features", "frozen", "replay", "store"},
+    "extraction": {"dataset", "energy", "features", "frozen", "ledger", "replay", "store"},
+    "housekeeping": {"dataset", "features", "frozen", "ledger", "replay", "store", "verification"},
     # What is made of it.
     "fitting": {"heads"},
     "assembly": {"halves", "heads", "identity", "nesting", "recording", "replay"},
@@ -67,7 +70,7 @@ MAY_IMPORT = {
     "demo": {FACADE, "energy", "timing"},
     "loading": set(),
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
-    "cli": {FACADE, "demo", "doctor", "inspection", "loading"},
+    "cli": {FACADE, "demo", "doctor", "housekeeping", "inspection", "loading"},
 }  # fmt: skip
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor", "inspection", "loading"}
 

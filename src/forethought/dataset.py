@@ -135,6 +135,11 @@ class Samples:
             return len(nesting.tensors(self._columns)[0])
         return len(self._dataset)
 
+    @property
+    def batch_size(self) -> int:
+        """Samples that are read together."""
+        return self._batch_size
+
     def fetch(self, indices: Sequence[int]) -> Batch:
         """Read these samples here and now, and leave every random state as it was."""
         with _random_states_kept():

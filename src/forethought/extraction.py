@@ -7,6 +7,8 @@ there are not computed; a complete hit does not run the model at all.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from torch import nn
 
 from forethought.dataset import Batch, Samples
 from forethought.energy import Window, find_meters
-from forethought.errors import DataError, RandomDatasetError
+from forethought.errors import DataError, RandomDatasetError, StoreError
 from forethought.features import ExtractionReport, Features, join_targets
 from forethought.frozen import FrozenPart, MistakenNoteError
+from forethought.ledger import account, record_run
 from forethought.replay import At, Split
 from forethought.store import DamagedSegmentError, Store
 
@@ -104,7 +107,9 @@ def extract(
         energy_j=window.reading.energy_j,
         energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
     )
-    return Features(job.table, places, job.frontier, targets, report, trunk.split_on(samples))
+    with suppress(StoreError):  # the rows are safe; what is lost is only the account of them
+        record_run(store, job.table.fingerprint, account(asdict(report), trunk.model, dataset, trunk.device.type))
+    return Features(job.table, places, job.frontier, targets, report, trunk.split_on(samples), samples)
 
 
 class _Extraction:
