@@ -51,14 +51,11 @@ class Stream(IterableDataset):
         return iter(zip(make_inputs(), range(N), strict=True))
 
 
-class Sentences(Dataset):
+class Sentences(IterableDataset):
     """Samples of several lengths."""
 
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, index):
-        return torch.arange(1 + index * 7 % 5) + index
+    def __iter__(self):
+        return (torch.arange(1 + index * 7 % 5) + index for index in range(40))
 
 
 def pad(samples):
