@@ -203,6 +203,14 @@ def test_ledger_loses_nothing_when_processes_write_at_once(store):
     assert [entry.time for entry in entries] == sorted(entry.time for entry in entries)
 
 
+def test_ledger_keeps_runs_that_end_at_the_same_moment(store, monkeypatch):
+    """A clock of coarse steps, or two machines: no run overwrites another."""
+    monkeypatch.setattr(ledger.time, "time_ns", lambda: 10**18)
+    for number in range(5):
+        record_run(store, "ab", {"rows_computed": 1 + number})
+    assert sorted(entry.rows_computed for entry in read_ledger(store, "ab")) == [1, 2, 3, 4, 5]
+
+
 def test_ledger_sums_what_runs_cost(store):
     """Seconds add up; joules only if every run measured them."""
     fill(store, "ab", range(10))
@@ -486,6 +494,24 @@ def test_finding_changes_nothing_and_a_readonly_store_loses_nothing(store):
     with pytest.raises(StoreError, match="readonly"):
         remove_garbage(Store(store.path, readonly=True), found)
     assert tree(store) == before
+
+
+@pytest.mark.parametrize("name", ["scandir", "listdir"])
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(store, monkeypatch, name):
+    """A table whose notes cannot be read must not pass for one that nobody uses."""
+    fill(store, "ab", range(5))
+    record_run(store, "ab", {"rows_computed": 5})
+    whole = getattr(os, name)
+
+    def refuse(path):
+        if "notes" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, refuse)
+        with pytest.raises(StoreError, match="Permission denied"):
+            find_garbage(store, unused_s=0.0)
 
 
 def test_removing_goes_on_after_what_cannot_be_removed_and_says_so(store, monkeypatch):

@@ -109,6 +109,11 @@ def test_spread_takes_one_sample_of_each_stretch(rows, n, seed):
     assert 0 <= numbers[0] <= numbers[-1] < rows
 
 
+def test_spread_reaches_every_sample():
+    """No sample is safe from being looked at: other seeds choose others."""
+    assert set().union(*(spread(50, 7, seed) for seed in range(200))) == set(range(50))
+
+
 def test_verify_reads_padded_samples_in_the_batch_that_they_came_in(tmp_path):
     """A sample whose content depends on the padding of its batch is looked up as it was."""
     features = ft.extract(Reader(), Sentences(), tmp_path, batch_size=8, collate_fn=pad)

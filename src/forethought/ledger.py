@@ -19,6 +19,7 @@ from blake3 import blake3
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from forethought.errors import StoreError
 from forethought.store import Store
 
 DAY_S = 24 * 3600.0
@@ -96,7 +97,11 @@ def record_run(store: Store, fingerprint: str, facts: Mapping[str, Any]) -> None
 
 
 def read_ledger(store: Store, fingerprint: str) -> tuple[Entry, ...]:
-    """Give what was recorded of a table, oldest first. What is torn or foreign is left out."""
+    """Give what was recorded of a table, oldest first. What is torn or foreign is left out.
+
+    Raises:
+        StoreError: the notes cannot be listed.
+    """
     notes = (store.note(key) for key in _keys(store, fingerprint))
     entries = [_entry(note) for note in notes if note is not None and note.get("table") == fingerprint]
     return tuple(sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.time))
@@ -106,6 +111,9 @@ def last_used(store: Store, fingerprint: str) -> float | None:
     """Give when a table was last filled or read, in seconds since 1970; None if that was not recorded.
 
     Names say when a run ended, so one note is read at most.
+
+    Raises:
+        StoreError: the notes cannot be listed.
     """
     ended = [int(key[_PREFIX : _PREFIX + _TIME], 16) / 1e9 for key in _keys(store, fingerprint)]
     read = store.note(_prefix(fingerprint) + _USED) or {}
@@ -119,13 +127,23 @@ def _prefix(fingerprint: str) -> str:
 
 
 def _keys(store: Store, fingerprint: str) -> list[str]:
-    """List the keys of a table's entries."""
+    """List the keys of a table's entries.
+
+    Raises:
+        StoreError: they cannot be listed: a table must not pass for one that nobody uses.
+    """
     prefix = _prefix(fingerprint)
     form = re.compile(rf"({prefix}[0-9a-f]{{{_TIME + _RANDOM}}})\.note\Z")
+    folder = store.path / "notes" / prefix[:2]
     try:
-        names = os.listdir(store.path / "notes" / prefix[:2])
-    except OSError:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as err:
+        raise StoreError(
+            f"Cannot list '{folder}': expected a readable folder, got {err.strerror}. Give this user the right to read "
+            "and enter it (chmod u+rx)."
+        ) from err
     return [match[1] for match in map(form.match, sorted(names)) if match]
 
 

@@ -87,16 +87,7 @@ def files_in(store: Store, folder: str) -> list[File]:
         StoreError: the folder cannot be read.
     """
     found = []
-    try:
-        entries = sorted(os.scandir(store.path / folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as err:
-        raise StoreError(
-            f"Cannot list '{where(store, folder)}': expected a readable folder, got {err.strerror}. Give this user the "
-            "right to read and enter it (chmod u+rx)."
-        ) from err
-    for entry in entries:
+    for entry in _entries(store, folder):
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -107,11 +98,20 @@ def files_in(store: Store, folder: str) -> list[File]:
 
 
 def folders_in(store: Store, folder: str) -> list[str]:
-    """List the folders in a folder, by name."""
+    """List the folders in a folder, by name. Raises as `files_in` does."""
+    return [f"{folder}/{entry.name}" for entry in _entries(store, folder) if entry.is_dir()]
+
+
+def _entries(store: Store, folder: str) -> list[os.DirEntry[str]]:
     try:
-        return sorted(f"{folder}/{entry.name}" for entry in os.scandir(store.path / folder) if entry.is_dir())
-    except OSError:
+        return sorted(os.scandir(store.path / folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as err:
+        raise StoreError(
+            f"Cannot list '{where(store, folder)}': expected a readable folder, got {err.strerror}. Give this user the "
+            "right to read and enter it (chmod u+rx)."
+        ) from err
 
 
 def is_inside(store: Store, folder: str) -> bool:
