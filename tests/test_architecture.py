@@ -55,13 +55,25 @@ MAY_IMPORT = {
     "halves": {"fingerprint", "nesting", "plan", "shell", "trials"},
     "replay": {"candidates", "forms", "halves", "nesting", "plan", "recording", "trials", "variations"},
     # What it said: read, checked, kept, fed.
-    "dataset": {"identity", "nesting"},
+    "watching": set(),
+    "account": {"identity", "sources"},
+    "reading": {"nesting", "watching"},
+    "targets": {"nesting", "tensors"},
+    "dataset": {"account", "identity", "nesting", "reading", "watching"},
     "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
-    "features": {"forms", "halves", "nesting", "replay", "store"},
+    "ledger": {"store"},
+    "verification": {"dataset", "purity", "replay"},
+    "features": {"dataset", "forms", "halves", "nesting", "replay", "store", "targets", "verification"},
     "testing": {"store"},
     "frozen": {"dataset", "fingerprint", "forms", "nesting", "purity", "replay", "store"},
-    "extraction": {"dataset", "energy", "features", "frozen", "replay", "store"},
+    "manifest": {"identity", "watching"},
+    "roll": {"dataset", "identity", "manifest", "store", "targets", "watching"},
+    "division": {"identity", "store"},
+    "extraction": {
+        "dataset", "division", "energy", "features", "frozen", "ledger", "replay", "roll", "store",
+    },
+    "housekeeping": {"dataset", "features", "frozen", "ledger", "replay", "store", "verification"},
     # What is made of it.
     "fitting": {"heads"},
     "assembly": {"halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
@@ -71,7 +83,7 @@ MAY_IMPORT = {
     "demo": {FACADE, "energy", "timing"},
     "loading": set(),
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
-    "cli": {FACADE, "demo", "doctor", "inspection", "loading"},
+    "cli": {FACADE, "demo", "doctor", "housekeeping", "inspection", "loading"},
 }  # fmt: skip
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor", "inspection", "loading", "testing"}
 

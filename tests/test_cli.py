@@ -243,6 +243,186 @@ def test_an_interrupt_is_explained(run, tmp_path, monkeypatch):
     assert result.err == "Interrupted. Rows that were stored are kept: run the same command again to go on.\n"
 
 
+# ------------------------------------------------------------------------------------------------- store ls, verify, gc
+
+TRAIN = """
+import torch
+from torch import nn
+import forethought as ft
+
+
+def model():
+    torch.manual_seed(1)
+    made = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    ft.freeze(made, until="1")
+    print("built")
+    return made
+
+
+def dataset():
+    return torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40)
+"""
+LIVE = ("--live", "10", "--model", "train.py:model", "--data", "train.py:dataset")
+
+
+@pytest.fixture
+def thoughts(tmp_path, monkeypatch):
+    """A folder with a script, and a store of what its model says of its data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(TRAIN)
+    names = {}
+    exec(TRAIN, names)
+    ft.extract(names["model"](), names["dataset"](), tmp_path / "thoughts", segment_rows=10, batch_size=10)
+    return tmp_path / "thoughts"
+
+
+def damage(store):
+    path = min(store.glob("tables/*/*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    return path
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Somebody sits there and gives this answer."""
+
+    def answer(text):
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("typer.confirm", lambda *_, **__: text == "y")
+
+    return answer
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_help_of_a_store_command_has_an_example(run, command):
+    """Each help text shows how it is called."""
+    result = run("store", command, "--help")
+    assert result.code == 0
+    assert f"Example: forethought store {command} " in result.out
+
+
+def test_store_ls_says_what_is_there(run, thoughts, capfd):
+    """For people, and as JSON the same as Python gives."""
+    capfd.readouterr()
+    result = run("store", "ls", "thoughts")
+    assert (result.code, result.err) == (0, "")
+    for part in ("Sequential", "data: tuple of 40", "40 rows of 0:F32[8]", "4 segments", "1 table, 40 rows"):
+        assert part in result.out
+    told = strict(run("store", "ls", "thoughts", "--json").out)
+    assert told == [json.loads(json.dumps(held.to_dict())) for held in ft.inventory(ft.Store(thoughts))]
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_store_commands_make_no_store(run, tmp_path, command):
+    """A path that is no store is an error in one line, and stays as it is."""
+    result = run("store", command, tmp_path / "none")
+    assert (result.code, result.out) == (1, "")
+    assert is_one_line(result.err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_store_verify_is_silent_success(run, thoughts, capfd):
+    """A sound store: status 0, and how much was read."""
+    capfd.readouterr()
+    result = run("store", "verify", "thoughts")
+    assert (result.code, result.err) == (0, "")
+    assert "every byte is as it was written" in result.out
+    assert strict(run("store", "verify", "thoughts", "--json").out)["is_sound"] is True
+
+
+def test_store_verify_names_what_is_damaged(run, thoughts):
+    """Status 1, the file and what to do, on stdout."""
+    path = damage(thoughts)
+    result = run("store", "verify", "thoughts")
+    assert result.code == 1
+    assert str(path) in result.out
+    assert "ft.extract" in result.out
+    found = strict(run("store", "verify", "thoughts", "--json").out)
+    assert [fault["path"] for fault in found["faults"]] == [str(path)]
+
+
+def test_store_verify_live_compares_with_the_model(run, thoughts, capfd):
+    """What the model prints is talk; a model that says something else is wrong, with status 1."""
+    capfd.readouterr()
+    result = run("store", "verify", "thoughts", *LIVE)
+    assert result.code == 0
+    assert result.err.startswith("built")
+    assert "live: right: 10 of 10 rows" in result.out
+    told = strict(run("store", "verify", "thoughts", *LIVE, "--json").out)["live"]
+    assert (told["rows"], told["is_right"]) == (10, True)
+    (thoughts.parent / "train.py").write_text(TRAIN.replace("manual_seed(1)", "manual_seed(2)"))
+    other = run("store", "verify", "thoughts", *LIVE)
+    assert (other.code, "got none" in other.err) == (1, True)
+
+
+@pytest.mark.parametrize("options", [LIVE[:2], LIVE[2:], LIVE[:4], ("--live", "0", *LIVE[2:])])
+def test_store_verify_live_needs_model_and_data(run, thoughts, options):
+    """All three or none."""
+    assert run("store", "verify", "thoughts", *options).code == 2
+
+
+def test_store_gc_asks_before_it_removes(run, thoughts, terminal):
+    """Without --yes and without a terminal: one line, and nothing is gone; at a terminal the answer decides."""
+    size = ft.Store(thoughts).size_bytes
+    result = run("store", "gc", "thoughts", "--max-size", "0kB")
+    assert result.code == 1
+    assert is_one_line(result.err)
+    assert "--yes" in result.err
+    terminal("n")
+    assert run("store", "gc", "thoughts", "--max-size", "0kB").code == 1
+    assert run("store", "gc", "thoughts", "--max-size", "0kB", "--dry-run").code == 0
+    assert ft.Store(thoughts).size_bytes == size
+    terminal("y")
+    result = run("store", "gc", "thoughts", "--max-size", "0kB")
+    assert result.code == 0
+    assert f"Freed {size - ft.Store(thoughts).size_bytes:,} bytes" in result.out
+    assert ft.inventory(ft.Store(thoughts)) == ()
+
+
+def test_store_gc_json_says_what_went(run, thoughts, capfd):
+    """stdout is one JSON object; a dry run frees nothing."""
+    path = damage(thoughts)
+    capfd.readouterr()
+    shown = run("store", "gc", "thoughts", "--json", "--dry-run")
+    assert (shown.code, shown.err, strict(shown.out)["freed_bytes"]) == (0, "", 0)
+    told = strict(run("store", "gc", "thoughts", "--json", "--yes").out)
+    assert told["freed_bytes"] == told["size_bytes"] > 0
+    assert [piece["files"] for piece in told["pieces"]] == [[str(path.relative_to(thoughts))]]
+    assert not path.exists()
+    assert strict(run("store", "gc", "thoughts", "--json", "--yes").out)["pieces"] == []
+
+
+def test_store_gc_leaves_what_is_young_and_small_enough(run, thoughts):
+    """Limits that are met remove nothing, and need no answer."""
+    result = run("store", "gc", "thoughts", "--older-than", "1d", "--max-size", "1.5GiB")
+    assert (result.code, "Nothing to remove" in result.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "options", [("--max-size", "big"), ("--max-size", "-1"), ("--older-than", "30"), ("--older-than", "d"), ("--nope",)]
+)
+def test_store_gc_refuses_limits_that_are_none(run, thoughts, options):
+    """Misuse is status 2, and nothing is removed."""
+    size = ft.Store(thoughts).size_bytes
+    assert run("store", "gc", "thoughts", *options, "--yes").code == 2
+    assert ft.Store(thoughts).size_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20GB", 20 * 10**9), ("1.5 GiB", 3 * 2**29), ("500mb", 5 * 10**8), ("7", 7), ("7b", 7), ("2TiB", 2**41)],
+)
+def test_sizes_are_read_as_they_are_written(text, size):
+    """Powers of 1000, and of 1024 with an i."""
+    assert cli._size(text) == size
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30d", 2_592_000), ("12h", 43_200), ("1.5w", 907_200), ("5m", 300)])
+def test_ages_are_read_as_they_are_written(text, seconds):
+    """Minutes, hours, days and weeks."""
+    assert cli._age(text) == seconds
+
+
 # ------------------------------------------------------------------------------------ the demo, from Ctrl-C to all hits
 
 

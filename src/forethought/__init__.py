@@ -13,6 +13,9 @@ from forethought.replay import Split, split  # isort: skip
 from forethought.store import Store  # isort: skip
 from forethought.extraction import extract  # isort: skip
 from forethought.features import ExtractionReport, Features  # isort: skip
+from forethought.verification import Verification  # isort: skip
+from forethought import housekeeping  # isort: skip
+from forethought.housekeeping import inventory  # isort: skip
 from forethought.fitting import HeadResult, Results, fit  # isort: skip
 from forethought.regress import as_regressor  # isort: skip
 from forethought.assembly import Assembled, assemble, load  # isort: skip
@@ -31,6 +34,7 @@ __all__ = [
     "Split",
     "Store",
     "Trunk",
+    "Verification",
     "as_regressor",
     "assemble",
     "energy",
@@ -38,6 +42,8 @@ __all__ = [
     "fit",
     "freeze",
     "heads",
+    "housekeeping",
+    "inventory",
     "load",
     "split",
     "thaw",

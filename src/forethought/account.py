@@ -17,8 +17,8 @@ from forethought.sources import names, version
 
 _KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
 _UNSEEN = (
-    "_ctypes", "_socket", "_sqlite3", "ctypes", "dbm", "ftplib", "http", "multiprocessing", "shelve", "socket", "sqlite3",
-    "subprocess", "torch.ops", "torchvision.datasets", "torchvision.io", "urllib",
+    "_ctypes", "_socket", "_sqlite3", "ctypes", "dbm", "ftplib", "http", "multiprocessing", "shelve", "socket",
+    "sqlite3", "subprocess", "torch.ops", "torchvision.datasets", "torchvision.io", "urllib",
 )  # fmt: skip
 _SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.folder", "torchvision.datasets.mnist",
          "torchvision.datasets.vision")  # fmt: skip

@@ -149,7 +149,7 @@ class Samples:
         """Give the same data set with each sample drawn from (seed, view, index)."""
         if not self.is_indexed:
             raise DataError(
-                f"Cannot draw views of a {type(self._dataset).__name__}: expected a data set with samples by index, got "
+                f"Cannot draw views of a {self.name}: expected a data set with samples by index, got "
                 "an iterable. Give it __getitem__ and __len__, or leave views out."
             )
         drawn = copy.copy(self)
@@ -162,6 +162,11 @@ class Samples:
             return None
         size = None if self._collate is default_collate else self._batch_size
         return parts_of(self._dataset, self._collate, (self._inputs, self._parameters, size, self._draw, len(self)))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that are read together."""
+        return self._batch_size
 
     def fetch(self, indices: Sequence[int]) -> Batch:
         """Read these samples here and now, and leave every random state as it was."""
@@ -201,7 +206,7 @@ class Samples:
         return self._batch(Collated(self._collate)(samples))
 
     def read(self, indices: np.ndarray | None = None) -> Iterator[tuple[Batch, list[Seen]]]:
-        """Read everything in order, or the samples at these indices; give batches and what was opened for each sample."""
+        """Read all in order, or the samples at these indices; give batches and what was opened for each sample."""
         if self._columns is not None:
             whole = np.arange(len(self)) if indices is None else indices
             for start in range(0, len(whole), self._batch_size):
@@ -220,7 +225,9 @@ class Samples:
         else:  # each worker would read all of a plain iterable
             yield from self._loaded(Stream(self._dataset), self._batch_size, 0, {})
 
-    def _loaded(self, source: Any, batches: Any, workers: int, lent: dict[str, Any]) -> Iterator[tuple[Batch, list[Seen]]]:
+    def _loaded(
+        self, source: Any, batches: Any, workers: int, lent: dict[str, Any]
+    ) -> Iterator[tuple[Batch, list[Seen]]]:
         for collated, seen in load(source, self._collate, batches, workers, lent):
             yield self._batch(collated), seen
 

@@ -7,6 +7,8 @@ there are not computed; a complete hit does not run the model at all.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from forethought.energy import Window, find_meters
 from forethought.errors import DataError, StoreError
 from forethought.features import ExtractionReport, Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
+from forethought.ledger import record_run, run_facts
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
 from forethought.store import DamagedSegmentError, Store
@@ -115,7 +118,9 @@ def extract(
         energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
     )
     views_of_rows = tuple(View(where, roll.targets) for where, roll in zip(places, rolls, strict=True))
-    return Features(job.table, views_of_rows, job.frontier, report, trunk.split_on(samples))
+    with suppress(StoreError):  # the rows are safe; what is lost is only the account of them
+        record_run(store, job.table.fingerprint, run_facts(asdict(report), trunk.model, dataset, trunk.device.type))
+    return Features(job.table, views_of_rows, job.frontier, report, trunk.split_on(drawn[0]), drawn[0])
 
 
 class _Extraction:

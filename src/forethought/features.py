@@ -4,7 +4,7 @@ Rows are read straight from the mapped segments of the store. What a batch holds
 same shapes, types and memory order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from forethought import nesting
+from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
 from forethought.replay import Split
 from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
+from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Features(Dataset[Any]):
     frontier: tuple[FrontierTensor, ...]
     report: ExtractionReport
     make_split: Callable[[], Split] | None = None
+    samples: Samples | None = field(default=None, repr=False)
     _split: Split | None = None
     _columns: dict[int, list["_Column"]] = field(default_factory=dict, repr=False)
     _epochs: int = 0  # fed without a number
@@ -108,7 +111,7 @@ class Features(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle as paths: the model stays behind, and files are opened again where they are needed."""
-        return {**self.__dict__, "make_split": None, "_split": None, "_columns": {}}
+        return {**self.__dict__, "make_split": None, "samples": None, "_split": None, "_columns": {}}
 
     @property
     def split(self) -> Split:
@@ -203,6 +206,57 @@ class Features(Dataset[Any]):
             array.flags.writeable = False  # it may be the mapped file itself
             arrays.append(array)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    def verify(self, n: int = 64, seed: int = 0) -> Verification:
+        """Run the model on some samples once more, and compare with the stored rows.
+
+        The samples are read again, spread over the data set. Rows lie within what the model differs from itself when
+        the same samples come in other batches; they are equal to the last bit if they come as they came when they
+        were computed: all of them (n at least len), with the same batch size, none of them stored before.
+
+        Args:
+            n: How many samples, at most.
+            seed: Of the choice.
+
+        Returns:
+            What differs, beside the model's own noise. `str()` says it, `.is_right` judges it.
+
+        Raises:
+            DataError: the data set has changed since, or these features are a pickled copy.
+            SplitError: the model has changed since.
+            StoreError: the rows are damaged or gone.
+
+        Example:
+            >>> import tempfile
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+            >>> _ = model[0].requires_grad_(False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     print(ft.extract(model, torch.randn(50, 4), folder).verify())
+            right: 50 of 50 rows equal the model's to the last bit
+        """
+        if self.samples is None:
+            raise DataError(
+                "Cannot verify features: expected features from this process, got a pickled copy, which has no data "
+                "set. Verify those that were pickled, or extract again: ft.extract(model, dataset, store).verify()"
+            )
+        numbers = spread(len(self), n, seed)
+        columns = self._open(0)
+        chosen = Chosen(
+            numbers,
+            self._keys(numbers),
+            lambda positions: [column.rows(torch.tensor([numbers[at] for at in positions])) for column in columns],
+        )
+        split = self.split
+        return compare(split, self.samples, chosen, elsewhere(self.table.provenance, split))
+
+    def _keys(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Read which samples the stored rows are said to be of."""
+        places = self.drawn[0].places[numbers]
+        keys = np.empty((len(numbers), 16), np.uint8)
+        for segment in np.unique(places[:, 0]):
+            is_in = places[:, 0] == segment
+            keys[is_in] = self.table.segment(int(segment)).keys[places[is_in, 1]]
+        return keys
 
     def _values(self, view: int, at: slice | Tensor, device: str | torch.device | None) -> Values:
         rows = [column.rows(at) for column in self._open(view)]

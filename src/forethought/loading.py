@@ -1,4 +1,4 @@
-"""A model by its name, as it is typed on the command line, with inputs to run it on. Nothing is ever downloaded."""
+"""A model or a data set by its name, as it is typed on the command line. Nothing is ever downloaded."""
 
 import difflib
 import importlib
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forethought.errors import MissingExtraError, ModelError
+from forethought.errors import DataError, MissingExtraError, ModelError
 
 SAMPLES = 2
 _RANDOM = "random weights (nothing is downloaded)"
@@ -42,7 +42,7 @@ class NamedModel:
 
 
 def load_named(name: str, shapes: Sequence[tuple[int, ...]] = (), dtype: torch.dtype = torch.float32) -> NamedModel:
-    """Build the model of this name.
+    """Build the model of this name, with inputs to run it on.
 
     Args:
         name: `torchvision:NAME`, `timm:NAME`, `package.module:function` or `path/to/file.py:function`. The function
@@ -54,23 +54,11 @@ def load_named(name: str, shapes: Sequence[tuple[int, ...]] = (), dtype: torch.d
         ModelError: there is no such model, or it cannot be built; the message says what is close.
         MissingExtraError: torchvision or timm is not installed.
     """
-    source, colon, rest = name.partition(":")
-    if not colon or not rest or not source:
-        raise ModelError(
-            f"Cannot load '{name}': expected SOURCE:NAME, got no {'colon' if not colon else 'name on one side of it'}. "
-            f"Try torchvision:{name.strip(':') or 'resnet50'}, timm:NAME, package.module:function or file.py:function"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if source in _LIBRARIES:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of how weights begin that nobody will use
-                model, args = _LIBRARIES[source](rest)
-            made = NamedModel(name, model.eval(), args, {}, _RANDOM)
-        else:
-            made = _by_function(name)
+        made = _made(name)
         if shapes:
-            args = tuple(_batch(shape, dtype) for shape in shapes)
+            args: tuple[Any, ...] = tuple(_batch(shape, dtype) for shape in shapes)
             is_listed = bool(made.args) and isinstance(made.args[0], list)
             args = ([image for batch in args for image in batch],) if is_listed else args
             made = NamedModel(name, made.model, args, {}, made.weights)
@@ -82,6 +70,98 @@ def load_named(name: str, shapes: Sequence[tuple[int, ...]] = (), dtype: torch.d
             "Return (model, args) from it, or give the shape of one sample: --input 3x224x224"
         )
     return made
+
+
+def load_model(name: str) -> nn.Module:
+    """Build the model of this name, to be run on a data set.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be built.
+        MissingExtraError: torchvision or timm is not installed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _made(name).model
+
+
+def load_dataset(name: str, model: str | None = None) -> Any:
+    """Make the data set of this name.
+
+    Args:
+        name: `package.module:function` or `path/to/file.py:function`; the function is called without arguments and
+            returns whatever `ft.extract` takes; an object of that kind will do, too. Or a folder of images, one
+            folder a class, read as the model's own evaluation transform says.
+        model: The name of the model that it is for; a folder of images needs one that has a transform.
+
+    Raises:
+        DataError: there is no such data set, or nothing says how to read its images.
+        MissingExtraError: torchvision is not installed.
+    """
+    if Path(name).is_dir():
+        return _image_folder(Path(name), model)
+    if not all(name.rpartition(":")[::2]):
+        raise DataError(
+            f"Cannot load the data set '{name}': expected a folder of images, or package.module:function, got neither. "
+            "Check the path, or name a function that returns the data set: file.py:function"
+        )
+    try:
+        return _result_of(name, is_data=True)
+    except ModelError as err:
+        raise DataError(str(err).replace("returns a model", "returns a data set")) from err
+
+
+def _image_folder(folder: Path, model: str | None) -> Any:
+    datasets = _library("torchvision").datasets
+    transform = None if model is None else _transform_of(model)
+    if transform is None:
+        raise DataError(
+            f"Cannot read the images in '{folder}': expected a model that comes with its transform (torchvision:NAME, "
+            f"timm:NAME), got {model or 'none'}. Write a function that returns "
+            f"torchvision.datasets.ImageFolder('{folder}', transform=...) and name it: file.py:function"
+        )
+    try:
+        return datasets.ImageFolder(folder, transform=transform)
+    except FileNotFoundError as err:
+        raise DataError(
+            f"Cannot read the images in '{folder}': expected one folder of images a class, got {_said(err)}. "
+            "Write a function that returns the data set and name it: file.py:function"
+        ) from err
+
+
+def _transform_of(name: str) -> Callable[[Any], Any] | None:
+    """Find the evaluation transform that a model of one of the two libraries was trained for."""
+    source, _, rest = name.partition(":")
+    if source == "torchvision":
+        models = _library("torchvision").models
+        if rest not in models.list_models():
+            raise _unknown("torchvision", rest, models.list_models())
+        transform: Callable[[Any], Any] = models.get_model_weights(rest).DEFAULT.transforms()
+        return transform
+    if source == "timm":
+        timm, data = _library("timm"), importlib.import_module("timm.data")
+        if not timm.is_model(rest.split(".")[0]):
+            raise _unknown("timm", rest, timm.list_models())
+        trained = timm.get_pretrained_cfg(rest, allow_unregistered=True)
+        config = data.resolve_data_config(pretrained_cfg=trained.to_dict() if trained is not None else {})
+        made: Callable[[Any], Any] = data.create_transform(**config)
+        return made
+    return None
+
+
+def _made(name: str) -> NamedModel:
+    """Build the model of this name, as its library or function gives it."""
+    source, colon, rest = name.partition(":")
+    if not colon or not rest or not source:
+        raise ModelError(
+            f"Cannot load '{name}': expected SOURCE:NAME, got no {'colon' if not colon else 'name on one side of it'}. "
+            f"Try torchvision:{name.strip(':') or 'resnet50'}, timm:NAME, package.module:function or file.py:function"
+        )
+    if source not in _LIBRARIES:
+        return _by_function(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how weights begin that nobody will use
+        model, args = _LIBRARIES[source](rest)
+    return NamedModel(name, model.eval(), args, {}, _RANDOM)
 
 
 def _batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -168,16 +248,13 @@ def _said(err: BaseException) -> str:
 
 
 def _by_function(name: str) -> NamedModel:
-    place, _, attribute = name.rpartition(":")
+    place = name.rpartition(":")[0]
     if place == "transformers":
         raise ModelError(
             f"Cannot load '{name}': expected a source that knows the size of its models, got transformers, which does "
             "not. Write a function that returns (model, args) and name it: file.py:function"
         )
-    folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
-    with _found_in(folder):
-        module = _from_file(name, Path(place)) if place.endswith(".py") else _imported(name, place)
-        made = _call(name, _attribute(name, module, attribute))
+    made = _result_of(name)
     model, args, kwargs = _parts(made)
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -185,6 +262,16 @@ def _by_function(name: str) -> NamedModel:
             f"(model, args, kwargs), got {type(made).__name__}. Return the model from it."
         )
     return NamedModel(name, model, args, kwargs, "weights as the function gives them")
+
+
+def _result_of(name: str, is_data: bool = False) -> Any:
+    """Import what a name stands for: a function is called; a module, or any other data set, is meant itself."""
+    place, _, attribute = name.rpartition(":")
+    folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
+    with _found_in(folder):
+        module = _from_file(name, Path(place)) if place.endswith(".py") else _imported(name, place)
+        found = _attribute(name, module, attribute)
+        return found if is_data and not (inspect.isroutine(found) or inspect.isclass(found)) else _call(name, found)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def probe(split: Split, batch: Batch) -> Purity:
         batch = batch.select(torch.zeros(2, dtype=torch.long))
     buffers = [(name, buffer, buffer.clone()) for name, buffer in split.model.named_buffers()]
     chance = _random_states(split)
-    first, second = _rows(split, batch), _rows(split, batch)
+    first, second = rows_of(split, batch), rows_of(split, batch)
     _check_chance(split, chance)
     for name, buffer, before in buffers:
         if not torch.equal(buffer, before):
@@ -71,16 +71,16 @@ def probe(split: Split, batch: Batch) -> Purity:
                 f"'{name}' changed by the forward. Call ft.freeze(model, until=...) or model.eval() first."
             )
     noise = _noise(split, batch)
-    if any(_moved(a, b) > (0 if a.device.type == "cpu" else bound) for a, b, bound in _bounded(first, second, noise)):
+    if any(distance(a, b) > (0 if a.device.type == "cpu" else bound) for a, b, bound in _bounded(first, second, noise)):
         raise ImpureTrunkError(
             f"Cannot store features of {_name(split)}: expected the frozen part to give the same output twice, got "
             "two different ones: it draws random numbers or keeps a state. Call model.eval(), or cut before the "
             "random part: ft.extract(model, ..., at=<an earlier module>)"
         )
     moved = 0.0
-    for chosen in _companies(batch.rows):
-        for at, (whole, part, bound) in enumerate(_bounded(first, _rows(split, batch.select(chosen)), noise)):
-            difference = _moved(whole[chosen], part, scale=whole)
+    for chosen in companies(batch.rows):
+        for at, (whole, part, bound) in enumerate(_bounded(first, rows_of(split, batch.select(chosen)), noise)):
+            difference = distance(whole[chosen], part, scale=whole)
             moved = max(moved, difference)
             if difference > bound:
                 raise ImpureTrunkError(
@@ -127,15 +127,15 @@ def _noise(split: Split, batch: Batch) -> list[float]:
     """Measure how far the number of samples alone moves a row: copies of one sample, in several numbers."""
     noise = [0.0] * len(split.frontier)
     row = batch.rows - 1
-    whole = _rows(split, batch.select(torch.full((batch.rows,), row)))
+    whole = rows_of(split, batch.select(torch.full((batch.rows,), row)))
     for copies in (2, 2 * batch.rows):
-        part = _rows(split, batch.select(torch.full((copies,), row)))
-        moved = [_moved(a[:1], b[:1]) for a, b in zip(whole, part, strict=True)]
+        part = rows_of(split, batch.select(torch.full((copies,), row)))
+        moved = [distance(a[:1], b[:1]) for a, b in zip(whole, part, strict=True)]
         noise = [max(pair) for pair in zip(noise, moved, strict=True)]
     return noise
 
 
-def _companies(rows: int) -> list[Tensor]:
+def companies(rows: int) -> list[Tensor]:
     """Choose samples in other orders and numbers: reversed, either half, two alone (one alone not all models can)."""
     half = max(2, (rows + 1) // 2)
     return [
@@ -148,8 +148,13 @@ def _companies(rows: int) -> list[Tensor]:
 
 def _bounded(first: list[Tensor], second: list[Tensor], noise: list[float]) -> Iterator[tuple[Tensor, Tensor, float]]:
     for a, b, moved in zip(first, second, noise, strict=True):
-        least, most = _BOUNDS.get(a.dtype, _BOUNDS_HALF)
-        yield a, b, min(max(least, _NOISE_TIMES * moved), most)
+        yield a, b, bound_of(a.dtype, moved)
+
+
+def bound_of(dtype: torch.dtype, noise: float) -> float:
+    """Say how far rows may lie apart, where the company that they keep moves them so far, both in ulps."""
+    least, most = _BOUNDS.get(dtype, _BOUNDS_HALF)
+    return min(max(least, _NOISE_TIMES * noise), most)
 
 
 def _check_rows(split: Split) -> None:
@@ -201,12 +206,13 @@ def _rate(module: nn.Module) -> float:
     return 0.0
 
 
-def _rows(split: Split, batch: Batch) -> list[Tensor]:
+def rows_of(split: Split, batch: Batch) -> list[Tensor]:
+    """Run the trunk on copies of what the model is given, since a forward may write into it."""
     args, kwargs = nesting.replace((batch.args, batch.kwargs), torch.clone)
     return split.rows(args, kwargs)
 
 
-def _moved(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
+def distance(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
     """Largest change from a to b (B, ...), in units in the last place of the largest value that its feature takes.
 
     A feature that is zero, or tiny beside the others, is measured against a quarter of what is usual among them.

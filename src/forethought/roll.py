@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from forethought import manifest
 from forethought.dataset import Batch, Samples
-from forethought.errors import DataError, StoreError
+from forethought.errors import DataError
 from forethought.identity import KEY_BYTES
-from forethought.manifest import OpenedFiles, Manifest
+from forethought.manifest import Manifest, OpenedFiles
 from forethought.store import Store
 from forethought.targets import is_same, join_targets, put, take
 from forethought.watching import Seen
@@ -172,4 +171,6 @@ class Reading:
                 "Cannot extract features: expected an iterable that can be read again, got nothing the second time. "
                 "Pass the iterable itself, not an iterator over it."
             )
-        self._roll.enter(self.indices, np.concatenate(self._keys), join_targets(self._targets, [len(k) for k in self._keys]))
+        self._roll.enter(
+            self.indices, np.concatenate(self._keys), join_targets(self._targets, [len(k) for k in self._keys])
+        )

@@ -1,0 +1,81 @@
+"""What a store holds of some samples, against the model that is said to have computed it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forethought.dataset import Samples
+from forethought.errors import StoreError
+from forethought.features import ExtractionReport, Features, View
+from forethought.frozen import FrozenPart, MistakenNoteError
+from forethought.replay import Split
+from forethought.store import Store
+from forethought.verification import Chosen, Verification, compare, elsewhere, spread
+
+
+def verify_live(store: Store, model: nn.Module | Split, dataset: Any, n: int = 64, seed: int = 0) -> Verification:
+    """Compare stored rows with what a model gives now for some samples of a data set. Nothing is stored.
+
+    Args:
+        store: A store; read-only will do.
+        model: A model with something frozen, or a Split.
+        dataset: Whatever `extract` takes.
+        n: How many samples to look for, at most.
+        seed: Of the choice.
+
+    Returns:
+        What differs. Samples that have no row are counted in `absent_rows`, and not computed.
+
+    Raises:
+        StoreError: no row of any of them is stored.
+    """
+    trunk, samples = FrozenPart(model, None, None), Samples(dataset, _model(model))
+    try:
+        return _verify(trunk, store, samples, n, seed)
+    except MistakenNoteError:
+        trunk.believes = False
+        return _verify(trunk, store, samples, n, seed)
+
+
+def _model(model: nn.Module | Split) -> nn.Module:
+    return model.model if isinstance(model, Split) else model
+
+
+def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int) -> Verification:
+    table, frontier = trunk.table(store, samples)
+    numbers = spread(_count(samples), n, seed)
+    keys = _keys(samples, numbers)
+    places = table.locate(keys)
+    is_stored = places[:, 0] >= 0
+    if not is_stored.any():
+        raise StoreError(
+            f"Cannot verify rows of {type(trunk.model).__name__}: expected some of {len(numbers)} samples in table "
+            f"{table.fingerprint}, got none. See what is there with forethought store ls, or extract first: "
+            "ft.extract(model, dataset, store)"
+        )
+    report = ExtractionReport(int(is_stored.sum()), 0, int(is_stored.sum()), 0, 0.0, None, "nothing was computed")
+    stored = Features(table, (View(places[is_stored], None),), frontier, report)
+
+    def rows(positions: Sequence[int]) -> list[Tensor]:
+        each = [row if isinstance(row, tuple) else (row,) for row in (stored[position] for position in positions)]
+        return [torch.stack(column) for column in zip(*each, strict=True)]
+
+    chosen = Chosen([number for number, there in zip(numbers, is_stored, strict=True) if there], keys[is_stored], rows)
+    split = trunk.split_on(samples)()
+    return compare(split, samples, chosen, elsewhere(table.provenance, split), int((~is_stored).sum()))
+
+
+def _count(samples: Samples) -> int:
+    return len(samples) if samples.is_indexed else sum(batch.rows for batch, _ in samples.read())
+
+
+def _keys(samples: Samples, numbers: Sequence[int]) -> np.ndarray:
+    """Identify samples, read as they are read together."""
+    if not samples.is_indexed:
+        return np.concatenate([batch.row_keys() for batch, _ in samples.read()])[list(numbers)]
+    size = samples.batch_size
+    parts = [samples.fetch(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    return np.concatenate([part.row_keys() for part in parts])

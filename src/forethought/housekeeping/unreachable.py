@@ -1,0 +1,132 @@
+"""What no reader of a store can or needs to use."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forethought.housekeeping.files import (
+    File,
+    Note,
+    files_in,
+    folder_of,
+    is_quiet,
+    is_torn,
+    temporary_files,
+)
+from forethought.housekeeping.soundness import Checked, check_segments
+from forethought.store import DamagedSegmentError, Store
+from forethought.store.table import NOTE
+
+_KEY = np.dtype("S16")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Files that may go together, and why.
+
+    Attributes:
+        kind: 'table', 'damaged segment', 'repeated segment', 'temporary file' or 'note'.
+        name: What a person calls it: a fingerprint or a file.
+        reason: Why it may go.
+        files: The files, in the order in which they go.
+        folder: The folder that they leave empty, if nobody can still be writing there; else None.
+    """
+
+    kind: str
+    name: str
+    reason: str
+    files: tuple[File, ...]
+    folder: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(file.size_bytes for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as values that JSON knows."""
+        named = {"kind": self.kind, "name": self.name, "reason": self.reason, "size_bytes": self.size_bytes}
+        return named | {"files": [file.path for file in self.files]}
+
+
+def find_unreachable(
+    store: Store, fingerprints: Sequence[str], notes: Sequence[Note], progress: Callable[[int], None]
+) -> tuple[list[Piece], list[str]]:
+    """Find what may go from some tables of a store and from beside them; every byte is read.
+
+    Args:
+        store: The store.
+        fingerprints: The tables to look into.
+        notes: All notes of the store.
+        progress: Called with the bytes of each segment that was read.
+
+    Returns:
+        What may go, and in words what cannot be judged.
+    """
+    pieces: list[Piece] = []
+    left_alone: list[str] = []
+    for fingerprint in fingerprints:
+        files = files_in(store, folder_of(fingerprint))
+        if not any(file.is_segment for file in files):
+            pieces += [_empty(store, fingerprint, files)] if is_quiet(store, folder_of(fingerprint)) else []
+            continue
+        sound = []
+        for each in check_segments(store, fingerprint):
+            progress(each.file.size_bytes)
+            if each.error is None:
+                sound.append(each)
+            elif each.is_readable:
+                pieces.append(_single("damaged segment", each.file, each.error))
+            else:
+                left_alone.append(f"{each.file.path}: {each.error}")
+        pieces += [_single("repeated segment", file, "others hold each of its rows") for file in _repeated(sound)]
+        if sound and is_torn(store, fingerprint):
+            torn = [file for file in files if file.name == NOTE]
+            pieces += [_single("note", file, "it is torn; segments say what it said") for file in torn]
+    for file in temporary_files(store):
+        if file.is_old:
+            pieces.append(_single("temporary file", file, "who was writing it has been gone for a day or more"))
+    pieces += _stray(notes, store.tables())
+    return pieces, left_alone
+
+
+def _stray(notes: Sequence[Note], fingerprints: Collection[str]) -> Iterator[Piece]:
+    for note in notes:
+        if note.value is None and note.is_readable:
+            yield _single("note", note.file, "it is torn: readers take it for absent")
+        # A note may come before the first row of its table.
+        elif note.fingerprint is not None and note.fingerprint not in fingerprints and note.file.is_old:
+            yield _single("note", note.file, f"its table {note.fingerprint} is gone")
+
+
+def _empty(store: Store, fingerprint: str, files: Sequence[File]) -> Piece:
+    own = tuple(file for file in files if file.name == NOTE or file.is_temporary)
+    return Piece("table", fingerprint, "it has no rows", own, folder_of(fingerprint))
+
+
+def _repeated(sound: Sequence[Checked]) -> Iterator[File]:
+    """Choose segments, those of few rows first, so that each of their keys stays in another.
+
+    Two who choose at once choose the same ones, so that no key loses both of its copies.
+    """
+    held: list[tuple[File, Any]] = []
+    for each in sound:
+        assert each.segment is not None
+        try:
+            held.append((each.file, np.unique(each.segment.keys.view(_KEY)[:, 0])))
+        except DamagedSegmentError:
+            continue  # it went a moment ago
+    if len(held) < 2:
+        return
+    keys, counts = np.unique(np.concatenate([own for _, own in held]), return_counts=True)
+    for file, own in sorted(held, key=lambda item: (len(item[1]), item[0].name)):
+        at = np.searchsorted(keys, own)
+        if bool((counts[at] > 1).all()):
+            counts[at] -= 1
+            yield file
+
+
+def _single(kind: str, file: File, reason: str) -> Piece:
+    return Piece(kind, file.path, reason, (file,))
