@@ -55,9 +55,15 @@ MAY_IMPORT = {
     "dataset": {"identity", "nesting"},
     "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
-    "features": {"forms", "halves", "nesting", "replay", "store"},
-    "frozen": {"dataset", "fingerprint", "forms", "nesting", "purity", "replay", "store"},
-    "extraction": {"dataset", "energy", "features", "frozen", "replay", "store"},
+    "precision": {"forms", "identity"},
+    "features": {"forms", "halves", "nesting", "precision", "replay", "store"},
+    "calibration": {"dataset", "forms", "identity", "precision", "store"},
+    "accuracy": {"calibration", "nesting", "precision", "replay"},
+    "frozen": {
+        "accuracy", "calibration", "dataset", "fingerprint", "forms", "nesting", "precision", "purity", "replay",
+        "store",
+    },
+    "extraction": {"dataset", "energy", "features", "frozen", "precision", "replay", "store"},
     # What is made of it.
     "fitting": {"heads"},
     "assembly": {"halves", "heads", "identity", "nesting", "recording", "replay"},

@@ -130,6 +130,11 @@ class Samples:
                 "Cannot extract features: expected a data set with samples, got an empty one. Check its path or filter."
             )
 
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch; the last may hold fewer."""
+        return self._batch_size
+
     def __len__(self) -> int:
         if self._columns is not None:
             return len(nesting.tensors(self._columns)[0])

@@ -18,6 +18,7 @@ from forethought.energy import Window, find_meters
 from forethought.errors import DataError, RandomDatasetError
 from forethought.features import ExtractionReport, Features, join_targets
 from forethought.frozen import FrozenPart, MistakenNoteError
+from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.store import DamagedSegmentError, Store
 
@@ -35,6 +36,7 @@ def extract(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     inputs: Sequence[str | int] | str | int | None = None,
     at: At = None,
+    dtype: Dtype = None,
     device: str | torch.device | None = None,
     segment_rows: int | None = None,
     progress: bool = True,
@@ -52,6 +54,8 @@ def extract(
         collate_fn: Joins samples into a batch.
         inputs: Positions or keys of the inputs, where the rule above does not fit.
         at: Where to cut although more is frozen after it: a module's path, several, or the most bytes a sample.
+        dtype: How to store floating-point features: torch.float16, torch.bfloat16 or "int8"; by default exactly. They
+            are fed in their own type, and `report.precision` says how far off they are.
         device: Where to run; by default where the model is. The model is moved back afterwards.
         segment_rows: Rows a segment at most: what a kill may cost. By default about 64 MB, or 20 seconds of work.
         progress: Show a bar on long work, if a person is watching.
@@ -63,6 +67,7 @@ def extract(
         ImpureTrunkError: a frozen output depends on chance or on its batch.
         RandomDatasetError: the same index gives different inputs.
         DataError: the data set cannot be used as it is.
+        PrecisionError: a feature cannot be stored as `dtype`: it is not finite, or too large.
         StoreError: the store cannot be read or written.
 
     Example:
@@ -80,7 +85,7 @@ def extract(
     if segment_rows is not None and segment_rows < 1:
         raise DataError(f"Cannot write segments of {segment_rows} rows: expected at least 1. Leave segment_rows out.")
     store = store if isinstance(store, Store) else Store(store)
-    trunk = FrozenPart(model, at, device)
+    trunk = FrozenPart(model, at, device, dtype)
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
@@ -99,12 +104,13 @@ def extract(
         rows=rows,
         rows_computed=job.rows_computed,
         rows_reused=rows - job.rows_computed,
-        size_bytes=rows * sum(tensor.size_bytes for tensor in job.frontier),
+        size_bytes=rows * sum(column.row_bytes for column in job.table.columns),
         time_s=time.perf_counter() - started,
         energy_j=window.reading.energy_j,
         energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
+        precision=trunk.precision(rows),
     )
-    return Features(job.table, places, job.frontier, targets, report, trunk.split_on(samples))
+    return Features(job.table, places, job.frontier, targets, report, trunk.split_on(samples), trunk.stored.codings)
 
 
 class _Extraction:
@@ -140,7 +146,8 @@ class _Extraction:
         try:
             for batch in self._watched():
                 own = batch.row_keys()
-                _check_probed(own, probed, sum(map(len, keys)))
+                start = sum(map(len, keys))
+                _check_probed(own, probed, start)
                 keys.append(own)
                 targets.append(batch.targets)
                 missing = self._missing(own, fresh)
@@ -149,7 +156,7 @@ class _Extraction:
                         writer = self.table.writer(segment_rows=self._whole_batches(len(own)))
                     part = batch if len(missing) == len(own) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():
-                        writer.append(own[missing], self._trunk.rows(part))
+                        writer.append(own[missing], self._trunk.rows(part, start + missing))
                     self.rows_computed += len(missing)
                 if writer is not None and time.perf_counter() - committed > _COMMIT_S:
                     writer.flush()
@@ -163,7 +170,7 @@ class _Extraction:
 
     def _whole_batches(self, batch: int) -> int:
         """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
-        row = max(1, sum(tensor.size_bytes for tensor in self.frontier))
+        row = max(1, sum(column.row_bytes for column in self.table.columns))
         wanted = self._segment_rows or max(_SEGMENT_BYTES // row, 1)
         return wanted // batch * batch if wanted > batch else wanted
 
