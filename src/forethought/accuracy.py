@@ -22,7 +22,7 @@ def measure(stored: Stored, trial: Trial, split: Split, device: torch.device) ->
 
     Args:
         stored: How the rows are stored.
-        trial: The samples. For int8 only those count that set no scale, if there are any.
+        trial: The samples.
         split: Whose head to run. It runs as a copy, in evaluation mode, from the same random state for both.
         device: Where the model is.
 
@@ -33,8 +33,7 @@ def measure(stored: Stored, trial: Trial, split: Split, device: torch.device) ->
         PrecisionError: a sample cannot be stored so.
     """
     stored.check(trial.rows, trial.indices)
-    is_held_out = stored.dtype == "int8" and len(trial.indices) > 1
-    chosen = [part[1::2] if is_held_out else part for part in trial.rows]
+    chosen = trial.telling if stored.dtype == "int8" else trial.rows
     batches = list(zip(*(part.split(trial.batch_size) for part in chosen), strict=True))
     pairs = [(exact, stored.decode(stored.encode(exact))) for exact in batches]
     measured = {"samples": len(chosen[0]), "measured_on": datetime.now(UTC).isoformat(timespec="minutes")}
@@ -89,8 +88,9 @@ def _output_errors(stored: Stored, pairs: _Pairs, split: Split, device: torch.de
         exact, fed = (_output(head, stored, values, device) for values in batch)
         if exact is None or fed is None:
             return {"reason": "the head gives no floating-point tensor with an entry for each sample"}
-        differs = (exact != fed) & ~(exact.isnan() & fed.isnan())
-        largest = max(largest, float(torch.where(differs, (exact - fed).abs(), 0.0).nan_to_num(nan=math.inf).max()))
+        same_value = (exact == fed) | (exact.isnan() & fed.isnan())
+        difference = torch.where(same_value, 0.0, (exact - fed).abs())
+        largest = max(largest, float(torch.where(difference.isnan(), math.inf, difference).max()))
         spread.add(exact)
         is_scores &= exact.ndim == 2 and exact.shape[1] > 1
         same += int((exact.argmax(1) == fed.argmax(1)).sum()) if is_scores else 0

@@ -42,13 +42,32 @@ class Trial:
         parts = [self._run(batch) for batch in self._batches()]
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
+    @property
+    def setting(self) -> list[Tensor]:
+        """The rows that set scales: every second one, or all if there are no others in the data set."""
+        return self.rows if self._is_whole else [part[::2] for part in self.rows]
+
+    @property
+    def telling(self) -> list[Tensor]:
+        """The rows that tell what scales do to rows: those that did not set them, or all."""
+        return self.rows if self._is_whole else [part[1::2] for part in self.rows]
+
+    @property
+    def count(self) -> int | None:
+        """How many samples it has; None for an iterable, which tells only when it is read."""
+        return min(self._most, len(self._samples)) if self._samples.is_indexed else None
+
     @cached_property
     def indices(self) -> list[int]:
         """Where in the data set the samples are."""
-        if not self._samples.is_indexed:
+        if self.count is None:
             return list(range(len(self.rows[0])))
-        last, count = len(self._samples) - 1, min(self._most, len(self._samples))
-        return [round(at * last / max(count - 1, 1)) for at in range(count)]
+        last = len(self._samples) - 1
+        return [round(at * last / max(self.count - 1, 1)) for at in range(self.count)]
+
+    @property
+    def _is_whole(self) -> bool:
+        return (len(self.rows[0]) if self.count is None else len(self._samples)) < self._most
 
     def _batches(self) -> Iterator[Batch]:
         if self._samples.is_indexed:
@@ -68,27 +87,35 @@ def choose_stored(
     Raises:
         PrecisionError: a sample of the trial cannot be stored so.
     """
-    if dtype is None:
+    if dtype is None or not any(gets_smaller(tensor, dtype) for tensor in frontier):
         return Stored("exact", frontier, (None,) * len(frontier))
     if dtype != "int8":
         rounded = _ROUNDED[dtype]
         codings = [Rounded(t.dtype, rounded) if gets_smaller(t, dtype) else None for t in frontier]
         return Stored(dtype, frontier, tuple(codings))
     key = Digest().add("forethought scales", fingerprint).hex()
-    stored = _with_scales(store.note(key), frontier)
+    stored = _with_scales(store.note(key), frontier, trial.count)
     if stored is None:
         scales = _scales_from(trial, frontier)
-        stored = _with_scales(store.note(key), frontier)  # another process was quicker: its rows are worth sharing
+        # Another process may have been quicker: its rows are worth sharing.
+        stored = _with_scales(store.note(key), frontier, trial.count)
     if stored is None:
-        stored = _with_scales(scales, frontier)
+        stored = _with_scales(scales, frontier, trial.count)
         assert stored is not None
         if not store.readonly:
             store.write_note(key, scales)
     return stored
 
 
-def _with_scales(note: dict[str, Any] | None, frontier: tuple[FrontierTensor, ...]) -> Stored | None:
-    """Read the scales that a note gives by the tensors' positions; anything unexpected means that they are unknown."""
+def _with_scales(note: dict[str, Any] | None, frontier: tuple[FrontierTensor, ...], count: int | None) -> Stored | None:
+    """Read the scales that a note gives by the tensors' positions; anything unexpected means that they are unknown.
+
+    So are those of a handful of samples where there are twice as many to set them now: a first try on a few must not
+    cost all later rows their precision.
+    """
+    samples = (note or {}).get("samples")
+    if not isinstance(samples, int) or (count is not None and count >= 2 * samples):
+        return None
     codings: list[Scaled | None] = []
     for at, tensor in enumerate(frontier):
         if not gets_smaller(tensor, "int8"):
@@ -105,9 +132,8 @@ def _with_scales(note: dict[str, Any] | None, frontier: tuple[FrontierTensor, ..
 
 
 def _scales_from(trial: Trial, frontier: tuple[FrontierTensor, ...]) -> dict[str, Any]:
-    """Take scales from every second sample: the others show what error they make on samples that they never saw."""
+    """Set scales from a trial; give the note that `_with_scales` reads."""
     codings = [Scaled(t.dtype, torch.ones(channels_of(t))) if gets_smaller(t, "int8") else None for t in frontier]
-    if not any(codings):
-        return {}
     Stored("int8", frontier, tuple(codings)).check(trial.rows, trial.indices)
-    return {str(at): scales_of(trial.rows[at][::2]).tolist() for at, coding in enumerate(codings) if coding is not None}
+    scales = {str(at): scales_of(trial.setting[at]).tolist() for at, coding in enumerate(codings) if coding is not None}
+    return {"samples": len(trial.rows[0]), **scales}

@@ -342,7 +342,7 @@ class PrecisionReport:
         ]
         if self.largest_error is not None:
             said.append(f"features off by at most {self.largest_error:.2g}, on average {self.mean_error:.2g}")
-            said.append(f"relative {self.largest_relative_error:.2g} and {self.mean_relative_error:.2g}")
+            said.append(f"relative at most {self.largest_relative_error:.2g} and {self.mean_relative_error:.2g}")
         if self.output_error is not None:
             said.append(
                 f"the head's output by at most {self.output_error:.2g}, where it spreads {self.output_spread:.2g}"
