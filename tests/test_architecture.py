@@ -63,15 +63,23 @@ MAY_IMPORT = {
     "purity": {"dataset", "nesting", "recording", "replay"},
     "store": set(),
     "ledger": {"store"},
+    "precision": {"forms", "identity"},
     "verification": {"dataset", "purity", "replay"},
-    "features": {"dataset", "forms", "halves", "nesting", "replay", "store", "targets", "verification"},
+    "features": {
+        "dataset", "forms", "halves", "nesting", "precision", "replay", "store", "targets", "verification",
+    },
     "testing": {"store"},
-    "frozen": {"dataset", "fingerprint", "forms", "nesting", "purity", "replay", "store"},
+    "calibration": {"dataset", "forms", "identity", "precision", "store"},
+    "accuracy": {"calibration", "nesting", "precision", "replay"},
+    "frozen": {
+        "accuracy", "calibration", "dataset", "fingerprint", "forms", "nesting", "precision", "purity", "replay",
+        "store",
+    },
     "manifest": {"identity", "watching"},
     "roll": {"dataset", "identity", "manifest", "store", "targets", "watching"},
     "division": {"identity", "store"},
     "extraction": {
-        "dataset", "division", "energy", "features", "frozen", "ledger", "replay", "roll", "store",
+        "dataset", "division", "energy", "features", "frozen", "ledger", "precision", "replay", "roll", "store",
     },
     "housekeeping": {"dataset", "features", "frozen", "ledger", "replay", "store", "verification"},
     # What is made of it.

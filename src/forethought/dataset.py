@@ -135,6 +135,11 @@ class Samples:
                 "Cannot extract features: expected a data set with samples, got an empty one. Check its path or filter."
             )
 
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch; the last may hold fewer."""
+        return self._batch_size
+
     def __len__(self) -> int:
         if self._columns is not None:
             return len(nesting.tensors(self._columns)[0])
@@ -162,11 +167,6 @@ class Samples:
             return None
         size = None if self._collate is default_collate else self._batch_size
         return parts_of(self._dataset, self._collate, (self._inputs, self._parameters, size, self._draw, len(self)))
-
-    @property
-    def batch_size(self) -> int:
-        """Samples that are read together."""
-        return self._batch_size
 
     def fetch(self, indices: Sequence[int]) -> Batch:
         """Read these samples here and now, and leave every random state as it was."""

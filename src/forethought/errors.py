@@ -14,6 +14,7 @@ A message says: cannot do what, expected what, got what, and the fix as code or 
      │   ├─ EmptyDatasetError
      │   ├─ RandomDatasetError                       the same index gives different inputs
      │   └─ UnequalShapesError
+     ├─ PrecisionError           also ValueError     features cannot be stored in the precision asked for
      ├─ IdentityError            also TypeError      no identity can be established: nothing is stored
      ├─ StoreError               also OSError        the store cannot be read or written
      │   ├─ StoreFormatError                         made by another format version
@@ -72,6 +73,10 @@ class RandomDatasetError(DataError):
 
 class UnequalShapesError(DataError):
     """Samples have different shapes, so they cannot be rows of one table."""
+
+
+class PrecisionError(ForethoughtError, ValueError):
+    """Features cannot be stored in the precision asked for: a value is not finite, or too large for it."""
 
 
 class IdentityError(ForethoughtError, TypeError):

@@ -23,6 +23,7 @@ from forethought.errors import DataError, StoreError
 from forethought.features import ExtractionReport, Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
 from forethought.ledger import record_run, run_facts
+from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
 from forethought.store import DamagedSegmentError, Store
@@ -42,6 +43,7 @@ def extract(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     inputs: Sequence[str | int] | str | int | None = None,
     at: At = None,
+    dtype: Dtype = None,
     device: str | torch.device | None = None,
     views: int | None = None,
     seed: int = 0,
@@ -61,6 +63,8 @@ def extract(
         collate_fn: Joins samples into a batch.
         inputs: Positions or keys of the inputs, where the rule above does not fit.
         at: Where to cut although more is frozen after it: a module's path, several, or the most bytes a sample.
+        dtype: How to store floating-point features: torch.float16, torch.bfloat16 or "int8"; by default exactly. They
+            are fed in their own type, and `report.precision` says how far off they are.
         device: Where to run; by default where the model is. The model is moved back afterwards.
         views: How many seeded draws of each sample to store, where a transform is random; the feed uses one an epoch.
         seed: Seeds the draws: the same seed gives the same ones anywhere.
@@ -74,6 +78,7 @@ def extract(
         ImpureTrunkError: a frozen output depends on chance or on its batch.
         RandomDatasetError: the same index gives different inputs.
         DataError: the data set cannot be used as it is.
+        PrecisionError: a feature cannot be stored as `dtype`: it is not finite, or too large.
         StoreError: the store cannot be read or written.
 
     Example:
@@ -90,7 +95,7 @@ def extract(
     started = time.perf_counter()
     _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
-    trunk = FrozenPart(model, at, device)
+    trunk = FrozenPart(model, at, device, dtype)
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
@@ -112,15 +117,18 @@ def extract(
         rows=rows,
         rows_computed=job.rows_computed,
         rows_reused=rows - job.rows_computed,
-        size_bytes=rows * sum(tensor.size_bytes for tensor in job.frontier),
+        size_bytes=rows * sum(column.row_bytes for column in job.table.columns),
         time_s=time.perf_counter() - started,
         energy_j=window.reading.energy_j,
         energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
+        precision=trunk.precision(rows),
     )
     views_of_rows = tuple(View(where, roll.targets) for where, roll in zip(places, rolls, strict=True))
     with suppress(StoreError):  # the rows are safe; what is lost is only the account of them
         record_run(store, job.table.fingerprint, run_facts(asdict(report), trunk.model, dataset, trunk.device.type))
-    return Features(job.table, views_of_rows, job.frontier, report, trunk.split_on(drawn[0]), drawn[0])
+    return Features(
+        job.table, views_of_rows, job.frontier, report, trunk.split_on(drawn[0]), drawn[0], trunk.stored.codings
+    )
 
 
 class _Extraction:
@@ -188,7 +196,7 @@ class _Extraction:
                         writer = self.table.writer(segment_rows=self._whole_batches(len(keys)))
                     part = batch if len(missing) == len(keys) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():
-                        writer.append(keys[missing], self._trunk.rows(part))
+                        writer.append(keys[missing], self._trunk.rows(part, where[missing]))
                     self.rows_computed += len(missing)
                 if writer is not None and time.perf_counter() - committed > _COMMIT_S:
                     writer.flush()
@@ -202,7 +210,7 @@ class _Extraction:
 
     def _whole_batches(self, batch: int) -> int:
         """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
-        row = max(1, sum(tensor.size_bytes for tensor in self.frontier))
+        row = max(1, sum(column.row_bytes for column in self.table.columns))
         wanted = self._segment_rows or max(_SEGMENT_BYTES // row, 1)
         return wanted // batch * batch if wanted > batch else wanted
 

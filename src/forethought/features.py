@@ -19,6 +19,7 @@ from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
+from forethought.precision import Coding, PrecisionReport, parts_of
 from forethought.replay import Split
 from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
@@ -37,6 +38,7 @@ class ExtractionReport:
         time_s: Seconds, from the call to its return.
         energy_j: Joules; None where they were not measured.
         energy_source: What measured them, or why nothing did.
+        precision: What storing them smaller saves and costs; None if they are exact.
     """
 
     rows: int
@@ -46,12 +48,14 @@ class ExtractionReport:
     time_s: float
     energy_j: float | None
     energy_source: str
+    precision: PrecisionReport | None = None
 
     def __str__(self) -> str:
         energy = "energy not measured" if self.energy_j is None else f"{self.energy_j:,.0f} J"
+        stored = f" as {self.precision.dtype}" if self.precision else ""
         return (
             f"{self.rows_computed:,} rows computed, {self.rows_reused:,} reused, "
-            f"{self.size_bytes / 1e6:,.1f} MB, {self.time_s:.1f} s, {energy}"
+            f"{self.size_bytes / 1e6:,.1f} MB{stored}, {self.time_s:.1f} s, {energy}"
         )
 
 
@@ -77,6 +81,7 @@ class Features(Dataset[Any]):
         drawn: The views: one, or K seeded draws of each sample, of which an epoch is fed one.
         frontier: The tensors of a row.
         report: What it took to have them.
+        codings: How each tensor is stored, None where exactly; empty if all are.
     """
 
     table: Table
@@ -85,8 +90,9 @@ class Features(Dataset[Any]):
     report: ExtractionReport
     make_split: Callable[[], Split] | None = None
     samples: Samples | None = field(default=None, repr=False)
+    codings: tuple[Coding | None, ...] = ()
     _split: Split | None = None
-    _columns: dict[int, list["_Column"]] = field(default_factory=dict, repr=False)
+    _columns: dict[int, list["_Column | _Coded"]] = field(default_factory=dict, repr=False)
     _epochs: int = 0  # fed without a number
 
     def __len__(self) -> int:
@@ -259,28 +265,40 @@ class Features(Dataset[Any]):
         return keys
 
     def _values(self, view: int, at: slice | Tensor, device: str | torch.device | None) -> Values:
-        rows = [column.rows(at) for column in self._open(view)]
-        # A copy of one's own: in aligned memory, as a live tensor is, and nobody else's to write into.
-        rows = [row.to(device or "cpu", non_blocking=True, copy=row._is_view()) for row in rows]
+        rows = [column.fed(at, device or "cpu") for column in self._open(view)]
         values = tuple(tensor.from_rows(row) for tensor, row in zip(self.frontier, rows, strict=True))
         return values[0] if len(values) == 1 else values
 
-    def _open(self, view: int) -> list["_Column"]:
+    def _open(self, view: int) -> list["_Column | _Coded"]:
         if view not in self._columns:
             places = self.drawn[view].places
+            codings = self.codings or (None,) * len(self.frontier)
             try:
-                self._columns[view] = [_Column(self.table, str(at), places, t) for at, t in enumerate(self.frontier)]
+                self._columns[view] = [
+                    self._column(str(at), places, tensor, coding)
+                    for at, (tensor, coding) in enumerate(zip(self.frontier, codings, strict=True))
+                ]
             except DamagedSegmentError as err:
                 raise StoreError(f"{err} Compute its rows again: ft.extract(model, dataset, store)") from err
         return self._columns[view]
 
+    def _column(
+        self, name: str, places: NDArray[np.int64], tensor: FrontierTensor, coding: Coding | None
+    ) -> "_Column | _Coded":
+        parts = [
+            _Column(self.table, name + end, places, shape, dtype) for end, dtype, shape in parts_of(tensor, coding)
+        ]
+        return parts[0] if coding is None else _Coded(coding, parts)
+
 
 class _Column:
-    """One tensor of the rows, over the mapped segments. Holds no copy of them."""
+    """One column of the rows, over the mapped segments. Holds no copy of them."""
 
-    def __init__(self, table: Table, name: str, places: NDArray[np.int64], tensor: FrontierTensor) -> None:
-        self._shape = tuple(tensor.shape)
-        self._dtype = tensor.dtype
+    def __init__(
+        self, table: Table, name: str, places: NDArray[np.int64], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        self._shape = shape
+        self._dtype = dtype
         numbers, segment_of = np.unique(places[:, 0], return_inverse=True)
         self._segments = [self._tensor(table.segment(int(number)).column(name)) for number in numbers]
         self._segment_of = torch.from_numpy(segment_of.reshape(-1).astype(np.int64))
@@ -304,11 +322,32 @@ class _Column:
             out[chosen] = self._segments[number].index_select(0, row_of[chosen])
         return out
 
+    def fed(self, at: slice | Tensor, device: str | torch.device) -> Tensor:
+        """Give rows as a copy of one's own: in aligned memory, as a live tensor is, and nobody else's to write into."""
+        rows = self.rows(at)
+        return rows.to(device, non_blocking=True, copy=rows._is_view())
+
     def _from(self, segment: Tensor, row_of: Tensor, is_slice: bool) -> Tensor:
         first = int(row_of[0]) if len(row_of) else 0
         if is_slice and bool((row_of == torch.arange(first, first + len(row_of))).all()):
             return segment[first : first + len(row_of)]
         return segment.index_select(0, row_of)
+
+
+class _Coded:
+    """One tensor of the rows that is stored smaller than it is fed."""
+
+    def __init__(self, coding: Coding, parts: list[_Column]) -> None:
+        self._coding = coding
+        self._parts = parts
+
+    def rows(self, at: slice | Tensor) -> Tensor:
+        """Give rows (B, *shape), as a copy."""
+        return self.fed(at, "cpu")
+
+    def fed(self, at: slice | Tensor, device: str | torch.device) -> Tensor:
+        """Give rows (B, *shape) as a copy on a device: they travel there as they are stored."""
+        return self._coding.decode([part.rows(at) for part in self._parts], device)
 
 
 def _order(rows: int, shuffle: bool, seed: int | None, epoch: int | None) -> Tensor | None:

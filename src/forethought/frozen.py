@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
+from forethought.accuracy import measure, report_of
+from forethought.calibration import Trial, choose_stored
 from forethought.dataset import Batch, Samples
 from forethought.errors import IdentityError, SplitError
 from forethought.fingerprint import fingerprint_of, model_key
 from forethought.forms import FrontierTensor
+from forethought.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.purity import probe
 from forethought.replay import At, Split, split
 from forethought.store import Column, Store, Table
@@ -39,7 +42,11 @@ class MistakenNoteError(Exception):
 class FrozenPart:
     """A model's frozen part: which table its rows belong to, and, only where rows are missing, how to run it."""
 
-    def __init__(self, model: nn.Module | Split, at: At, device: str | torch.device | None) -> None:
+    stored: Stored  # how its rows are stored; known once the table is
+
+    def __init__(
+        self, model: nn.Module | Split, at: At, device: str | torch.device | None, dtype: Dtype = None
+    ) -> None:
         if not isinstance(model, nn.Module | Split):
             raise SplitError(f"Cannot run a {type(model).__name__}: expected a torch.nn.Module or a Split.")
         if isinstance(model, Split) and at is not None and _paths(at) != model.at:
@@ -48,6 +55,8 @@ class FrozenPart:
         self._split = self._given
         self.model = model.model if isinstance(model, Split) else model
         self.believes = True
+        self._dtype = name_of(dtype)
+        self._measured: Any = None
         self._at = at
         first = next(self.model.parameters(), None)
         self._home = torch.device("cpu") if first is None else first.device
@@ -70,7 +79,7 @@ class FrozenPart:
             and known["probed"] >= different
         ):
             self._believed = str(known["trunk"])
-            return store.table(self._believed, _columns(frontier), {}), frontier
+            return self._table(store, samples, self._believed, frontier), frontier
         self._believed = None
         with self.placed():
             split = self.split()
@@ -80,18 +89,47 @@ class FrozenPart:
             before = store.note(fingerprint) or {}  # of whoever probed this trunk before
             is_probed = _is_number(before.get("probed")) and before["probed"] >= different
             purity = None if is_probed else probe(split, example.to(self.device))
+        table = self._table(store, samples, fingerprint, split.frontier)
+        probed = before if purity is None else {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
+        written = [tensor.to_json() for tensor in split.frontier]
+        self._facts = {"trunk": fingerprint, "frontier": written, "probed": probed["probed"]}
+        self._write_note(store, fingerprint, probed)
+        self._write_note(store, key, self._facts)
+        return table, split.frontier
+
+    def _table(self, store: Store, samples: Samples, fingerprint: str, frontier: tuple[FrontierTensor, ...]) -> Table:
+        """Open the table of a trunk's rows as they are to be stored. What is not known of that is tried out first."""
+        trial = Trial(samples, self._sample_bytes(frontier), self._tried)
+        stored = self.stored = choose_stored(self._dtype, fingerprint, frontier, store, trial)
+        key = stored.table_id(fingerprint)
         facts = {
-            "frontier": [tensor.to_json() for tensor in split.frontier],
+            "frontier": [tensor.to_json() for tensor in frontier],
             "model": type(self.model).__qualname__,
             "torch": torch.__version__,
             "device": self.device.type,
         }
-        table = store.table(fingerprint, _columns(split.frontier), facts)
-        probed = before if purity is None else {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
-        self._facts = {"trunk": fingerprint, "frontier": facts["frontier"], "probed": probed["probed"]}
-        self._write_note(store, fingerprint, probed)
-        self._write_note(store, key, self._facts)
-        return table, split.frontier
+        if stored.is_exact:
+            return store.table(key, _columns(stored), facts)
+        table = store.table(key, _columns(stored), facts | {"trunk": fingerprint, "stored": stored.dtype})
+        self._measured = (store.note(key) or {}).get("precision")
+        if self._measured is None and table.rows == 0:
+            with self.placed():
+                self._measured = measure(stored, trial, self.split(), self.device)
+            self._write_note(store, key, {"precision": self._measured})
+        return table
+
+    def _tried(self, batch: Batch) -> list[Tensor]:
+        with self.placed():
+            return [rows.cpu() for rows in self._run(batch)]
+
+    def _sample_bytes(self, frontier: Sequence[FrontierTensor]) -> int:
+        assert self._example is not None
+        given = sum(tensor.nbytes for tensor in self._example.tensors) // self._example.rows
+        return max(given, sum(tensor.size_bytes for tensor in frontier))
+
+    def precision(self, rows: int) -> PrecisionReport | None:
+        """Report what storing so many rows smaller saves and costs; None if they are exact."""
+        return None if self.stored.is_exact else report_of(self.stored, rows, self._measured)
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
@@ -139,10 +177,14 @@ class FrozenPart:
 
         return make
 
-    def rows(self, batch: Batch) -> list[np.ndarray]:
-        """Run the trunk; give each tensor's rows as bytes (B, n)."""
+    def rows(self, batch: Batch, indices: np.ndarray | None = None) -> list[np.ndarray]:
+        """Run the trunk; give each column's rows as bytes (B, n). `indices` name the samples in errors."""
+        rows = [part.cpu() for part in self._run(batch)]
+        return [_bytes(part) for part in self.stored.encode(rows, indices)]
+
+    def _run(self, batch: Batch) -> list[Tensor]:
         batch, split = batch.copied_to(self.device), self.split()
-        return [_bytes(rows) for rows in split.rows(batch.args, batch.kwargs)]
+        return [rows.detach() for rows in split.rows(batch.args, batch.kwargs)]
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -161,14 +203,18 @@ def _paths(at: At) -> tuple[Any, ...]:
     return (at,) if isinstance(at, str | int) else tuple(at or ())
 
 
-def _columns(frontier: Sequence[FrontierTensor]) -> list[Column]:
-    unknown = [tensor for tensor in frontier if tensor.dtype not in _DTYPES]
+def _columns(stored: Stored) -> list[Column]:
+    unknown = [tensor for tensor in stored.frontier if tensor.dtype not in _DTYPES]
     if unknown:
         raise SplitError(
             f"Cannot store '{unknown[0].name}': expected a plain dtype, got {unknown[0].dtype}. "
             "Cut where the values are real numbers: ft.extract(..., at=...)"
         )
-    return [Column(str(at), _DTYPES[tensor.dtype], tuple(tensor.shape)) for at, tensor in enumerate(frontier)]
+    return [
+        Column(f"{at}{end}", _DTYPES[dtype], shape)
+        for at, parts in enumerate(stored.parts)
+        for end, dtype, shape in parts
+    ]
 
 
 def _frontier_of(note: dict[str, Any]) -> tuple[FrontierTensor, ...] | None:
@@ -184,5 +230,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _bytes(rows: Tensor) -> np.ndarray:
-    rows = rows.detach().cpu().contiguous()
+    rows = rows.contiguous()
     return rows.reshape(len(rows), -1).view(torch.uint8).numpy()
