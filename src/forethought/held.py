@@ -50,11 +50,7 @@ class Held:
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """List the tensors among a module's buffers and attributes, and inside these."""
-    found: list[Tensor] = []
-    for name, value in module.__dict__.items():
-        if name not in _NO_ATTRIBUTES and not (type(value) in _CONTAINERS and not value):
-            found += nesting.tensors(value)
-    return found
+    return nesting.tensors([value for name, value in module.__dict__.items() if name not in _NO_ATTRIBUTES])
 
 
 def _entries(container: Any) -> list[Any]:

@@ -4,8 +4,8 @@ Before anything is stored the trunk runs on the same samples twice, in another o
 buffers compared before and after.
 """
 
-import pickle
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +101,18 @@ def _random_states(split: Split) -> list[Any]:
         *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in sorted(cuda)),
         random.getstate(),
         *(repr(part) if isinstance(part, str | int | float) else part.tobytes() for part in np.random.get_state()),
-        *(pickle.dumps(generator) for generator in held if not isinstance(generator, random.SystemRandom)),
+        *(_state(generator) for generator in held if not isinstance(generator, random.SystemRandom)),
     ]
+
+
+def _state(generator: Any) -> str:
+    """Write all that a generator of numpy's or Python's own holds."""
+    if isinstance(generator, random.Random):
+        return repr(generator.getstate())
+    state = generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else None
+    state = generator.bit_generator.state if state is None else state
+    with np.printoptions(threshold=sys.maxsize):
+        return repr(state)
 
 
 def _check_chance(split: Split, before: list[Any]) -> None:

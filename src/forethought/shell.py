@@ -208,7 +208,7 @@ class _Copier:
         self.made[id(module)] = path, module, made
         held = made.__dict__
         for name, value in module.__dict__.items():
-            if type(value) in _ATOMS:
+            if type(value) in _ATOMS or (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
                 held[name] = value
             elif type(value) is OrderedDict and not value and name not in _SHARED:
                 held[name] = OrderedDict()  # one of the many that are there for hooks

@@ -107,8 +107,7 @@ class _Trials:
         few = resized(telling(self._inputs, self._batch), min(self._batch, _FEW), _FEW)
         sizes = [_FEW + 1, _FEW] if self._batch < 2 * _FEW else [_FEW + 1, _FEW, _FAR]
         for vary in (varied, rolled):
-            rows = [few] + [vary(few, _FEW)] * (len(sizes) - 1)
-            runs = [resized(some, _FEW, size) for some, size in zip(rows, sizes, strict=True)]
+            runs = [few if size == _FEW else resized(vary(few, _FEW), _FEW, size) for size in sizes]
             try:
                 recordings = [self._record(inputs) for inputs in runs]
                 plan = make_plan(recordings, sizes, self._arguments)
@@ -119,10 +118,12 @@ class _Trials:
                 continue
             if not plan.is_even:
                 break
-            if self._has_fast_path():
-                self._check_unwatched(plan, few, recordings[0].outputs)
+            if not self._has_fast_path():
+                self._check(plan, few, _FEW, recordings[1].outputs)
+            elif vary is varied:
+                self._check_unwatched(plan, rolled(few, _FEW), recordings[1].outputs)
             else:
-                self._check(plan, runs[1], sizes[1], recordings[1].outputs)
+                self._check(plan, few, _FEW)
             return plan
         raise ReplayDriftError("expected sizes that are the same or grow with the batch, got others")
 
@@ -180,19 +181,18 @@ class _Trials:
         self._note_state()
         return recording
 
-    def _check_unwatched(self, plan: Plan, few: list[Tensor], company: list[Tensor]) -> None:
+    def _check_unwatched(self, plan: Plan, inputs: list[Tensor], company: list[Tensor]) -> None:
         """Compare both halves with the whole model, run with nobody watching.
 
-        One sample does where it gives alone what it gave when it was recorded in company: then nothing in the model
-        looks at the others, or finds a batch of one special. Else two are compared, in another order.
+        The first sample does where it gives alone what it gave when it was recorded as the second of two: then nothing
+        in the model looks at the others, or finds a batch of one special. Else both are compared.
         """
-        turned = rolled(few, _FEW)
         try:
-            if is_alike(self._check(plan, resized(turned, _FEW, 1), 1), company):
+            if is_alike(self._check(plan, resized(inputs, _FEW, 1), 1), company):
                 return
         except Exception:  # whatever a model says of one sample: two decide
             pass
-        self._check(plan, turned, _FEW)
+        self._check(plan, inputs, _FEW)
 
     def _check(
         self, plan: Plan, inputs: list[Tensor], batch: int, recorded: list[Tensor] | None = None
