@@ -8,6 +8,7 @@ import tempfile
 import time
 import traceback
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -19,7 +20,7 @@ from torch import nn
 
 import forethought as ft
 from forethought.errors import MissingExtraError, StoreError, StorePathError
-from forethought.store import DamagedSegmentWarning, Store
+from forethought.store import Column, DamagedSegmentError, DamagedSegmentWarning, Store
 from forethought.store.claims import Claims
 from forethought.testing import FaultyPlace, make_rows, read_rows, write_rows
 from forethought.testing.places import COLUMNS, segments_of
@@ -145,16 +146,23 @@ def test_harmed_copy_is_fetched_again(url, tmp_path, harm):
         assert table.damaged == {}
 
 
-def test_segment_that_is_damaged_where_it_lies_is_fetched_twice(url, tmp_path, fetched):
+@pytest.mark.parametrize("harmed", ["0", "1"])
+def test_segment_that_is_damaged_where_it_lies_is_fetched_twice(harmed, url, tmp_path, fetched):
     """The second copy shows that the first one was right to be refused; there is no third."""
     store = Store(url, cache=tmp_path / "a")
     write_rows(store.table("ab", COLUMNS), range(4))
     path = f"tables/ab/{segments_of(store.place)[0]}"
     raw = store.place.get(path, 2**20)
-    store.place.put(path, raw[:-1] + bytes([raw[-1] ^ 1]))
+    at = len(raw) - {"0": 4 * 2 + 1, "1": 1}[harmed]
+    store.place.put(path, raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
     fetched.clear()
+    table = Store(url, cache=tmp_path / "b").table("ab")
+    segment = table.segment(int(table.locate(make_rows(range(4))[0])[0, 0]))
+    for name in ("0", "0", "1"):
+        with pytest.raises(DamagedSegmentError) if name == harmed else nullcontext():
+            segment.column(name)
     with pytest.warns(DamagedSegmentWarning, match="delete it from the bucket"):
-        assert read_rows(Store(url, cache=tmp_path / "b").table("ab"), range(4)) == set()
+        assert read_rows(table, range(4)) == set()
     assert len(segments_in(fetched)) == 2
 
 
@@ -212,6 +220,18 @@ def test_fetch_that_fails_blames_no_segment(url, error):
         table.locate(make_rows(range(4))[0])
     assert read_rows(table, range(9)) == set(range(4))
     assert table.damaged == {}
+
+
+def test_table_whose_columns_cannot_be_read_now_is_not_taken_for_a_new_one(url):
+    """No answer is not the answer that there is no such table: its note would be written over."""
+    write_rows(Store(url).table("ab", COLUMNS), range(4))
+    other = [Column("0", "F64", ())]
+    store = Store.on(FaultyPlace(Store(url).place, 1, TimeoutError("no answer")))
+    with pytest.raises(StoreError, match=r"expected to read its table\.note, got no answer"):
+        store.table("ab", other)
+    with pytest.raises(StoreError, match="on disk"):
+        store.table("ab", other)
+    assert read_rows(Store(url).table("ab"), range(9)) == set(range(4))
 
 
 # --------------------------------------------------------------------------------------------------- processes

@@ -164,7 +164,7 @@ class _Extraction:
                 places, lacking = self._find(roll)
                 if self.rows_computed > before:
                     attempts += lacking is not None and len(lacking) > 0
-                    _check_attempts(attempts, self.table.path)
+                    _check_attempts(attempts, self.table.url)
                 while lacking is not None and len(lacking) and not division.wait(lacking):
                     self.table.refresh()  # others are at these rows
                     places, lacking = self._find(roll)
@@ -264,7 +264,7 @@ def _check(segment_rows: int | None, views: int | None) -> None:
         raise DataError(f"Cannot draw {views!r} views of each sample: expected a whole number above 0. views=8")
 
 
-def _check_attempts(attempts: int, place: Any) -> None:
+def _check_attempts(attempts: int, place: str) -> None:
     if attempts > _ATTEMPTS:
         raise StoreError(
             f"Cannot keep rows in '{place}': expected them to be there after they were written, got others or damaged "

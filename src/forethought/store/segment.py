@@ -151,8 +151,6 @@ class Segment:
             return self._place.local(self._path, anew=anew)
         except FileNotFoundError as err:
             self._fail(err)
-        except StoreError:
-            raise
         except OSError as err:
             raise StoreError(
                 f"Cannot fetch segment '{self._where}': expected an answer from there, and room for a copy in the "

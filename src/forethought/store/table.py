@@ -64,7 +64,7 @@ class Table:
         return _reopen, (*what, names, self.damaged)
 
     def __repr__(self) -> str:
-        return f"Table('{self._where}')"
+        return f"Table('{self.url}')"
 
     @property
     def path(self) -> Path:
@@ -76,7 +76,8 @@ class Table:
         return local_folder(self._place) / self._folder
 
     @property
-    def _where(self) -> str:
+    def url(self) -> str:
+        """The path of the folder, or its URL."""
         return where(self._place, self._folder)
 
     @property
@@ -141,7 +142,7 @@ class Table:
         rows = rows_per_segment(self.columns, segment_rows, segment_bytes)
         if self.readonly:
             raise StoreError(
-                f"Cannot write to '{self._where}': expected a writable store, got readonly=True. Open it with "
+                f"Cannot write to '{self.url}': expected a writable store, got readonly=True. Open it with "
                 "Store(path)."
             )
         with writing("a table", self._place, self._folder):
