@@ -278,7 +278,9 @@ def thoughts(tmp_path, monkeypatch):
 
 def damage(store):
     path = min(store.glob("tables/*/*.safetensors"))
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
     return path
 
 
