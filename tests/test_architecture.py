@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "store": set(),
     "ledger": {"store"},
     "precision": {"forms", "identity"},
-    "verification": {"dataset", "purity", "replay"},
+    "verification": {"dataset", "precision", "purity", "replay"},
     "features": {
         "dataset", "forms", "halves", "nesting", "precision", "replay", "store", "targets", "verification",
     },
@@ -81,7 +81,9 @@ MAY_IMPORT = {
     "extraction": {
         "dataset", "division", "energy", "features", "frozen", "ledger", "precision", "replay", "roll", "store",
     },
-    "housekeeping": {"dataset", "features", "frozen", "ledger", "replay", "store", "verification"},
+    "housekeeping": {
+        "dataset", "features", "frozen", "ledger", "manifest", "precision", "replay", "store", "verification",
+    },
     # What is made of it.
     "fitting": {"heads"},
     "assembly": {"halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},

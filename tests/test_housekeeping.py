@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import forethought as ft
 from forethought import extraction, ledger
@@ -531,6 +531,94 @@ def test_removing_goes_on_after_what_cannot_be_removed_and_says_so(store, monkey
     with pytest.raises(StoreError, match=f"{first.name}.*not permitted.*{size:,} bytes were freed"):
         remove_garbage(store, found)
     assert segments_of(store, "ab") == [first]
+
+
+# ------------------------------------------------------------------------- manifests, claims, smaller rows, and buckets
+
+
+class Items(Dataset):
+    """Samples of which nothing has to be read to know them again."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.full((4,), float(index)), index
+
+
+def test_manifests_are_read_too_and_go_when_no_row_of_theirs_is_left(store):
+    """A torn one at once, one of a data set without rows after a day; one that still saves reading stays."""
+    ft.extract(make_model(), Items(), store)
+    (manifest,) = (store.path / "manifests").rglob("*.manifest")
+    assert not clean(store, unreachable=True).pieces
+    age(store.path / "manifests", 2 * DAY_S)
+    assert not clean(store, unreachable=True).pieces
+    whole = manifest.read_bytes()
+    flip(manifest, 500)
+    assert [fault.path for fault in verify_store(store).faults] == [str(manifest)]
+    assert [(piece.kind, piece.files[0].path) for piece in find_garbage(store, unreachable=True).pieces] == [
+        ("manifest", str(manifest.relative_to(store.path)))
+    ]
+    manifest.write_bytes(whole)
+    clean(store, max_size_bytes=0)
+    assert manifest.exists()
+    assert not clean(store, unreachable=True).pieces
+    age(store.path / "manifests", 2 * DAY_S)
+    assert [piece.kind for piece in clean(store, unreachable=True).pieces] == ["manifest"]
+
+
+def test_claims_of_the_dead_go(store):
+    """A claim of today may be held."""
+    store.claims.take("01")
+    store.claims.take("02")
+    age(store.path / "claims" / "01", 2 * DAY_S)
+    assert [(piece.kind, piece.name) for piece in clean(store, unreachable=True).pieces] == [("claim", "claims/01")]
+
+
+def test_notes_of_a_trunk_stay_while_smaller_rows_of_it_are_there(store):
+    """Rows stored as float16 have a table of their own; what the store knows of the trunk is of use to them."""
+    ft.extract(make_model(), make_inputs(), store, dtype=torch.float16)
+    age(store.path, 2 * DAY_S)
+    assert not clean(store, unreachable=True).pieces
+    (held,) = inventory(store)
+    assert held.columns == ("0:F16[8]",)
+
+
+def test_housekeeping_of_a_bucket(tmp_path):
+    """The same for a store that is no folder: what it holds, whether it is sound, what may go."""
+    url = f"memory://housekeeping-{time.time_ns()}"
+    model, inputs = make_model(), make_inputs()
+    store = Store(url, cache=tmp_path / "cache")
+    expected = ft.extract(model, inputs, store, segment_rows=10).numpy().copy()
+    (held,) = inventory(store)
+    assert (held.models, held.rows, held.segments) == (("Sequential",), 40, 4)
+    assert held.datasets == ("Tensor of 40",)
+    found = verify_store(store)
+    assert (found.is_sound, found.segments) == (True, 4)
+    assert not find_garbage(store, unreachable=True).pieces
+
+    segment = next(path for path, _ in store.place.files("tables") if path.endswith(".safetensors"))
+    content = bytearray(store.place.get(segment, 2**20))
+    content[-1] ^= 1
+    store.place.put(segment, bytes(content))
+    (fault,) = verify_store(store).faults
+    assert fault.path == f"{url}/{segment}"
+    found = clean(store, unreachable=True)
+    assert [(piece.kind, piece.name) for piece in found.pieces] == [("damaged segment", segment)]
+    again = ft.extract(model, inputs, store)
+    assert again.report.rows_computed == 10
+    assert np.array_equal(again.numpy(), expected)
+
+    for _ in range(2):  # the same rows once more
+        table = store.table(held.fingerprint)
+        table.refresh()
+        with table.writer() as writer:
+            number, row = table.locate(table.segment(0).keys[:1])[0].tolist()
+            writer.append(table.segment(number).keys[[row]], [table.segment(number).column("0")[[row]]])
+    assert [piece.kind for piece in clean(store, unreachable=True).pieces] == ["repeated segment"] * 2
+    assert [piece.kind for piece in clean(store, max_size_bytes=0).pieces] == ["table"]
+    assert inventory(store) == ()
+    assert ft.extract(model, inputs, store).report.rows_computed == 40
 
 
 # ------------------------------------------------------------------------------------------------ while others are at it

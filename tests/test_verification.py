@@ -135,6 +135,39 @@ def test_verify_leaves_chance_and_model_as_they_were(tmp_path):
     assert sorted(tmp_path.rglob("*")) == files
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "int8"])
+def test_verify_knows_rows_that_are_stored_smaller(tmp_path, dtype):
+    """Rounded rows are right within a step of their rounding, to the last bit in their own batches; wrong stays wrong."""
+    model = make_model()
+    features = ft.extract(model, make_inputs(), tmp_path, dtype=dtype, batch_size=32)
+    found = features.verify(N)
+    assert (found.is_right, found.exact_rows, found.rows) == (True, N, N), str(found)
+    assert found.difference > 1e-6
+    for n in (1, 5, 40):
+        assert features.verify(n).is_right
+    assert verify_live(Store(tmp_path, readonly=True), make_model(), make_inputs(), dtype=dtype).is_right
+    with torch.no_grad():
+        model[0].weight[3] *= 1.5
+    assert not features.verify(N).is_right
+
+
+class Noisy(Dataset):
+    """A random transform."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        return make_inputs(30)[index] + torch.randn(16)
+
+
+def test_verify_draws_a_view_again(tmp_path):
+    """Seeded draws are the same when they are drawn again."""
+    features = ft.extract(make_model(), Noisy(), tmp_path, views=3, seed=5)
+    assert features.verify(8).is_right
+    assert features.verify(30).exact_rows == 30
+
+
 # ------------------------------------------------------------------------------------------------------- what is wrong
 
 

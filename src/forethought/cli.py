@@ -139,7 +139,7 @@ def inspect(
 
 store_commands = typer.Typer(help="What a store holds, whether it is sound, and what may go.", no_args_is_help=True)
 app.add_typer(store_commands, name="store")
-StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
+StoreArgument = Annotated[str, typer.Argument(help="The store's folder, or s3://bucket/prefix.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON, and nothing else.")]
 
 

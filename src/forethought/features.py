@@ -253,7 +253,7 @@ class Features(Dataset[Any]):
             lambda positions: [column.rows(torch.tensor([numbers[at] for at in positions])) for column in columns],
         )
         split = self.split
-        return compare(split, self.samples, chosen, elsewhere(self.table.provenance, split))
+        return compare(split, self.samples, chosen, elsewhere(self.table.provenance, split), self.codings)
 
     def _keys(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Read which samples the stored rows are said to be of."""

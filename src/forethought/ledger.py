@@ -6,7 +6,6 @@ changes no row.
 """
 
 import math
-import os
 import re
 import secrets
 import time
@@ -19,8 +18,9 @@ from blake3 import blake3
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from forethought.errors import StoreError
 from forethought.store import Store
+from forethought.store.notes import NOTES
+from forethought.store.table import listing_failed
 
 DAY_S = 24 * 3600.0
 _PREFIX, _TIME, _RANDOM = 32, 16, 16  # hex digits of a key: whose table, when in nanoseconds, which run
@@ -134,16 +134,11 @@ def _keys(store: Store, fingerprint: str) -> list[str]:
     """
     prefix = _prefix(fingerprint)
     form = re.compile(rf"({prefix}[0-9a-f]{{{_TIME + _RANDOM}}})\.note\Z")
-    folder = store.path / "notes" / prefix[:2]
+    folder = f"{NOTES}/{prefix[:2]}"
     try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        names = store.place.names(folder)
     except OSError as err:
-        raise StoreError(
-            f"Cannot list '{folder}': expected a readable folder, got {err.strerror}. Give this user the right to read "
-            "and enter it (chmod u+rx)."
-        ) from err
+        raise listing_failed(store.place, folder, err) from err
     return [match[1] for match in map(form.match, sorted(names)) if match]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from forethought.dataset import Batch, Samples
 from forethought.errors import DataError
+from forethought.precision import Coding
 from forethought.purity import bound_of, companies, distance, rows_of
 from forethought.replay import Split
 
@@ -30,7 +31,7 @@ class Verification:
 
     Attributes:
         rows: Rows compared.
-        exact_rows: How many of them were equal to the last bit.
+        exact_rows: How many of them are to the last bit what would be stored now.
         absent_rows: Samples looked for of which no row is stored.
         difference: Largest difference between a stored and a live value.
         difference_ulps: The same in ulps.
@@ -113,7 +114,14 @@ def elsewhere(provenance: Mapping[str, Any], split: Split) -> str:
     return f"the first rows were computed with {' and '.join(other)}, so rounding may differ more" if other else ""
 
 
-def compare(split: Split, samples: Samples, chosen: Chosen, remark: str = "", absent_rows: int = 0) -> Verification:
+def compare(
+    split: Split,
+    samples: Samples,
+    chosen: Chosen,
+    remark: str = "",
+    codings: Sequence[Coding | None] = (),
+    absent_rows: int = 0,
+) -> Verification:
     """Run the trunk on samples once more, where the model is now, and compare with what is stored of them.
 
     Args:
@@ -121,6 +129,7 @@ def compare(split: Split, samples: Samples, chosen: Chosen, remark: str = "", ab
         samples: The data set.
         chosen: Which samples, and what is stored of them.
         remark: Why stored rows may differ by more than batches explain: another device, another version of torch.
+        codings: How each tensor of the frontier is stored, None where exactly; empty if all are.
         absent_rows: Samples that were looked for in vain.
 
     Raises:
@@ -130,7 +139,8 @@ def compare(split: Split, samples: Samples, chosen: Chosen, remark: str = "", ab
     total = _Total()
     for group in _groups(samples, chosen):
         numbers = [chosen.numbers[position] for position in group.positions]
-        total.add(numbers, chosen.rows(group.positions), _run(split, group, device), is_elsewhere=bool(remark))
+        live = _run(split, group, device, codings or (None,) * len(split.frontier))
+        total.add(numbers, chosen.rows(group.positions), live, is_elsewhere=bool(remark))
     return Verification(
         rows=len(chosen.numbers),
         exact_rows=total.exact_rows,
@@ -162,13 +172,21 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Live:
-    """What a model gives for one tensor of the frontier: rows (B, *), rows that show what values are usual, and how
-    far it differs from itself, in its values and in ulps.
+    """What a model gives for one tensor of the frontier.
+
+    Attributes:
+        rows: Of the samples, (B, *).
+        usual: Rows that show what values are usual.
+        noise: How far the model differs from itself, in its values and in ulps.
+        kept: The rows as they come back when they are stored: the same, unless they are stored smaller.
+        step_ulps: How far apart neighbouring values are when they are stored smaller; 0 if they are not.
     """
 
     rows: Tensor
     usual: Tensor
     noise: tuple[float, float]
+    kept: Tensor
+    step_ulps: float
 
 
 class _Total:
@@ -184,19 +202,20 @@ class _Total:
         """Take in the rows of some samples, stored and live."""
         exact = torch.ones(len(numbers), dtype=torch.bool)
         for old, new in zip(stored, live, strict=True):
-            equal = _is_equal(old, new.rows)
+            equal = _is_equal(old, new.kept)
             exact &= equal
             apart = distance(new.rows, old, scale=new.usual)
             self.noise = (max(self.noise[0], new.noise[0]), max(self.noise[1], new.noise[1]))
             self.difference = (max(self.difference[0], _absolute(old, new.rows)), max(self.difference[1], apart))
-            self.is_right &= apart <= bound_of(new.rows.dtype, float("inf") if is_elsewhere else new.noise[1])
+            bound = bound_of(new.rows.dtype, float("inf") if is_elsewhere else new.noise[1])
+            self.is_right &= apart <= bound + new.step_ulps
             if not bool(equal.all()) and apart > self._worst_ulps:
                 rows = [_absolute(old[at : at + 1], new.rows[at : at + 1]) for at in range(len(numbers))]
                 self.worst, self._worst_ulps = numbers[int(np.argmax(rows))], apart
         self.exact_rows += int(exact.sum())
 
 
-def _run(split: Split, group: _Group, device: torch.device) -> list[_Live]:
+def _run(split: Split, group: _Group, device: torch.device, codings: Sequence[Coding | None]) -> list[_Live]:
     """Run the trunk on a group; measure how far rows move when the samples come in other orders and numbers."""
     count = len(group.positions)
     own = _values(split, group.batch.to(device))
@@ -213,7 +232,16 @@ def _run(split: Split, group: _Group, device: torch.device) -> list[_Live]:
             (max(absolute, _absolute(whole[company], part)), max(ulps, distance(whole[company], part, scale=whole)))
             for whole, part, (absolute, ulps) in parts
         ]
-    return [_Live(rows[:count], whole, moved) for rows, whole, moved in zip(own, usual, noise, strict=True)]
+    every = zip(own, usual, noise, codings, strict=True)
+    return [_live(rows[:count], whole, moved, coding) for rows, whole, moved, coding in every]
+
+
+def _live(rows: Tensor, usual: Tensor, noise: tuple[float, float], coding: Coding | None) -> _Live:
+    if coding is None:
+        return _Live(rows, usual, noise, rows, 0.0)
+    kept = coding.decode(coding.encode(usual), "cpu")
+    step_ulps = 2 * distance(usual, kept, scale=usual)  # rounding errs by half a step at most
+    return _Live(rows, usual, noise, coding.decode(coding.encode(rows), "cpu"), step_ulps)
 
 
 def _values(split: Split, batch: Batch) -> list[Tensor]:

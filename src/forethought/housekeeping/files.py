@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from forethought.errors import StoreError
 from forethought.store import Column, DamagedSegmentWarning, Segment, Store, Table
+from forethought.store.claims import CLAIMS
 from forethought.store.files import DEAD_AFTER_S, TEMPORARY, open_regular
 from forethought.store.header import LENGTH_BYTES, MAX_HEADER_BYTES, decode, is_hex
-from forethought.store.notes import read_note
-from forethought.store.table import NOTE, is_segment_name, read_description
+from forethought.store.notes import MANIFESTS, MOST_BYTES, NOTES, path_of, read_note, read_sealed
+from forethought.store.table import NOTE, is_segment_name, listing_failed, read_description
 
-_NOTE_SUFFIX = ".note"
 _PROBE_FACTS = {"probed", "moved_ulps"}  # what a note under a table's own fingerprint says
 
 
@@ -55,24 +54,23 @@ class File:
 
 @dataclass(frozen=True)
 class Note:
-    """One note of the store.
+    """One note of the store, or one manifest.
 
     Attributes:
+        kind: 'note' or 'manifest'.
+        key: What it was written under.
         file: Its file.
-        value: What it says; None if it is torn, or cannot be read.
+        value: What a note says, nothing of a manifest; None if it is torn, or cannot be read.
         fingerprint: The table that it is about, if any.
         is_readable: Whether its bytes could be had at all.
     """
 
+    kind: str
+    key: str
     file: File
     value: dict[str, Any] | None
     fingerprint: str | None
     is_readable: bool
-
-
-def where(store: Store, path: str) -> str:
-    """Say where a file lies, in words for a person."""
-    return str(store.path / path)
 
 
 def folder_of(fingerprint: str) -> str:
@@ -86,6 +84,8 @@ def files_in(store: Store, folder: str) -> list[File]:
     Raises:
         StoreError: the folder cannot be read.
     """
+    if store.place.folder is None:
+        return [file for file in files_below(store, folder) if file.path.rpartition("/")[0] == folder]
     found = []
     for entry in _entries(store, folder):
         try:
@@ -97,9 +97,15 @@ def files_in(store: Store, folder: str) -> list[File]:
     return found
 
 
-def folders_in(store: Store, folder: str) -> list[str]:
-    """List the folders in a folder, by name. Raises as `files_in` does."""
-    return [f"{folder}/{entry.name}" for entry in _entries(store, folder) if entry.is_dir()]
+def files_below(store: Store, folder: str) -> list[File]:
+    """List the files of a folder and of the folders in it. Raises as `files_in` does."""
+    if store.place.folder is not None:
+        inside = [f"{folder}/{entry.name}".lstrip("/") for entry in _entries(store, folder) if entry.is_dir()]
+        return [file for each in (folder, *inside) for file in files_in(store, each)]
+    try:
+        return sorted((File(path, *stamp) for path, stamp in store.place.files(folder)), key=lambda file: file.path)
+    except OSError as err:
+        raise listing_failed(store.place, folder, err) from err
 
 
 def _entries(store: Store, folder: str) -> list[os.DirEntry[str]]:
@@ -108,25 +114,21 @@ def _entries(store: Store, folder: str) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as err:
-        raise StoreError(
-            f"Cannot list '{where(store, folder)}': expected a readable folder, got {err.strerror}. Give this user the "
-            "right to read and enter it (chmod u+rx)."
-        ) from err
+        raise listing_failed(store.place, folder, err) from err
 
 
 def is_inside(store: Store, folder: str) -> bool:
     """Say whether a folder lies in the store itself, and not somewhere that a link in it points to."""
+    if store.place.folder is None:
+        return True
     real, root = os.path.realpath(store.path / folder), os.path.realpath(store.path)
     return real == root or real.startswith(root + os.sep)
 
 
-def is_there(store: Store, path: str) -> bool:
-    """Say whether there is a file of this name, even one that cannot be read."""
-    return os.path.lexists(store.path / path)
-
-
 def is_quiet(store: Store, folder: str) -> bool:
     """Say whether nothing came into a folder, or went, for so long that nobody can still be writing there."""
+    if store.place.folder is None:
+        return all(file.is_old for file in files_in(store, folder))
     try:
         return time.time() - (store.path / folder).stat().st_mtime > DEAD_AFTER_S
     except OSError:
@@ -139,8 +141,11 @@ def remove(store: Store, path: str) -> bool:
     Raises:
         OSError: it cannot be removed, or lies elsewhere, where a link points to.
     """
-    folder = path.rstrip("/").rpartition("/")[0]
-    if not is_inside(store, folder):
+    if store.place.folder is None:
+        if not path.endswith("/"):  # a bucket has no folders
+            store.place.remove(path)
+        return True
+    if not is_inside(store, path.rstrip("/").rpartition("/")[0]):
         raise OSError(errno.EXDEV, "it lies outside the store")
     try:
         if path.endswith("/"):
@@ -165,6 +170,13 @@ def open_table(store: Store, fingerprint: str) -> Table | None:
     return store.table(fingerprint, columns.pop()) if len(columns) == 1 else None
 
 
+def names_of(store: Store, fingerprint: str) -> set[str]:
+    """Give what notes may call a table: its fingerprint, and that of its trunk where its rows are stored smaller."""
+    described = read_description(store.place, folder_of(fingerprint), fingerprint)
+    trunk = described[1].get("trunk") if described is not None else None
+    return {fingerprint, str(trunk)} if is_hex(trunk) else {fingerprint}
+
+
 def segment_of(store: Store, path: str, table: Table) -> Segment:
     """Open a segment by its path."""
     return Segment(store.place, path, table.fingerprint, table.columns)
@@ -173,13 +185,13 @@ def segment_of(store: Store, path: str, table: Table) -> Segment:
 def is_torn(store: Store, fingerprint: str) -> bool:
     """Say whether a table's note is there but does not say what the columns are."""
     folder = folder_of(fingerprint)
-    return is_there(store, f"{folder}/{NOTE}") and read_description(store.place, folder, fingerprint) is None
+    return store.stamp(f"{folder}/{NOTE}") is not None and read_description(store.place, folder, fingerprint) is None
 
 
 def _columns_of(store: Store, path: str, fingerprint: str) -> tuple[Column, ...] | None:
     """Read what a segment says of its columns, in the order of its own layout."""
     try:
-        with open_regular(store.path / path) as file:
+        with open_regular(store.place.local(path)) as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if length > MAX_HEADER_BYTES:
                 return None
@@ -191,22 +203,21 @@ def _columns_of(store: Store, path: str, fingerprint: str) -> tuple[Column, ...]
 
 
 def notes(store: Store) -> Iterator[Note]:
-    """Read every note of the store."""
-    for folder in folders_in(store, "notes"):
-        for file in files_in(store, folder):
-            key = file.name.removesuffix(_NOTE_SUFFIX)
-            if file.name.endswith(_NOTE_SUFFIX) and is_hex(key):
-                value = read_note(store.place, file.path, key)
-                yield Note(file, value, _about(key, value or {}), value is not None or _is_readable(store, file.path))
-
-
-def _is_readable(store: Store, path: str) -> bool:
-    try:
-        with open_regular(store.path / path) as file:
-            file.read(1)
-    except OSError:
-        return False
-    return True
+    """Read every note and every manifest of the store."""
+    for kind, folder in (("note", NOTES), ("manifest", MANIFESTS)):
+        for file in files_below(store, folder):
+            key, dot, end = file.name.partition(".")
+            if not dot or end != kind or not is_hex(key) or file.path != path_of(folder, key):
+                continue
+            value, is_readable = None, True
+            try:
+                if kind == "note":
+                    value = read_note(store.place, file.path, key)
+                elif read_sealed(store.place, file.path, key, MOST_BYTES[folder]) is not None:
+                    value = {}
+            except OSError:
+                is_readable = False
+            yield Note(kind, key, file, value, _about(key, value or {}), is_readable)
 
 
 def _about(key: str, value: dict[str, Any]) -> str | None:
@@ -218,11 +229,11 @@ def _about(key: str, value: dict[str, Any]) -> str | None:
 
 
 def temporary_files(store: Store) -> list[File]:
-    """List the files that some writer, living or dead, had not finished."""
-    folders = ["", "tables", "notes", *folders_in(store, "tables"), *folders_in(store, "notes")]
-    return [
-        file for folder in folders if is_inside(store, folder) for file in files_in(store, folder) if file.is_temporary
-    ]
+    """List the files that somebody, living or dead, had not finished, and the claims to work."""
+    found = files_in(store, "")
+    for folder in ("tables", NOTES, MANIFESTS, CLAIMS):
+        found += [file for file in files_below(store, folder) if is_inside(store, file.path.rpartition("/")[0])]
+    return [file for file in found if file.is_temporary or file.path.startswith(f"{CLAIMS}/")]
 
 
 @contextmanager

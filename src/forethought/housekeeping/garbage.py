@@ -19,11 +19,11 @@ from forethought.housekeeping.files import (
     is_quiet,
     notes,
     remove,
-    where,
 )
 from forethought.housekeeping.holdings import used
 from forethought.housekeeping.unreachable import Piece, find_unreachable
 from forethought.store import Store
+from forethought.store.place import where
 from forethought.store.table import NOTE
 
 
@@ -104,10 +104,8 @@ def find_garbage(
         if unused_s is not None and now - when > unused_s:
             pieces.append(_table(store, fingerprint, all_notes, f"not used for {_ago(now - when)}"))
     if unreachable:
-        gone = {piece.name for piece in pieces}
-        found, unjudged = find_unreachable(
-            store, [each for each, is_own in inside.items() if is_own and each not in gone], all_notes, progress
-        )
+        going = {piece.name for piece in pieces}
+        found, unjudged = find_unreachable(store, [each for each in inside if each not in going], all_notes, progress)
         pieces, left_alone = [*pieces, *found], [*left_alone, *unjudged]
     pieces = _once(pieces)
     if max_size_bytes is not None:
@@ -130,7 +128,7 @@ def remove_garbage(store: Store, garbage: Garbage) -> int:
     """
     if store.readonly:
         raise StoreError(
-            f"Cannot remove anything from '{where(store, '')}': expected a writable store, got readonly=True. "
+            f"Cannot remove anything from '{where(store.place, '')}': expected a writable store, got readonly=True. "
             "Open it with Store(path)."
         )
     freed, failed = 0, []
@@ -140,7 +138,7 @@ def remove_garbage(store: Store, garbage: Garbage) -> int:
             try:
                 freed += sizes.get(path, 0) if remove(store, path) else 0
             except OSError as err:
-                failed.append(f"'{where(store, path)}' ({err.strerror or err})")
+                failed.append(f"'{where(store.place, path)}' ({err.strerror or err})")
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         raise StoreError(

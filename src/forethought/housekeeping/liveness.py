@@ -11,12 +11,22 @@ from forethought.dataset import Samples
 from forethought.errors import StoreError
 from forethought.features import ExtractionReport, Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
-from forethought.replay import Split
+from forethought.precision import Dtype
+from forethought.replay import At, Split
 from forethought.store import Store
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 
 
-def verify_live(store: Store, model: nn.Module | Split, dataset: Any, n: int = 64, seed: int = 0) -> Verification:
+def verify_live(
+    store: Store,
+    model: nn.Module | Split,
+    dataset: Any,
+    n: int = 64,
+    seed: int = 0,
+    *,
+    at: At = None,
+    dtype: Dtype = None,
+) -> Verification:
     """Compare stored rows with what a model gives now for some samples of a data set. Nothing is stored.
 
     Args:
@@ -25,6 +35,8 @@ def verify_live(store: Store, model: nn.Module | Split, dataset: Any, n: int = 6
         dataset: Whatever `extract` takes.
         n: How many samples to look for, at most.
         seed: Of the choice.
+        at: As it was given to `extract`.
+        dtype: As it was given to `extract`.
 
     Returns:
         What differs. Samples that have no row are counted in `absent_rows`, and not computed.
@@ -32,7 +44,7 @@ def verify_live(store: Store, model: nn.Module | Split, dataset: Any, n: int = 6
     Raises:
         StoreError: no row of any of them is stored.
     """
-    trunk, samples = FrozenPart(model, None, None), Samples(dataset, _model(model))
+    trunk, samples = FrozenPart(model, at, None, dtype), Samples(dataset, _model(model))
     try:
         return _verify(trunk, store, samples, n, seed)
     except MistakenNoteError:
@@ -56,8 +68,9 @@ def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int
             f"{table.fingerprint}, got none. See what is there with forethought store ls, or extract first: "
             "ft.extract(model, dataset, store)"
         )
+    codings = trunk.stored.codings
     report = ExtractionReport(int(is_stored.sum()), 0, int(is_stored.sum()), 0, 0.0, None, "nothing was computed")
-    stored = Features(table, (View(places[is_stored], None),), frontier, report)
+    stored = Features(table, (View(places[is_stored], None),), frontier, report, codings=codings)
 
     def rows(positions: Sequence[int]) -> list[Tensor]:
         each = [row if isinstance(row, tuple) else (row,) for row in (stored[position] for position in positions)]
@@ -65,7 +78,7 @@ def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int
 
     chosen = Chosen([number for number, there in zip(numbers, is_stored, strict=True) if there], keys[is_stored], rows)
     split = trunk.split_on(samples)()
-    return compare(split, samples, chosen, elsewhere(table.provenance, split), int((~is_stored).sum()))
+    return compare(split, samples, chosen, elsewhere(table.provenance, split), codings, int((~is_stored).sum()))
 
 
 def _count(samples: Samples) -> int:

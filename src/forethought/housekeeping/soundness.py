@@ -9,14 +9,13 @@ from forethought.housekeeping.files import (
     File,
     files_in,
     folder_of,
-    is_there,
     is_torn,
     notes,
     open_table,
     segment_of,
-    where,
 )
 from forethought.store import DamagedSegmentError, Segment, Store
+from forethought.store.place import where
 from forethought.store.table import NOTE
 
 _UNREADABLE = "Give this user the right to read it (chmod u+r), or look after the disk."
@@ -45,7 +44,7 @@ class Findings:
     Attributes:
         tables: Tables that hold segments.
         segments: Segments read.
-        notes: Notes read.
+        notes: Notes and manifests read.
         size_bytes: Bytes read.
         faults: The files that are damaged or torn.
     """
@@ -103,28 +102,28 @@ def verify_store(store: Store, progress: Callable[[int], None] = lambda _: None)
         True
     """
     faults, tables, segments, size_bytes = [], 0, 0, 0
+    home = where(store.place, "")
     for fingerprint in store.tables():
         if is_torn(store, fingerprint):
             reason = "expected the digest of the note's key and content in its first line, got another."
-            faults.append(
-                Fault(where(store, f"{folder_of(fingerprint)}/{NOTE}"), reason, _HARMLESS.format(where(store, "")))
-            )
+            path = where(store.place, f"{folder_of(fingerprint)}/{NOTE}")
+            faults.append(Fault(path, reason, _HARMLESS.format(home)))
         count = 0
         for each in check_segments(store, fingerprint):
             count += 1
             size_bytes += each.file.size_bytes
             progress(each.file.size_bytes)
             if each.error is not None:
-                fix = _AGAIN.format(where(store, "")) if each.is_readable else _UNREADABLE
-                faults.append(Fault(where(store, each.file.path), each.error, fix))
+                fix = _AGAIN.format(home) if each.is_readable else _UNREADABLE
+                faults.append(Fault(where(store.place, each.file.path), each.error, fix))
         tables, segments = tables + bool(count), segments + count
     noted = 0
     for note in notes(store):
         noted, size_bytes = noted + 1, size_bytes + note.file.size_bytes
-        if note.value is None and is_there(store, note.file.path):
+        if note.value is None and store.stamp(note.file.path) is not None:
             reason = "expected the digest of the note's key and content in its first line, got another."
-            fix = _HARMLESS.format(where(store, "")) if note.is_readable else _UNREADABLE
-            faults.append(Fault(where(store, note.file.path), reason, fix))
+            fix = _HARMLESS.format(home) if note.is_readable else _UNREADABLE
+            faults.append(Fault(where(store.place, note.file.path), reason, fix))
     return Findings(tables, segments, noted, size_bytes, tuple(faults))
 
 
@@ -143,7 +142,7 @@ def check_segments(store: Store, fingerprint: str) -> Iterator[Checked]:
             yield Checked(file, None, reason, is_readable=False)
             continue
         checked = _check(file, segment_of(store, file.path, table))
-        if checked.error is None or is_there(store, file.path):
+        if checked.error is None or store.stamp(file.path) is not None:
             yield checked
 
 

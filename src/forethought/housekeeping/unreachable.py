@@ -11,11 +11,16 @@ from forethought.housekeeping.files import (
     Note,
     files_in,
     folder_of,
+    is_inside,
     is_quiet,
     is_torn,
+    named_in_result,
+    names_of,
+    open_table,
     temporary_files,
 )
 from forethought.housekeeping.soundness import Checked, check_segments
+from forethought.manifest import Manifest
 from forethought.store import DamagedSegmentError, Store
 from forethought.store.table import NOTE
 
@@ -27,7 +32,7 @@ class Piece:
     """Files that may go together, and why.
 
     Attributes:
-        kind: 'table', 'damaged segment', 'repeated segment', 'temporary file' or 'note'.
+        kind: 'table', 'damaged segment', 'repeated segment', 'note', 'manifest', 'temporary file' or 'claim'.
         name: What a person calls it: a fingerprint or a file.
         reason: Why it may go.
         files: The files, in the order in which they go.
@@ -58,7 +63,7 @@ def find_unreachable(
 
     Args:
         store: The store.
-        fingerprints: The tables to look into.
+        fingerprints: The tables that stay; those outside the store, where a link points to, are not looked into.
         notes: All notes of the store.
         progress: Called with the bytes of each segment that was read.
 
@@ -68,6 +73,8 @@ def find_unreachable(
     pieces: list[Piece] = []
     left_alone: list[str] = []
     for fingerprint in fingerprints:
+        if not is_inside(store, folder_of(fingerprint)):
+            continue
         files = files_in(store, folder_of(fingerprint))
         if not any(file.is_segment for file in files):
             pieces += [_empty(store, fingerprint, files)] if is_quiet(store, folder_of(fingerprint)) else []
@@ -87,15 +94,28 @@ def find_unreachable(
             pieces += [_single("note", file, "it is torn; segments say what it said") for file in torn]
     for file in temporary_files(store):
         if file.is_old:
-            pieces.append(_single("temporary file", file, "who was writing it has been gone for a day or more"))
-    pieces += _stray(notes, store.tables())
+            kind = "temporary file" if file.is_temporary else "claim"
+            pieces.append(_single(kind, file, "who left it has been gone for a day or more"))
+    pieces += _stray(notes, {name for each in store.tables() for name in names_of(store, each)})
+    pieces += _forgotten(store, fingerprints, notes)
     return pieces, left_alone
+
+
+def _forgotten(store: Store, fingerprints: Sequence[str], notes: Sequence[Note]) -> Iterator[Piece]:
+    """Find manifests of data sets of which no sample has a row in any table that stays."""
+    with named_in_result():
+        tables = [table for each in fingerprints if (table := open_table(store, each)) is not None]
+        for note in notes:
+            if note.kind == "manifest" and note.value is not None and note.file.is_old:
+                manifest = Manifest.from_bytes(store.read_manifest(note.key) or b"")
+                if manifest is not None and not any((t.locate(manifest.keys)[:, 0] >= 0).any() for t in tables):
+                    yield _single("manifest", note.file, "none of its samples has a row")
 
 
 def _stray(notes: Sequence[Note], fingerprints: Collection[str]) -> Iterator[Piece]:
     for note in notes:
         if note.value is None and note.is_readable:
-            yield _single("note", note.file, "it is torn: readers take it for absent")
+            yield _single(note.kind, note.file, "it is torn: readers take it for absent")
         # A note may come before the first row of its table.
         elif note.fingerprint is not None and note.fingerprint not in fingerprints and note.file.is_old:
             yield _single("note", note.file, f"its table {note.fingerprint} is gone")
