@@ -21,7 +21,7 @@ from forethought.calibration import Trial
 from forethought.dataset import Samples
 from forethought.errors import ForethoughtError, PrecisionError, StoreError
 from forethought.forms import Form, FrontierTensor
-from forethought.precision import LEAST_SCALE, Rounded, Scaled, Stored, by_channel, channels_of, scales_of
+from forethought.precision import LEAST_SCALE, Rounded, Scaled, Stored, by_channel, channels_of, gets_smaller, scales_of
 from forethought.store import Store
 
 DTYPES = [torch.float16, torch.bfloat16, "int8"]
@@ -419,6 +419,20 @@ def test_what_gets_no_smaller_is_the_exact_table(store):
     assert ft.extract(model, x, store, dtype="int8").report.precision.dtype == "int8"
 
 
+@pytest.mark.parametrize(
+    ("tensor", "smaller"),
+    [
+        (tensor_of((3,)), True),
+        (tensor_of((), torch.float64), True),
+        (tensor_of((3,), torch.bfloat16), False),
+        (tensor_of((3, 0)), False),
+        (tensor_of((3,), torch.int64), False),
+    ],
+)
+def test_only_floats_with_longer_rows_get_smaller(tensor, smaller):
+    assert gets_smaller(tensor, "float16") == smaller
+
+
 @every_dtype
 def test_whole_numbers_and_truths_are_stored_as_they_are(dtype, store):
     """Of a mixed frontier only floats get smaller."""
@@ -457,6 +471,14 @@ def test_every_way_to_read_gives_the_same_rows_in_the_head_s_own_type(dtype, seg
     loaded = [values for values, _ in DataLoader(features, 8, num_workers=0)]
     assert np.array_equal(torch.cat(loaded).numpy(), whole)
     assert np.array_equal(features.numpy(), whole)
+
+
+@every_dtype
+def test_rows_are_decoded_where_they_are_wanted(dtype, store):
+    """They travel as they are stored. The meta device stands for any other."""
+    features = ft.extract(Net(), 9 * make_x(600), store, dtype=dtype)
+    for values, _ in features.batches(100, device="meta"):
+        assert (values.device.type, values.dtype, values.shape) == ("meta", torch.float32, (100, 8))
 
 
 @every_dtype

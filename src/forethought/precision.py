@@ -132,10 +132,10 @@ class Scaled:
         """Multiply, on the device: fewer bytes travel there."""
         quotients, left = parts[0], parts[1].long()
         values = quotients.to(device, non_blocking=True).to(self._work)
-        by_channel(values).mul_(self.scales.to(device, self._work)[:, None])
+        by_channel(values).mul_(self.scales.to(self._work).to(device)[:, None])
         while bool(left.any()):  # not at all if each row fits its scales; more than once if a power is out of range
             powers = left.clamp(max=_MOST_POWER)
-            values.view(len(values), -1).mul_(_POWERS[powers].to(device, self._work)[:, None])
+            values.view(len(values), -1).mul_(_POWERS[powers].to(self._work).to(device)[:, None])
             left = left - powers
         return values.to(self.dtype)
 
