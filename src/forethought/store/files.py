@@ -20,13 +20,24 @@ DEAD_AFTER_S = 24 * 3600  # a commit takes seconds, so a temporary file of yeste
 _RUN_OUT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+class _Reading(FileIO):
+    """A file that is only read: all of it was seen before it is closed, so a failure to close it is no news."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def open_regular(path: Path) -> FileIO:
     """Open a regular file for reading. A pipe or device planted in the store must not hang the reader."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file = _Reading(path, "rb", opener=lambda name, _: os.open(name, flags))
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+    except BaseException:
         file.close()
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise
     return file
 
 
@@ -48,12 +59,18 @@ def write_whole(path: Path, *parts: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where the system can (Windows cannot open folders)."""
+    """Make the names in `folder` durable, where the system can: Windows and some network disks cannot."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # names may be made in a folder that may not be read, and nobody can flush those
     try:
         os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -62,7 +79,7 @@ def make_folder(folder: Path) -> None:
     """Make one folder, durably, unless it is there. Not its parent: a vanished store must not come back."""
     with suppress(FileExistsError):
         folder.mkdir()
-        sync_folder(folder.parent)
+    sync_folder(folder.parent)  # also where it is there: who made it may have died before this
 
 
 def sweep(folder: Path) -> None:
