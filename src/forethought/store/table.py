@@ -142,8 +142,7 @@ class Table:
         rows = rows_per_segment(self.columns, segment_rows, segment_bytes)
         if self.readonly:
             raise StoreError(
-                f"Cannot write to '{self.url}': expected a writable store, got readonly=True. Open it with "
-                "Store(path)."
+                f"Cannot write to '{self.url}': expected a writable store, got readonly=True. Open it with Store(path)."
             )
         with writing("a table", self._place, self._folder):
             self._place.make_folder(self._folder.rpartition("/")[0])
