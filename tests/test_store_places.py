@@ -401,6 +401,15 @@ def test_refreshed_claim_stays_fresh(store):
     assert store.claims.take("ab") is None
 
 
+def test_claim_that_came_meanwhile_is_kept(url, monkeypatch):
+    """Between the look and the write another may take it: the server decides, by a conditional write."""
+    place = Store(url).place
+    assert place.put_new("claims/ab", b"1")
+    monkeypatch.setattr(type(place), "stamp", lambda self, path: None)
+    assert not place.put_new("claims/ab", b"2")
+    assert place.get("claims/ab", 9) == b"1"
+
+
 @pytest.mark.parametrize("shift_s", [-1e6, 1e6])
 def test_claims_tell_the_time_by_files(store, monkeypatch, shift_s):
     """A machine whose clock is days off neither robs the living nor waits for the dead."""

@@ -268,7 +268,7 @@ def broken_states(record, root, scratch):
     """Give the laws that are broken, by state, and how many states there were."""
     told, count = {}, 0
     for promised, left in states(record, root):
-        count += 1  # noqa: SIM113
+        count += 1
         why = looked_at(promised, left, scratch)
         if why:
             told.setdefault(why, (promised, list(left)))

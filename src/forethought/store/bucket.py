@@ -119,6 +119,8 @@ class Bucket:
 
     def put_new(self, path: str, *parts: Any) -> bool:
         """Upload an object unless there is one: the server decides, with a conditional write."""
+        if self.stamp(path) is not None:  # there are servers that take the condition and do not keep it
+            return False
         try:
             with self._asking() as files:
                 files.pipe_file(self._key(path), b"".join(parts), mode="create")
