@@ -393,6 +393,20 @@ def test_claim_of_the_dead_goes_stale(store):
     assert store.claims.take("ab") is None
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+def test_claim_of_a_process_that_ended_is_free_at_once(tmp_path):
+    """Whoever was killed holds nobody up; whoever lives is not robbed."""
+    store = Store(tmp_path / "store")
+    program = f"from forethought.store import Store; Store({str(tmp_path / 'store')!r}).claims.take('ab'); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert store.claims.take("ab") is None
+        other.kill()
+        other.wait()
+        assert store.claims.take("ab") is not None
+        assert store.claims.take("ab") is None, "ours, now"
+
+
 def test_refreshed_claim_stays_fresh(store):
     """As long as somebody is at it."""
     claim = store.claims.take("ab")

@@ -1,7 +1,10 @@
 """Claims: who works on what, as small files. They divide work; they never decide what is right."""
 
+import functools
+import os
 import secrets
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -74,14 +77,15 @@ class Claims:
 
         Args:
             key: Hex name of the work, the same for all who could do it.
-            stale_s: A claim that was not refreshed for so many seconds is taken for dead, and taken over.
+            stale_s: A claim that was not refreshed for so many seconds is taken for dead, and taken over. So is one
+                of a process of this machine that has ended.
 
         Raises:
             StoreError: `key` is not hex.
         """
         check_hex(key)
         path = f"{CLAIMS}/{key}"
-        token = secrets.token_hex(16).encode()
+        token = f"{secrets.token_hex(16)} {_process(os.getpid())}".encode()
         if not self._is_kept:
             return Claim(None, path, token)
         try:
@@ -93,13 +97,20 @@ class Claims:
                 return Claim(self._place, path, token)
             held = self._place.stamp(path)
             # A time far ahead is a clock that was set back, and no reason to wait for it.
-            if held is not None and abs(self._now_s() - held.changed_s) <= stale_s:
+            if held is not None and abs(self._now_s() - held.changed_s) <= stale_s and not self._is_dead(path):
                 return None
             self._place.put(path, token)
             # Of several that took it over at once the last writer has it, but for one that wrote after we looked.
             return Claim(self._place, path, token) if self._place.get(path, _TOKEN_BYTES) == token else None
         except OSError:
             return Claim(None, path, token)
+
+    def _is_dead(self, path: str) -> bool:
+        """Say whether a claim's owner ran on this machine and does not run any more."""
+        owner = (self._place.get(path, _TOKEN_BYTES) or b"").decode("ascii", "replace").partition(" ")[2]
+        machine, _, rest = owner.partition("/")
+        pid = rest.partition("/")[0]
+        return bool(machine) and machine == _machine() and pid.isdigit() and _process(int(pid)) != owner
 
     def _now_s(self) -> float:
         """Tell the time as the place's files do."""
@@ -116,3 +127,22 @@ class Claims:
         for path, stamp in list(self._place.files(CLAIMS)):
             if self._now_s() - stamp.changed_s > DEAD_AFTER_S:
                 self._place.remove(path)
+
+
+@functools.cache
+def _machine() -> str:
+    """Name this machine since it was started, as its processes see each other; "" where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.readlink('/proc/self/ns/pid')}".replace("/", "-")
+    except OSError:
+        return ""
+
+
+def _process(pid: int) -> str:
+    """Name a process of this machine, so that no later one has its name: machine/number/start; "" if there is none."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return f"{_machine()}/{pid}/{after_name[19]}" if _machine() and after_name[0] not in "ZX" else ""
