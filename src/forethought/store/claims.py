@@ -107,7 +107,11 @@ class Claims:
 
     def _is_dead(self, path: str) -> bool:
         """Say whether a claim's owner ran on this machine and does not run any more."""
-        owner = (self._place.get(path, _TOKEN_BYTES) or b"").decode("ascii", "replace").partition(" ")[2]
+        try:
+            token = self._place.get(path, _TOKEN_BYTES) or b""
+        except OSError:
+            return False  # whatever lies there instead of a claim does not say
+        owner = token.decode("ascii", "replace").partition(" ")[2]
         machine, _, rest = owner.partition("/")
         pid = rest.partition("/")[0]
         return bool(machine) and machine == _machine() and pid.isdigit() and _process(int(pid)) != owner
