@@ -156,7 +156,7 @@ class _Loop:
     def score(self, active: Sequence[Trainee], features: Batches) -> list[float]:
         """Return each head's metric: the sum over all rows, divided once, so that a short batch weighs less."""
         rows = 0
-        for values, targets in features.batches(self.batch_size, device=self.device):
+        for values, targets in features.batches(self.batch_size, epoch=0, device=self.device):
             widened = _Widened(values)
             for trainee in active:
                 trainee.add_scores(widened.to(trainee.dtype), targets)
