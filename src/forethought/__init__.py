@@ -16,6 +16,7 @@ from forethought.features import ExtractionReport, Features  # isort: skip
 from forethought.verification import Verification  # isort: skip
 from forethought import housekeeping  # isort: skip
 from forethought.housekeeping import inventory  # isort: skip
+from forethought.explanation import Explanation, explain  # isort: skip
 from forethought.fitting import HeadResult, Results, fit  # isort: skip
 from forethought.regress import as_regressor  # isort: skip
 from forethought.assembly import Assembled, assemble, load  # isort: skip
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Assembled",
+    "Explanation",
     "ExtractionReport",
     "Features",
     "ForethoughtError",
@@ -38,6 +40,7 @@ __all__ = [
     "as_regressor",
     "assemble",
     "energy",
+    "explain",
     "extract",
     "fit",
     "freeze",

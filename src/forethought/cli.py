@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -194,6 +195,26 @@ def verify_store(
             typer.echo(f"live: {compared}")
     if not findings.is_sound or (compared is not None and not compared.is_right):
         raise typer.Exit(1)
+
+
+@store_commands.command("explain")
+def explain_store(
+    dataset: Annotated[str, typer.Argument(help="package.module:function, file.py:function, or a folder of images.")],
+    model: Annotated[str, typer.Argument(help="As in forethought inspect.")],
+    store: Annotated[str, typer.Option(help="The store's folder, or s3://bucket/prefix.")] = "thoughts",
+    at: Annotated[str | None, typer.Option(help="A module's path, where the cut is an earlier one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which rows of a data set would be computed, and which part of their identity changed, since when.
+
+    Example: forethought store explain train.py:dataset train.py:model --store thoughts
+    """
+    from forethought.loading import load_dataset, load_model
+
+    opened = ft.Store(store, readonly=True)
+    with redirect_stdout(sys.stderr):  # whatever they print is no part of the answer
+        explanation = ft.explain(load_model(model), load_dataset(dataset, model), opened, at=at)
+    typer.echo(json.dumps(asdict(explanation), indent=2) if as_json else str(explanation))
 
 
 @store_commands.command("gc")

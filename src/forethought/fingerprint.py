@@ -38,6 +38,31 @@ def fingerprint_of(plan: Plan) -> str:
     return digest.hex()
 
 
+def parts_of(plan: Plan, model: nn.Module) -> dict[str, str]:
+    """Identify, each apart, what a fingerprint covers, so that a change can be named.
+
+    Args:
+        plan: The recorded model.
+        model: Names the tensors.
+
+    Returns:
+        Hexadecimal digests by name: "operations", "numeric settings", "torch", and each tensor that is read.
+    """
+    names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    name_by_id = {id(tensor): name for name, tensor in reversed(names)}
+    form = Digest(skip=lambda _: True)
+    writer = _Writer(plan, form)
+    writer.write()
+    parts = {
+        "operations": form.hex(),
+        "numeric settings": Digest().add(numeric_state(plan.frontier[0].form.device.type)).hex(),
+        "torch": numerics_version(),
+    }
+    for tensor in writer.outside():
+        parts[name_by_id.get(id(tensor), f"constant {len(parts)}")] = Digest().add(tensor).hex()
+    return parts
+
+
 def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) -> str:
     """Identify a model as it stands, without running it, so that what was once recorded of it can be believed.
 
@@ -77,6 +102,17 @@ class _Writer:
         for crossing in self._plan.recording.crossings:
             self._digest.add("frontier")
             self._value(crossing.value)
+
+    def outside(self) -> list[torch.Tensor]:
+        """List the tensors from outside that what is written reads, each once."""
+        found: dict[int, torch.Tensor] = {}
+        for unit in self._needed():
+            if isinstance(unit, Call):
+                read = [*unit.module.parameters(), *unit.module.buffers()]
+            else:
+                read = [tensor for one in unit.reads if one.value is None and (tensor := one.now()) is not None]
+            found |= {id(tensor): tensor for tensor in read}
+        return list(found.values())
 
     def _needed(self) -> list[Operation | Call]:
         """Collect the operations, or opaque calls, that the frontier follows from, in order."""

@@ -1,5 +1,6 @@
 """A model's frozen part as a source of rows: which table they belong to, and how to compute those that are missing."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from forethought.accuracy import measure, report_of
 from forethought.calibration import Trial, choose_stored
 from forethought.dataset import Batch, Samples
 from forethought.errors import IdentityError, SplitError
-from forethought.fingerprint import fingerprint_of, model_key
+from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.purity import probe
@@ -89,7 +90,8 @@ class FrozenPart:
             before = store.note(fingerprint) or {}  # of whoever probed this trunk before
             is_probed = _is_number(before.get("probed")) and before["probed"] >= different
             purity = None if is_probed else probe(split, example.to(self.device))
-        table = self._table(store, samples, fingerprint, split.frontier)
+            parts = parts_of(split.plan, self.model)
+        table = self._table(store, samples, fingerprint, split.frontier, parts)
         probed = before if purity is None else {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
         written = [tensor.to_json() for tensor in split.frontier]
         self._facts = {"trunk": fingerprint, "frontier": written, "probed": probed["probed"]}
@@ -97,7 +99,14 @@ class FrozenPart:
         self._write_note(store, key, self._facts)
         return table, split.frontier
 
-    def _table(self, store: Store, samples: Samples, fingerprint: str, frontier: tuple[FrontierTensor, ...]) -> Table:
+    def _table(
+        self,
+        store: Store,
+        samples: Samples,
+        fingerprint: str,
+        frontier: tuple[FrontierTensor, ...],
+        parts: dict[str, str] | None = None,
+    ) -> Table:
         """Open the table of a trunk's rows as they are to be stored. What is not known of that is tried out first."""
         trial = Trial(samples, self._sample_bytes(frontier), self._tried)
         stored = self.stored = choose_stored(self._dtype, fingerprint, frontier, store, trial)
@@ -107,6 +116,8 @@ class FrozenPart:
             "model": type(self.model).__qualname__,
             "torch": torch.__version__,
             "device": self.device.type,
+            "when": time.time(),
+            "parts": parts,
         }
         if stored.is_exact:
             return store.table(key, _columns(stored), facts)
@@ -150,6 +161,13 @@ class FrozenPart:
             return model_key(self.model, _paths(self._at), (forms, shape), self.device.type)
         except IdentityError:
             return None
+
+    def split_for(self, samples: Samples) -> Split:
+        """The split, recorded on a few of these samples."""
+        self._example = samples.some(_PROBE_ROWS)
+        if self._given is not None:
+            self._given.renew()
+        return self.split()
 
     def split(self) -> Split:
         """The split, recorded on a few samples when it is first needed."""

@@ -46,14 +46,13 @@ class Manifest:
         """Number the files whose stamps are not what they were, or prove nothing."""
         return [at for at, (path, was) in enumerate(self.files) if was == UNPROVEN or stamp(path) != was]
 
-    def believed(self) -> NDArray[np.bool_]:
-        """Say of each sample whether what is known of it still holds, (N,)."""
-        changed = self.changed_files()
+    def believed(self, changed: Sequence[int]) -> NDArray[np.bool_]:
+        """Say of each sample whether what is known of it still holds if these files changed, (N,)."""
         if not changed:
             return np.ones(len(self.keys), bool)
         if self.file_of is None or set(changed) & set(self.shared):
             return np.zeros(len(self.keys), bool)
-        return ~np.isin(self.file_of, changed)
+        return ~np.isin(self.file_of, list(changed))
 
     def to_bytes(self) -> bytes:
         """Write as a safetensors file. Undone by `from_bytes`.

@@ -36,6 +36,8 @@ class Roll:
         self._store = store
         self.parts = samples.account()
         self._name = None if self.parts is None else manifest.name_of(self.parts)
+        self.is_met = False  # whether there is a manifest of the data set as it stands
+        self.changed_files: tuple[str, ...] = ()
         self._known = self._believed()
         rows = len(samples) if samples.is_indexed else 0
         known = self._known
@@ -120,7 +122,10 @@ class Roll:
         known = None if raw is None else Manifest.from_bytes(raw)
         if known is None or len(known.keys) != len(self._samples):
             return None
-        holds = known.believed()
+        self.is_met = True
+        changed = known.changed_files()
+        self.changed_files = tuple(known.files[at][0] for at in changed)
+        holds = known.believed(changed)
         some = np.flatnonzero(holds)
         if not len(some):
             return None
