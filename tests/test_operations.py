@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode, get_testing_overrides
 
 from forethought import operations
-from forethought.operations import is_about, name_of, shape_only, stand_in
+from forethought.operations import is_about, name_of, packed, shape_only, stand_in
 
 torch.set_num_threads(1)
 
@@ -33,6 +34,13 @@ def seen(run):
     with Seen() as mode:
         run()
     return mode.calls[-1]
+
+
+def seen_in(run):
+    """The call of attention that a mode sees in `run`."""
+    with Seen() as mode:
+        run()
+    return next(call for call in mode.calls if call[0] is nn.functional.multi_head_attention_forward)
 
 
 @pytest.mark.parametrize(("of", "name"), [(of, name) for of, names in SETS.items() for name in names])
@@ -178,3 +186,25 @@ def test_stand_in_has_the_same_form(shape):
     like = torch.empty(shape, dtype=torch.bfloat16).mT if len(shape) > 1 else torch.empty(shape, dtype=torch.bfloat16)
     made = stand_in(like)
     assert (made.shape, made.stride(), made.dtype, made.device) == (like.shape, like.stride(), like.dtype, like.device)
+
+
+@pytest.mark.parametrize("crosses", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_attention_on_packed_inputs_gives_the_same(batch_first, crosses):
+    """Only rounding may differ: a recording notes shapes and strides."""
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first).eval()
+    x, other = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    func, args, kwargs = seen_in(lambda: attention(x, *([other, other] if crosses else [x, x])))
+    given = packed(func, args)
+    assert all(tensor.is_contiguous() for tensor in given[:3])
+    assert (given[0] is given[1]) is not crosses
+    assert given[1] is given[2]
+    for wanted, got in zip(func(*args, **kwargs), func(*given, **kwargs), strict=True):
+        assert (got.shape, got.stride()) == (wanted.shape, wanted.stride())
+        assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_nothing_else_is_packed():
+    """Whatever else is called gets what it was given."""
+    args = (torch.randn(3, 5).T, torch.randn(3))
+    assert packed(torch.matmul, args) is args

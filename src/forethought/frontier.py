@@ -29,7 +29,7 @@ from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.held import tensors_of
-from forethought.operations import Function, asks_size, func_name, has_size_by_values, is_about, shape_only
+from forethought.operations import Function, asks_size, func_name, has_size_by_values, is_about, packed, shape_only
 from forethought.recording import (
     MIXED,
     Call,
@@ -279,7 +279,9 @@ class Recorder(TorchFunctionMode):
             reads[hollow] = Read(Label.CONSTANT, None)
         versions = [_version(tensor) for tensor in leaves]
         arguments = nesting.outline((args, kwargs), Position)
-        result = func(*args, **kwargs)
+        # What a module with a fast path gives when watched is rounded in another way in any case: be quick about it.
+        given = packed(func, args) if isinstance(self._here.module, nn.MultiheadAttention) else args
+        result = func(*given, **kwargs)
         if func_name(func) == "__iter__":
             result = tuple(result)
         outputs = nesting.tensors(result)
