@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MOST = 2**48  # of any size: no row is as large
+
 Size = tuple[int, int]
 """A size `a * batch + c`, as (a, c)."""
 
@@ -122,6 +124,8 @@ class FrontierTensor:
     def from_json(written: dict[str, Any]) -> "FrontierTensor":
         """Read what `to_json` wrote."""
         sizes = {key: tuple((int(a), int(c)) for a, c in written[key]) for key in ("shape", "stride")}
+        if any(not 0 <= number < _MOST for form in sizes.values() for size in form for number in size):
+            raise ValueError(f"expected sizes from 0 to {_MOST}, got {written['shape']} and {written['stride']}")
         dtype = getattr(torch, str(written["dtype"]))
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"expected the name of a dtype, got {written['dtype']!r}")
