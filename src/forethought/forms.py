@@ -124,8 +124,9 @@ class FrontierTensor:
     def from_json(written: dict[str, Any]) -> "FrontierTensor":
         """Read what `to_json` wrote."""
         sizes = {key: tuple((int(a), int(c)) for a, c in written[key]) for key in ("shape", "stride")}
-        if any(not 0 <= number < _MOST for form in sizes.values() for size in form for number in size):
-            raise ValueError(f"expected sizes from 0 to {_MOST}, got {written['shape']} and {written['stride']}")
+        bounded = all(0 <= number < _MOST for form in sizes.values() for size in form for number in size)
+        if not bounded or len(sizes["shape"]) != len(sizes["stride"]):
+            raise ValueError(f"expected as many strides as sizes, from 0 to {_MOST}, got {sizes}")
         dtype = getattr(torch, str(written["dtype"]))
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"expected the name of a dtype, got {written['dtype']!r}")
