@@ -53,7 +53,8 @@ MAY_IMPORT = {
         "variations",
     },
     "halves": {"fingerprint", "nesting", "plan", "shell", "trials"},
-    "replay": {"candidates", "forms", "halves", "nesting", "plan", "recording", "trials", "variations"},
+    "placement": {"nesting"},
+    "replay": {"candidates", "forms", "halves", "nesting", "placement", "plan", "recording", "trials", "variations"},
     # What it said: read, checked, kept, fed.
     "watching": set(),
     "account": {"identity", "sources"},
@@ -72,7 +73,7 @@ MAY_IMPORT = {
     "calibration": {"dataset", "forms", "identity", "precision", "store"},
     "accuracy": {"calibration", "nesting", "precision", "replay"},
     "frozen": {
-        "accuracy", "calibration", "dataset", "fingerprint", "forms", "nesting", "precision", "purity", "replay",
+        "accuracy", "calibration", "dataset", "fingerprint", "forms", "nesting", "placement", "precision", "purity", "replay",
         "store",
     },
     "manifest": {"identity", "watching"},
@@ -81,6 +82,7 @@ MAY_IMPORT = {
     "extraction": {
         "dataset", "division", "energy", "features", "frozen", "ledger", "precision", "replay", "roll", "store",
     },
+    "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store"},
     "housekeeping": {
         "dataset", "features", "frozen", "ledger", "manifest", "precision", "replay", "store", "verification",
     },

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 
 import forethought as ft
-from forethought.errors import ForethoughtError
+from forethought.errors import ForethoughtError, SplitError
 
 every_mode = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 
@@ -158,3 +158,55 @@ def test_quantised_rows_are_not_stored(quantised, tmp_path):
     with pytest.raises(ForethoughtError):
         ft.extract(quantised(), torch.randn(20, 6), tmp_path / "store")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+class Parted(nn.Module):
+    """Frozen on one device, trained on another; `moves` brings the value over."""
+
+    def __init__(self, moves):
+        super().__init__()
+        self.trunk = nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 2, device="meta")
+        self.moves = moves
+
+    def forward(self, x):
+        x = self.trunk(x)
+        return self.head(x.to("meta") if self.moves else x)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_weights_without_values_are_named(moves):
+    """A model that was not loaded is no model yet; the message says which weights, and how to load them."""
+    with pytest.raises(SplitError, match=r"'head.weight', 'head.bias' on meta. Load them"):
+        ft.split(Parted(moves), torch.randn(3, 4))
+
+
+def test_inputs_without_values_are_named():
+    with pytest.raises(SplitError, match=r"'input 0' on meta"):
+        ft.split(nn.Linear(4, 2).requires_grad_(False), torch.randn(3, 4, device="meta"))
+
+
+class Apart(nn.Module):
+    """Says what torch says of tensors on two devices, as no second one is here."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
+
+
+def test_modules_on_several_devices_are_named(monkeypatch):
+    """What lies where, and the fix; an error of another kind stays the model's own."""
+    from forethought import placement
+
+    with pytest.raises(RuntimeError, match="Expected all tensors"):
+        ft.split(Apart(), torch.randn(3, 4))
+    two = {torch.device("cuda", 0): ["trunk.weight"], torch.device("cpu"): ["head.weight", "input 0"]}
+    monkeypatch.setattr(placement, "_devices", lambda *_: two)
+    with pytest.raises(
+        SplitError, match=r"'trunk.weight' on cuda:0; 'head.weight', 'input 0' on cpu.*model.to\('cuda:0'\)"
+    ):
+        ft.split(Apart(), torch.randn(3, 4))

@@ -16,6 +16,7 @@ from forethought.dataset import Batch, Samples
 from forethought.errors import IdentityError, SplitError
 from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor
+from forethought.placement import devices_of
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.purity import probe
 from forethought.replay import At, Split, split
@@ -62,6 +63,11 @@ class FrozenPart:
         first = next(self.model.parameters(), None)
         self._home = torch.device("cpu") if first is None else first.device
         self.device = torch.device(device) if device is not None else self._home
+        if self.device != self._home and len(devices_of(self.model)) > 1:
+            raise SplitError(
+                f"Cannot move {type(self.model).__name__} to {self.device} and back: expected a model on one device, "
+                f"got one on {sorted(map(str, devices_of(self.model)))}. Leave device= out."
+            )
         self._example: Batch | None = None
         self._believed: str | None = None  # the fingerprint that a note gave
         self._facts: dict[str, Any] | None = None

@@ -21,6 +21,7 @@ from forethought.candidates import find_candidates, within
 from forethought.errors import ShapeError, SplitError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Trunk
+from forethought.placement import placed
 from forethought.plan import Plan
 from forethought.recording import Label
 from forethought.trials import batch_of, inputs_of, record_plan, signature_of
@@ -65,9 +66,10 @@ def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at:
         )
     args, kwargs = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
     _check_arguments(model, args, kwargs)
-    if isinstance(at, int):
-        return _within(model, args, kwargs, at)
-    return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
+    with placed(model, args, kwargs):
+        if isinstance(at, int):
+            return _within(model, args, kwargs, at)
+        return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
 
 
 def _check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""On which devices a model and its inputs lie: what cannot run there is refused by name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forethought import nesting
+from forethought.errors import ForethoughtError, SplitError
+
+_NAMED = 3
+
+
+@contextmanager
+def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Name what lies where, if a model cannot be run because of it.
+
+    Raises:
+        SplitError: weights or inputs have no values (they are on the meta device), or are on devices that do not meet.
+    """
+    where = _devices(model, args, kwargs)
+    if torch.device("meta") in where:
+        raise SplitError(
+            f"Cannot split {type(model).__name__}: expected weights and inputs with values, got "
+            f"{_said(where, [torch.device('meta')])}. Load them first: model.to_empty(device='cpu'), "
+            "model.load_state_dict(weights)"
+        )
+    try:
+        yield
+    except ForethoughtError:
+        raise
+    except (RuntimeError, NotImplementedError) as err:
+        if len(where) < 2 or "device" not in str(err):
+            raise
+        home = next(iter(where))
+        raise SplitError(
+            f"Cannot run {type(model).__name__}: expected it to bring what it joins to one device, got "
+            f"{_said(where, list(where))}: {str(err).splitlines()[0]}. Put all on one: model.to('{home}')"
+        ) from err
+
+
+def devices_of(model: nn.Module) -> set[torch.device]:
+    """Give the devices that a model's parameters and buffers lie on."""
+    return {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
+
+
+def _devices(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[torch.device, list[str]]:
+    found: dict[torch.device, list[str]] = {}
+    inputs = ((f"input {at}", tensor) for at, tensor in enumerate(nesting.tensors((args, kwargs))))
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers(), *inputs]
+    for name, tensor in named:
+        found.setdefault(tensor.device, []).append(name)
+    return found
+
+
+def _said(where: dict[torch.device, list[str]], which: list[torch.device]) -> str:
+    parts = []
+    for device in which:
+        names = where[device]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        parts.append(", ".join(f"'{name}'" for name in names[:_NAMED]) + f"{more} on {device}")
+    return "; ".join(parts)
