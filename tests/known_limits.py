@@ -26,8 +26,6 @@ KNOWN_LIMITS: dict[str, str] = {
     "test_dataset.py::test_what_is_no_data_set_is_refused_in_words[data7]": "TypeError: len() of a 0-d tensor",
     "test_dataset.py::test_what_is_no_data_set_is_refused_in_words[data8]": "read as samples 1 and 2: RuntimeError in the model",
     "test_dataset.py::test_random_states_are_left_as_found[<lambda>2]": "reading",
-    "test_extraction.py::test_no_number_in_python_is_served_stale[getattr by name]": "the model's key does not see this, and the note is believed",
-    "test_extraction.py::test_a_patched_library_is_not_served_stale[function]": "code of torch, timm, ... is told by version alone, even when patched",
     "test_extraction.py::test_a_trainable_number_that_python_reads_is_not_served_stale": "refused, with another error than the test wants: the model's key leaves out the values that train, though Python reads one",
     "test_extraction.py::test_the_form_in_which_inputs_are_named_does_not_matter": "the key of a row tells x from x=",
     "test_extraction.py::test_after_a_kill_the_result_is_that_of_an_undisturbed_run[10]": "missing rows are run in smaller batches, which round otherwise",

@@ -246,7 +246,7 @@ MISSED = {
     "route",
     [
         *ROUTES,
-        *(was_wrong(route, reason="the model's key does not see this, and the note is believed") for route in MISSED),
+        *(was_wrong(route, reason="the model's key did not see this, and the note was believed") for route in MISSED),
     ],
 )
 def test_no_number_in_python_is_served_stale(route, store, monkeypatch):

@@ -6,19 +6,21 @@ operations cannot tell (Python read a value to decide), the module's code and st
 what is covered and what cannot be seen.
 """
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from forethought.errors import IdentityError
 from forethought.forms import linear_size
 from forethought.identity import Digest
 from forethought.numerics import numeric_state
 from forethought.operations import code_of, name_of
 from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Value
-from forethought.sources import numerics_version
+from forethought.sources import is_library, names, numerics_version
 
 VERSION = 2
 
@@ -72,9 +74,27 @@ def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) ->
         IdentityError: an attribute of the model does not show its content.
     """
     trains = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    digest = Digest(skip=lambda tensor: id(tensor) in trains)
+    digest = _ModelDigest(skip=lambda tensor: id(tensor) in trains)
     digest.add("forethought model", VERSION, str(torch.__version__), at, repr(forms), numeric_state(device), model)
-    return digest.hex()
+    return digest.add(_patched()).hex()
+
+
+class _ModelDigest(Digest):
+    """A digest of a model that may be believed instead of a recording: it must see what recording would."""
+
+    def _check_reach(self, function: types.FunctionType) -> None:
+        super()._check_reach(function)
+        if "getattr" in names(function.__code__):
+            raise IdentityError(
+                f"Cannot tell what {function.__qualname__} reads: expected names in its code, got getattr, by a text."
+            )
+
+
+def _patched() -> list[Any]:
+    """List what was put in the place of torch's own functions, whose code its version tells otherwise."""
+    places = (torch, torch.nn.functional, torch.Tensor)
+    items = [(place.__name__, name, item) for place in places for name, item in vars(place).items()]
+    return [each for each in items if isinstance(each[2], types.FunctionType) and not is_library(each[2].__module__)]
 
 
 class _Writer:
