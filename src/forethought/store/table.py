@@ -155,6 +155,7 @@ class Table:
             self.fingerprint,
             self.columns,
             segment_rows=rows,
+            segment_bytes=segment_bytes,
             committed=self._admit_committed,
         )
 

@@ -2,18 +2,20 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from forethought.errors import StoreError
-from forethought.store.column import KEY_BYTES, Bytes, Column, as_keys
+from forethought.store.buffer import Buffer
+from forethought.store.column import KEY_BYTES, Column, as_keys
 from forethought.store.files import writing
 from forethought.store.header import MAX_ROWS, Header, layout
 from forethought.store.place import Place
+from forethought.store.ragged import Ragged
 from forethought.store.segment import SUFFIX
 
 
@@ -32,6 +34,7 @@ class Writer:
         columns: Sequence[Column],
         *,
         segment_rows: int,
+        segment_bytes: int,
         committed: Callable[[str], None],
     ) -> None:
         self.rows_written = 0
@@ -41,20 +44,17 @@ class Writer:
         self._fingerprint = fingerprint
         self._columns = tuple(columns)
         self._committed = committed
-        # Filled in place: tiny appends cost one copy, and memory that no row has reached is not touched.
-        self._keys = np.empty((segment_rows, KEY_BYTES), np.uint8)
-        self._buffers = {c.name: np.empty((segment_rows, c.row_bytes), np.uint8) for c in columns}
-        self._buffered = 0
+        self._buffer = Buffer(self._columns, segment_rows, segment_bytes)
         self._closed = False
 
-    def append(self, keys: NDArray[Any], columns: Sequence[NDArray[Any]]) -> None:
+    def append(self, keys: NDArray[Any], columns: Sequence[NDArray[Any] | Ragged]) -> None:
         """Take rows: keys (N, 16) uint8, then one array of N rows for each column, in the table's order.
 
         Args:
             keys: One key for each row. A key that is already stored is harmless: the first committed row is
                 served.
             columns: Each of the column's own type and shape (N, *shape), or its bytes as uint8 (N,
-                row_bytes).
+                row_bytes); for a column whose rows differ in size, a `Ragged` of N rows.
 
         Raises:
             StoreError: an array does not fit its column (nothing is taken), or a full segment cannot be
@@ -68,22 +68,12 @@ class Writer:
                 f"Cannot append rows: expected {len(self._columns)} columns, got {len(columns)}. Pass one "
                 "array for each of table.columns."
             )
-        parts = {c.name: c.as_bytes(array, len(keys)) for c, array in zip(self._columns, columns, strict=True)}
-        start = 0
-        while start < len(keys):
-            start += self._take(keys[start:], {name: part[start:] for name, part in parts.items()})
-            if self._buffered == len(self._keys):
+        parts = {c.name: c.as_rows(array, len(keys)) for c, array in zip(self._columns, columns, strict=True)}
+        taken = 0
+        while taken < len(keys):
+            taken += self._buffer.take(keys, parts, taken)
+            if taken < len(keys) or self._buffer.is_full:
                 self.flush()
-
-    def _take(self, keys: Bytes, parts: dict[str, Bytes]) -> int:
-        """Copy what the buffer has room for. The count is set last: an interrupt leaves no half row."""
-        room = slice(self._buffered, min(self._buffered + len(keys), len(self._keys)))
-        count = room.stop - room.start
-        self._keys[room] = keys[:count]
-        for name, part in parts.items():
-            self._buffers[name][room] = part[:count]
-        self._buffered = room.stop
-        return count
 
     def flush(self) -> None:
         """Commit what is buffered as one segment, durably.
@@ -91,26 +81,34 @@ class Writer:
         Raises:
             StoreError: it cannot be written. The buffered rows are given up; committed ones stay.
         """
-        rows = self._buffered
+        rows = self._buffer.rows
         if rows == 0:
             return
-        ordered = layout(self._columns)
-        contents = [self._keys[:rows], *(self._buffers[column.name][:rows] for column in ordered)]
-        digests = tuple(blake3(content.reshape(-1).data).hexdigest() for content in contents)
-        raw = Header(self._fingerprint, ordered, rows, digests).encode()
-        size = len(raw) + sum(content.nbytes for content in contents)
-        # Unguessable, and from the system: a seeded or forked generator would repeat names.
-        name = secrets.token_hex(16) + SUFFIX
         try:
-            with writing(f"{rows} rows ({size / 1e6:.1f} MB)", self._place, self._folder):
-                self._place.put(f"{self._folder}/{name}", raw, *contents, keep=True)
+            name, size = self._write(self._buffer)
         except StoreError:
-            self._buffered = 0
+            self._buffer.clear()
             raise
-        self._buffered = 0
+        self._buffer.clear()
         self.rows_written += rows
         self.bytes_written += size
         self._committed(name)
+
+    def _write(self, buffer: Buffer) -> tuple[str, int]:
+        """Commit a buffer; return the name and the bytes of the segment. Changes nothing in memory."""
+        columns = layout(self._columns)
+        contents = buffer.contents()
+        digests = {name: blake3(content.data).hexdigest() for name, content in contents.items()}
+        header = Header(self._fingerprint, columns, buffer.rows, buffer.items, ())
+        names = [name for name, _, _ in header.tensors()]
+        raw = replace(header, digests=tuple(digests[name] for name in names)).encode()
+        size = len(raw) + sum(content.nbytes for content in contents.values())
+        # Unguessable, and from the system: a seeded or forked generator would repeat names.
+        file = secrets.token_hex(16) + SUFFIX
+        with writing(f"{buffer.rows} rows ({size / 1e6:.1f} MB)", self._place, self._folder):
+            parts = (contents[name].data for name in names)
+            self._place.put(f"{self._folder}/{file}", raw, *parts, keep=True)
+        return file, size
 
     def close(self) -> None:
         """Commit what is buffered and take no more. Closing twice is harmless."""
