@@ -3,8 +3,9 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from blake3 import blake3
 from numpy.typing import NDArray
@@ -17,13 +18,28 @@ from forethought.store.header import MAX_ROWS, Header, layout
 from forethought.store.place import Place
 from forethought.store.ragged import Ragged
 from forethought.store.segment import SUFFIX
+from forethought.store.task import Task
+
+
+class _Turn(NamedTuple):
+    """Which buffer is filled, and what became of the other. Replaced as a whole: an interrupt finds one or the next."""
+
+    filling: Buffer
+    other: Buffer | None = None  # None where rows are written in the foreground
+    commit: Task[tuple[str, int]] | None = None  # of the other one, until its outcome was told
 
 
 class Writer:
     """Buffers whole rows and commits them as a segment when enough came together. Made by `Table.writer`.
 
-    A kill costs at most what is buffered. Leaving the `with` block commits the rest, on any exception too:
-    rows that were appended whole are worth keeping. One thread each; any number of writers may share a table.
+    While one buffer is hashed, written and flushed in the background, the next one fills. Each holds half of
+    `segment_rows`, in whole appends, so a kill costs at most `segment_rows` rows, and memory is bounded by two
+    buffers. Where half of `segment_rows` is less than one append brings, there is one buffer, written in the
+    foreground.
+
+    Leaving the `with` block commits the rest, on any exception too: rows that were appended whole are worth
+    keeping. One thread each; any number of writers may share a table. A forked child that goes on with a writer
+    commits all that was not yet known to be committed, as its parent does: a row written twice is harmless.
     """
 
     def __init__(
@@ -43,8 +59,10 @@ class Writer:
         self._folder = folder
         self._fingerprint = fingerprint
         self._columns = tuple(columns)
+        self._segment_rows = segment_rows
+        self._segment_bytes = segment_bytes
         self._committed = committed
-        self._buffer = Buffer(self._columns, segment_rows, segment_bytes)
+        self._turn: _Turn | None = None
         self._closed = False
 
     def append(self, keys: NDArray[Any], columns: Sequence[NDArray[Any] | Ragged]) -> None:
@@ -57,11 +75,12 @@ class Writer:
                 row_bytes); for a column whose rows differ in size, a `Ragged` of N rows.
 
         Raises:
-            StoreError: an array does not fit its column (nothing is taken), or a full segment cannot be
-                written.
+            StoreError: an array does not fit its column (nothing is taken), or a full segment could not be
+                written, perhaps one of an earlier call.
         """
         if self._closed:
             raise StoreError("Cannot append rows: expected an open writer, got a closed one. Call table.writer().")
+        self._settle(wait=False)
         keys = as_keys(keys)
         if len(columns) != len(self._columns):
             raise StoreError(
@@ -71,25 +90,73 @@ class Writer:
         parts = {c.name: c.as_rows(array, len(keys)) for c, array in zip(self._columns, columns, strict=True)}
         taken = 0
         while taken < len(keys):
-            taken += self._buffer.take(keys, parts, taken)
-            if taken < len(keys) or self._buffer.is_full:
-                self.flush()
+            turn = self._turn = self._turn or self._first_turn(len(keys))
+            taken += turn.filling.take(keys, parts, taken)
+            if taken < len(keys) or turn.filling.is_full:
+                self._hand_over(turn)
 
     def flush(self) -> None:
-        """Commit what is buffered as one segment, durably.
+        """Commit all rows that were appended; return when they are durable.
 
         Raises:
-            StoreError: it cannot be written. The buffered rows are given up; committed ones stay.
+            StoreError: some cannot be written. These are given up; committed ones stay.
         """
-        rows = self._buffer.rows
-        if rows == 0:
+        try:
+            self._settle()
+        except BaseException as error:
+            try:
+                self._commit_filling()
+            except StoreError as lost:
+                _note(error, lost)
+            raise
+        self._commit_filling()
+
+    def _first_turn(self, rows: int) -> _Turn:
+        """Make the buffers for appends of so many rows: whole ones, so that work taken up again has the same."""
+        half = self._segment_rows // 2 // rows * rows
+        if not half:
+            return _Turn(Buffer(self._columns, self._segment_rows, self._segment_bytes))
+        first, second = (Buffer(self._columns, half, self._segment_bytes // 2) for _ in range(2))
+        return _Turn(first, second)
+
+    def _hand_over(self, turn: _Turn) -> None:
+        """Commit the buffer that is filled, and fill the other. Waits until that one was committed."""
+        if turn.other is None:
+            self._commit_filling()
+            return
+        self._settle()
+        turn.other.clear()
+        task = Task(partial(self._write, turn.filling))
+        self._turn = _Turn(turn.other, turn.filling, task)
+        task.start()
+
+    def _settle(self, *, wait: bool = True) -> None:
+        """Tell the outcome of what was committed in the background, in the thread of the caller."""
+        turn = self._turn
+        if turn is None or turn.commit is None or turn.other is None or not (wait or turn.commit.is_done):
             return
         try:
-            name, size = self._write(self._buffer)
-        except StoreError:
-            self._buffer.clear()
+            name, size = turn.commit.result()
+        except Exception:
+            self._turn = turn._replace(commit=None)
             raise
-        self._buffer.clear()
+        self._turn = turn._replace(commit=None)
+        self._count(turn.other.rows, name, size)
+
+    def _commit_filling(self) -> None:
+        if self._turn is None or self._turn.filling.rows == 0:
+            return
+        buffer = self._turn.filling
+        rows = buffer.rows
+        try:
+            name, size = self._write(buffer)
+        except StoreError:
+            buffer.clear()
+            raise
+        buffer.clear()
+        self._count(rows, name, size)
+
+    def _count(self, rows: int, name: str, size: int) -> None:
         self.rows_written += rows
         self.bytes_written += size
         self._committed(name)
@@ -126,7 +193,13 @@ class Writer:
         except StoreError as lost:
             if error is None:
                 raise
-            error.add_note(str(lost))  # the first failure is the news; this one must not hide it
+            _note(error, lost)
+
+
+def _note(error: BaseException, lost: StoreError) -> None:
+    """Say of an error what else was lost: the first failure is the news, and another must not hide it."""
+    for line in (str(lost), *getattr(lost, "__notes__", ())):
+        error.add_note(line)
 
 
 def rows_per_segment(columns: Sequence[Column], segment_rows: int | None, segment_bytes: int) -> int:
