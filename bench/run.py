@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-BENCHES = ("epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again")
+BENCHES = ("epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index")
 
 
 def main() -> None:

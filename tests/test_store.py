@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,7 @@ def test_store_returns_committed_rows_bit_for_bit(columns, sizes, segment_rows):
     with new_store() as store:
         table = store.table("ab", columns)
         with table.writer(segment_rows=segment_rows) as writer:
-            for end in np.cumsum(sizes):
-                start = writer.rows_written + writer._buffered
+            for start, end in pairwise([0, *np.cumsum(sizes).tolist()]):
                 writer.append(keys[start:end], [part[start:end] for part in rows])
         assert writer.rows_written == sum(sizes)
         assert writer.bytes_written == sum(path.stat().st_size for path in segment_paths(table))

@@ -331,7 +331,8 @@ def test_a_user_without_rights_is_served_what_may_be_read(shared):
     assert "right to read" in fork(as_nobody, lambda: Store(shared / "closed" / "new"))
     segment.chmod(0o000)
     rows, said = fork(as_nobody, lambda: warned(lambda: Store(path).table(table.name).rows))
-    assert (rows, len(said)) == (ROWS - SEGMENT_ROWS, 1)
+    # A segment holds half of the rows that a kill may cost: the other half is written meanwhile.
+    assert (rows, len(said)) == (ROWS - SEGMENT_ROWS // 2, 1)
     assert "Permission denied" in said[0]
     segment.chmod(0o644)
     table.chmod(0o711)

@@ -137,9 +137,9 @@ def kill_at_random(folder):
     for i in range(12):
         store = Store(Path(folder) / f"random{i}")
         reader, pipe = os.pipe()
-        child = fork(write_forever, store, pipe)
+        child = fork(write_forever, store, pipe, (SEGMENT_ROWS, 20)[i % 2])  # 20: in the background
         os.close(pipe)
-        first = os.read(reader, 1) if i % 2 else b""  # every other one dies with something to lose, on a slow disk too
+        first = os.read(reader, 1) if i % 3 else b""  # most die with something to lose, on a slow disk too
         time.sleep(0.002 + rng.random() * 0.03)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -155,9 +155,9 @@ def kill_at_random(folder):
     return reports
 
 
-def write_forever(store, pipe):
+def write_forever(store, pipe, segment_rows):
     keys, parts = make_rows(range(2000))
-    with store.table("ab", COLUMNS).writer(segment_rows=SEGMENT_ROWS) as writer:
+    with store.table("ab", COLUMNS).writer(segment_rows=segment_rows) as writer:
         told = 0
         for i in range(0, 2000, 5):
             writer.append(keys[i : i + 5], [part[i : i + 5] for part in parts])

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from forethought.errors import StoreError
-from forethought.store import Column, DamagedSegmentError, DamagedSegmentWarning, Store
+from forethought.store import Column, DamagedSegmentError, DamagedSegmentWarning, Ragged, Store
 
 COLUMNS = [Column("0", "F32", (2,)), Column("1", "BF16", (3,))]
 ROWS = 3
@@ -480,3 +480,151 @@ def test_marker_that_is_no_file_is_refused(store):
     os.mkfifo(path)
     with pytest.raises(StoreError, match="not a regular file"):
         Store(store.path)
+
+
+RAGGED = [Column("0", "F32", (None, 2)), Column("1", "BF16", (3,))]
+SIZES = np.array([[1, 2], [0, 2], [2, 2]], "<i8")
+VALUES = np.arange(24, dtype=np.uint8)
+
+
+def ragged_parts(sizes=SIZES, values=VALUES):
+    return {"keys": KEYS.tobytes(), "0.sizes": sizes.tobytes(), "0": values.tobytes(), "1": PARTS[1].tobytes()}
+
+
+def ragged_tree(parts, sizes=SIZES):
+    dtypes = {"keys": "U8", "0.sizes": "I64", "0": "F32", "1": "BF16"}
+    shapes = {"keys": [ROWS, 16], "0.sizes": list(sizes.shape), "0": [len(parts["0"]) // 4], "1": [ROWS, 3]}
+    metadata = {"format": "2", "fingerprint": "ab"} | {f"blake3.{name}": digest(raw) for name, raw in parts.items()}
+    tree, end = {"__metadata__": metadata | {"seal": "0" * 64}}, 0
+    for name, raw in parts.items():
+        tree[name] = {"dtype": dtypes[name], "shape": shapes[name], "data_offsets": [end, end + len(raw)]}
+        end += len(raw)
+    return tree
+
+
+def forge_ragged(sizes=SIZES, values=VALUES, edit=lambda text: text):
+    """Return a segment with valid digests and seal over whatever sizes, values and `edit` say."""
+    parts = ragged_parts(sizes, values)
+    return forge(ragged_tree(parts, sizes), b"".join(parts.values()), edit)
+
+
+@pytest.fixture
+def ragged_store(tmp_path):
+    store = Store(tmp_path / "ragged")
+    store.table("ab", RAGGED).writer().close()
+    return store
+
+
+def serve_ragged(store):
+    """Read every row as a careful caller does. Returns the values of the rows served and what was named."""
+    table = store.table("ab", RAGGED)
+    served = {}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for i, (number, row) in enumerate(table.locate(KEYS).tolist()):
+            if number >= 0 and not table.damaged:
+                try:
+                    served[i] = bytes(table.segment(number).column("0").select(np.array([row])).values)
+                except DamagedSegmentError as err:
+                    table.drop(number, err)
+    assert [str(each.message) for each in said] == list(table.damaged.values())
+    return served, table.damaged
+
+
+def test_forged_ragged_segment_of_the_specification_is_served(ragged_store):
+    """Else the forgeries below prove nothing."""
+    table = ragged_store.table("ab", RAGGED)
+    with table.writer() as writer:
+        writer.append(KEYS, [Ragged(VALUES, SIZES), PARTS[1]])
+    path = next(table.path.glob("*.safetensors"))
+    assert path.read_bytes() == forge_ragged()
+    assert serve_ragged(ragged_store) == ({0: bytes(VALUES[:8]), 1: b"", 2: bytes(VALUES[8:])}, {})
+
+
+def replaced(old, new):
+    return lambda: forge_ragged(edit=lambda text: text.replace(old, new))
+
+
+def sized(*rows):
+    return lambda: forge_ragged(np.array(rows, "<i8"))
+
+
+HOSTILE_RAGGED = {
+    "negative sizes": sized([-1, -2], [0, 2], [2, 2]),
+    "negative size that adds up": sized([-1, 2], [2, 2], [2, 2]),
+    "one element too few": sized([1, 2], [0, 2], [1, 2]),
+    "one element too many": sized([1, 2], [1, 2], [2, 2]),
+    "another size than the table's": sized([2, 1], [0, 2], [2, 2]),
+    "another size in an empty row": sized([1, 2], [0, 3], [2, 2]),
+    "product that wraps to the right one": sized([2**63 + 1 - 2**64, 2], [0, 2], [2, 2]),
+    "sum that wraps to the right one": sized([2**62, 2], [2**62, 2], [3, 2]),
+    "huge size beside a zero": sized([1, 2], [2**62, 0], [2, 2]),
+    "values of half an element": lambda: forge_ragged(values=VALUES[:-2]),
+    "more values than sizes": lambda: forge_ragged(values=np.arange(32, dtype=np.uint8)),
+    "no values": lambda: forge_ragged(values=VALUES[:0]),
+    "sizes of fewer dimensions": lambda: forge_ragged(SIZES[:, :1].copy()),
+    "sizes of more dimensions": lambda: forge_ragged(np.repeat(SIZES, 2, axis=1)),
+    "sizes of fewer rows": lambda: forge_ragged(SIZES[:2]),
+    "sizes as U64": replaced(b'"0.sizes":{"dtype":"I64"', b'"0.sizes":{"dtype":"U64"'),
+    "billions of dimensions": replaced(b'"dtype":"I64","shape":[3,2]', b'"dtype":"I64","shape":[3,%d]' % 2**62),
+    "negative dimensions": replaced(b'"dtype":"I64","shape":[3,2]', b'"dtype":"I64","shape":[3,-2]'),
+    "dimensions as true": lambda: forge_ragged(
+        SIZES[:, :1].copy(), edit=lambda text: text.replace(b'"I64","shape":[3,1]', b'"I64","shape":[3,true]')
+    ),
+    "huge number of elements": replaced(b'"F32","shape":[6]', b'"F32","shape":[%d]' % 2**62),
+    "negative number of elements": replaced(b'"F32","shape":[6]', b'"F32","shape":[-6]'),
+    "number of elements as text": replaced(b'"F32","shape":[6]', b'"F32","shape":["6"]'),
+    "values in rows": replaced(b'"F32","shape":[6]', b'"F32","shape":[3,2]'),
+    "null in a shape": replaced(b'"F32","shape":[6]', b'"F32","shape":[3,null]'),
+    "as format 1": replaced(b'"format":"2"', b'"format":"1"'),
+    "a format to come": replaced(b'"format":"2"', b'"format":"3"'),
+    "format as a number": replaced(b'"format":"2"', b'"format":2'),
+    "format as a list": replaced(b'"format":"2"', b'"format":["2"]'),
+    "sizes without values": replaced(b'"0.sizes"', b'"7.sizes"'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_RAGGED)
+def test_hostile_sizes_are_a_named_miss(ragged_store, name):
+    """Sizes that lie, under valid digests and a valid seal: no row is served, and next to nothing is allocated."""
+    raw = HOSTILE_RAGGED[name]()
+    assert raw != forge_ragged()
+    plant(ragged_store, raw)
+    tracemalloc.start()
+    try:
+        served, damaged = serve_ragged(ragged_store)
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
+    assert served == {}
+    assert list(damaged) == ["x.safetensors"]
+    with pytest.warns(DamagedSegmentWarning):
+        assert list(ragged_store.table("ab", RAGGED).verify()) == ["x.safetensors"]
+
+
+def test_flipped_byte_of_a_ragged_segment_is_detected(ragged_store):
+    """Header, keys, sizes, values: whatever is altered serves nothing that was altered."""
+    sound = forge_ragged()
+    for position in range(len(sound) - PARTS[1].nbytes):
+        raw = bytearray(sound)
+        raw[position] ^= (0x01, 0x20, 0xFF)[position % 3]
+        plant(ragged_store, raw)
+        assert serve_ragged(ragged_store)[0] == {}
+    for length in range(0, len(sound), 7):
+        plant(ragged_store, sound[:length])
+        assert serve_ragged(ragged_store)[0] == {}
+
+
+def test_segment_of_a_later_format_says_how_to_read_it(ragged_store):
+    """It is left out by name; the way out is not to delete it."""
+    plant(ragged_store, HOSTILE_RAGGED["a format to come"]())
+    with pytest.warns(
+        DamagedSegmentWarning, match=r"x\.safetensors.*expected format 1 or 2, got format '3'.*pip install"
+    ):
+        assert ragged_store.table("ab", RAGGED).rows == 0
+
+
+def test_ragged_segment_in_a_fixed_table_is_foreign(store):
+    """Rows of a size are not rows of any size, whatever their fingerprint."""
+    plant(store, forge_ragged())
+    assert_missed(store)

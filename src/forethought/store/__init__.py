@@ -13,6 +13,7 @@ from forethought.store.claims import Claim, Claims
 from forethought.store.column import Column
 from forethought.store.folder import Folder
 from forethought.store.place import Place, Stamp
+from forethought.store.ragged import Ragged
 from forethought.store.root import Store
 from forethought.store.segment import DamagedSegmentError, DamagedSegmentWarning, Segment
 from forethought.store.table import Table
@@ -27,6 +28,7 @@ __all__ = [
     "DamagedSegmentWarning",
     "Folder",
     "Place",
+    "Ragged",
     "Segment",
     "Stamp",
     "Store",

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethought.errors import StoreError
-
-Bytes = NDArray[np.uint8]
+from forethought.store.ragged import MAX_SIZE, Ragged, item_offsets
+from forethought.store.ragged import Bytes as Bytes
 
 # Bytes per element, and numpy's name where numpy has the type. The names are those of safetensors.
 DTYPES: Mapping[str, tuple[int, str | None]] = {
@@ -38,19 +38,26 @@ DTYPES: Mapping[str, tuple[int, str | None]] = {
 }
 KEYS = "keys"
 KEY_BYTES = 16
+SIZES = ".sizes"  # after a column's name: the tensor of the sizes of its rows
+SIZE_BYTES = 8
 
 # Together these keep every header below header.MAX_HEADER_BYTES.
-MAX_COLUMNS, MAX_DIMENSIONS, MAX_ROW_BYTES = 1000, 32, 2**48
+MAX_COLUMNS, MAX_DIMENSIONS, MAX_ROW_BYTES = 1000, 32, MAX_SIZE
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One tensor of a row: `shape` is that of one row, without the rows' axis."""
+    """One tensor of a row: `shape` is that of one row, without the rows' axis; None stands for a size that differs.
+
+    Example:
+        >>> Column("tokens", "F32", (None, 768)).is_ragged
+        True
+    """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name) or self.name == KEYS:
@@ -64,9 +71,10 @@ class Column:
                 f"{self.dtype!r}. Convert it first, complex128 for example with torch.view_as_real."
             )
         object.__setattr__(self, "shape", _plain_shape(self.name, self.shape))
-        if self.row_bytes >= MAX_ROW_BYTES:
+        known = self.item_bytes * math.prod(size for size in self.shape if size is not None)
+        if known >= MAX_ROW_BYTES:
             raise StoreError(
-                f"Cannot store column {self}: expected rows of less than 2**48 bytes, got {self.row_bytes}. Split it."
+                f"Cannot store column {self}: expected rows of less than 2**48 bytes, got {known}. Split it."
             )
 
     @property
@@ -75,9 +83,16 @@ class Column:
         return DTYPES[self.dtype][0]
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether rows differ in size."""
+        return None in self.shape
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.item_bytes * math.prod(self.shape)
+        """Bytes of one row; where rows differ, those that each takes whatever is in it: of its sizes."""
+        if self.is_ragged:
+            return SIZE_BYTES * len(self.shape)
+        return self.item_bytes * math.prod(size for size in self.shape if size is not None)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.dtype}{list(self.shape)}"
@@ -106,18 +121,54 @@ class Column:
         items = self.row_bytes // self.item_bytes
         return np.ascontiguousarray(array).reshape(rows, items).view(np.uint8)
 
+    def check_ragged(self, ragged: Ragged, rows: int) -> None:
+        """Compare rows with what this column, a ragged one, says of them.
 
-def _plain_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        Raises:
+            ValueError: sizes that are negative, do not add up to the values, or differ from a size that is known.
+        """
+        values, sizes = ragged.values, ragged.sizes
+        if values.dtype != np.uint8 or values.ndim != 1 or not values.flags.c_contiguous:
+            raise ValueError(f"values of {values.dtype} with shape {values.shape}, not flat uint8")
+        if sizes.dtype != np.int64 or sizes.shape != (rows, len(self.shape)):
+            raise ValueError(f"sizes of {sizes.dtype} with shape {sizes.shape}, not int64 {(rows, len(self.shape))}")
+        items = int(item_offsets(sizes, len(values) // self.item_bytes)[-1])
+        if items * self.item_bytes != len(values):
+            raise ValueError(f"{len(values)} bytes of values for {items} elements")
+        for axis, size in enumerate(self.shape):
+            if size is not None and (sizes[:, axis] != size).any():
+                raise ValueError(f"rows with another size than {size} at dimension {axis}")
+
+    def as_rows(self, array: NDArray[Any] | Ragged, rows: int) -> Bytes | Ragged:
+        """Return rows as they are stored, checked: what `as_bytes` gives or, for a ragged column, `array` itself."""
+        if isinstance(array, Ragged) != self.is_ragged:
+            raise StoreError(
+                f"Cannot append column {self}: expected {'a Ragged' if self.is_ragged else 'an array'}, got "
+                f"{type(array).__name__}. Only a column with None in its shape holds rows that differ in size."
+            )
+        if not isinstance(array, Ragged):
+            return self.as_bytes(array, rows)
+        try:
+            self.check_ragged(array, rows)
+        except ValueError as err:
+            raise StoreError(
+                f"Cannot append column {self}: expected {rows} rows whose sizes and values agree, got {err}. Pass "
+                "Ragged(values, sizes) with the shape of each row in sizes."
+            ) from err
+        return array
+
+
+def _plain_shape(name: str, shape: Sequence[int | None]) -> tuple[int | None, ...]:
     """Turn `shape` into plain ints: torch.Size would drag torch into every pickle, and True is not a size."""
     try:
         if any(isinstance(size, bool) for size in shape):
             raise TypeError("a bool is not a size")
-        plain = tuple(operator.index(size) for size in shape)
+        plain = tuple(None if size is None else operator.index(size) for size in shape)
     except TypeError as err:
         raise StoreError(
-            f"Cannot store column {name!r}: expected a shape of ints, got {shape!r}. Pass a tuple."
+            f"Cannot store column {name!r}: expected a shape of ints and None, got {shape!r}. Pass a tuple."
         ) from err
-    if len(plain) > MAX_DIMENSIONS or any(not 0 <= size < MAX_ROW_BYTES for size in plain):
+    if len(plain) > MAX_DIMENSIONS or any(not 0 <= size < MAX_SIZE for size in plain if size is not None):
         raise StoreError(
             f"Cannot store column {name!r}: expected at most {MAX_DIMENSIONS} sizes from 0 to 2**48, got "
             f"{plain}. Flatten it."
@@ -126,11 +177,16 @@ def _plain_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
-    """Return `columns` as a tuple, refusing a repeated name and more than a header holds."""
+    """Return `columns` as a tuple, refusing repeated names, names of sizes, and more than a header holds."""
     names = [column.name for column in columns]
     if len(set(names)) < len(names) or len(names) > MAX_COLUMNS:
         raise StoreError(
             f"Cannot make a table: expected at most {MAX_COLUMNS} columns of different names, got {names[:20]}."
+        )
+    if any(column.is_ragged for column in columns) and any(name.endswith(SIZES) for name in names):
+        raise StoreError(
+            f"Cannot make a table: expected no column whose name ends in {SIZES!r} beside one whose rows differ in "
+            f"size, got {names[:20]}. Number the columns: '0', '1', ..."
         )
     return tuple(columns)
 

@@ -6,17 +6,26 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from io import FileIO
 from pathlib import Path
-from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 from blake3 import blake3
 
 from forethought.errors import StoreError
-from forethought.store.column import KEY_BYTES, KEYS, Bytes, Column
+from forethought.store.column import KEY_BYTES, KEYS, SIZES, Bytes, Column
 from forethought.store.files import has_run_out, open_regular
-from forethought.store.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, decode, layout
+from forethought.store.header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    SEGMENT_FORMATS,
+    Header,
+    UnknownFormatError,
+    decode,
+    layout,
+)
 from forethought.store.mapping import map_bytes
 from forethought.store.place import Place, where
+from forethought.store.ragged import Ragged
 
 SUFFIX = ".safetensors"
 _CHUNK_BYTES = 2**20
@@ -54,9 +63,9 @@ class Segment:
 
     Three checks, each made once in a process (a forked child keeps its parent's) and before what it covers is
     used: the header against its seal, its table and the file's size; the keys against their digest; a
-    column's bytes against its digest. The seal covers all digests, so keys cannot be joined to the rows of
-    another segment. Bytes are checked with plain reads, so that a bad disk block is an error here and not a
-    dead process later.
+    column's bytes against its digest, and the sizes of its rows, where they differ, against its bytes. The seal
+    covers all digests, so keys cannot be joined to the rows of another segment. Bytes are checked with plain
+    reads, so that a bad disk block is an error here and not a dead process later.
 
     Every method raises DamagedSegmentError where a check fails and StoreError where the process has run out
     of descriptors or memory. Threads may share a segment: two that race both check, nothing else happens.
@@ -69,10 +78,11 @@ class Segment:
         self._where = where(place, path)
         self._is_second_copy = False
         self._fingerprint = fingerprint
+        self._columns = {column.name: column for column in columns}
         self._layout = layout(columns)
         self._header: Header | None = None
         self._content_offset = 0
-        self._checked: dict[str, Bytes] = {}
+        self._checked: dict[str, Bytes | Ragged] = {}
 
     @property
     @_at_second_look
@@ -98,27 +108,26 @@ class Segment:
     @_at_second_look
     def keys(self) -> Bytes:
         """Keys of shape (rows, 16), read and checked anew at each call, in memory of their own."""
-        header = self.header
+        rows = self.rows
         with self._open() as file:
-            keys = np.empty((header.rows, KEY_BYTES), np.uint8)
-            self._read_into(file, self._content_offset, keys.reshape(-1).data)
-        self._compare(KEYS, blake3(keys.data).hexdigest(), header.digests[0])
-        return keys
+            return self._read_tensor(file, KEYS).reshape(rows, KEY_BYTES)
 
     @_at_second_look
-    def column(self, name: str) -> Bytes:
-        """Return the bytes of one column, uint8 of shape (rows, row_bytes), mapped and not copied.
+    def column(self, name: str) -> Any:
+        """Return one column, its bytes mapped and not copied: uint8 of shape (rows, row_bytes), or a `Ragged`.
 
         Writable, but private: what is written there stays in this process and is served to whoever asks next
         in it.
         """
         if name not in self._checked:
-            header = self.header
-            offset, size, digest = self._span(name)
+            rows = self.rows
+            column = self._columns.get(name) or self._refuse_name(name)
             with self._open() as file:
-                self._check(file, name, offset, size, digest)
-                mapped = self._map(file, offset, size)
-            self._checked[name] = mapped.reshape(header.rows, size // header.rows)
+                self._check(file, name)
+                if column.is_ragged:
+                    self._checked[name] = self._ragged(file, column)
+                else:
+                    self._checked[name] = self._map(file, name).reshape(rows, column.row_bytes)
         return self._checked[name]
 
     def check(self) -> None:
@@ -127,17 +136,29 @@ class Segment:
         with self._open() as file:
             self._header = self._read_header(file)
             for name, _, _ in self._header.spans():
-                self._check(file, name, *self._span(name))
+                self._check(file, name)
+            for column in self._columns.values():
+                if column.is_ragged:
+                    self._ragged(file, column)
+
+    def _ragged(self, file: FileIO, column: Column) -> Ragged:
+        """Join the mapped values, which were checked, to their sizes, which are checked here."""
+        sizes = self._read_tensor(file, column.name + SIZES).view(np.int64).reshape(self.rows, len(column.shape))
+        ragged = Ragged(self._map(file, column.name), sizes)
+        try:
+            column.check_ragged(ragged, self.rows)
+        except ValueError as err:
+            self._refuse(f"sizes of {column} that fit its values", str(err), err)
+        return ragged
 
     def _span(self, name: str) -> tuple[int, int, str]:
-        """Return where a column lies in the file, its bytes and its digest."""
-        for (each, offset, size), digest in zip(self.header.spans(), self.header.digests, strict=True):
-            if each == name:
-                return self._content_offset + offset, size, digest
-        raise StoreError(
-            f"Cannot read column {name!r}: expected one of {[column.name for column in self._layout]}. See "
-            "table.columns."
-        )
+        """Return where a tensor lies in the file, its bytes and its digest."""
+        header = self.header
+        at, (_, offset, size) = next((at, span) for at, span in enumerate(header.spans()) if span[0] == name)
+        return self._content_offset + offset, size, header.digests[at]
+
+    def _refuse_name(self, name: str) -> NoReturn:
+        raise StoreError(f"Cannot read column {name!r}: expected one of {list(self._columns)}. See table.columns.")
 
     def _open(self) -> FileIO:
         path = self._fetch()
@@ -169,8 +190,10 @@ class Segment:
         self._read_into(file, 0, memoryview(raw))
         try:
             header = decode(bytes(raw))
+        except UnknownFormatError as err:
+            self._refuse(f"format {' or '.join(SEGMENT_FORMATS)}", str(err), err, "pip install --upgrade forethought")
         except ValueError as err:
-            self._refuse("the header of a segment of format 1", str(err), err)
+            self._refuse("the header of a segment", str(err), err)
         if header.fingerprint != self._fingerprint:
             self._refuse(f"rows of {self._fingerprint}", f"rows of {header.fingerprint}")
         if header.columns != self._layout:
@@ -194,7 +217,16 @@ class Segment:
         except OSError as err:
             self._fail(err)
 
-    def _check(self, file: FileIO, name: str, offset: int, size: int, digest: str) -> None:
+    def _read_tensor(self, file: FileIO, name: str) -> Bytes:
+        """Read and check one tensor, in memory of its own."""
+        offset, size, digest = self._span(name)
+        tensor = np.empty(size, np.uint8)
+        self._read_into(file, offset, tensor.data)
+        self._compare(name, blake3(tensor.data).hexdigest(), digest)
+        return tensor
+
+    def _check(self, file: FileIO, name: str) -> None:
+        offset, size, digest = self._span(name)
         hasher = blake3()
         chunk = memoryview(bytearray(min(size, _CHUNK_BYTES)))
         for start in range(0, size, _CHUNK_BYTES):
@@ -203,8 +235,9 @@ class Segment:
             hasher.update(part)
         self._compare(name, hasher.hexdigest(), digest)
 
-    def _map(self, file: FileIO, offset: int, size: int) -> Bytes:
+    def _map(self, file: FileIO, name: str) -> Bytes:
         """Map bytes that were checked. What fails here is no fault of theirs, so it is never a miss."""
+        offset, size, _ = self._span(name)
         try:
             return map_bytes(file.fileno(), offset, size)
         except OSError as err:
@@ -226,11 +259,11 @@ class Segment:
             ) from err
         self._refuse("a file that can be read", err.strerror or str(err), err)
 
-    def _refuse(self, expected: str, got: str, cause: Exception | None = None) -> NoReturn:
+    def _refuse(self, expected: str, got: str, cause: Exception | None = None, fix: str | None = None) -> NoReturn:
         removal = f"with: rm {shlex.quote(self._where)}" if self._place.folder is not None else "from the bucket."
         raise DamagedSegmentError(
             f"Cannot use segment '{self._where}': expected {expected}, got {got}. Its rows count as absent; "
-            f"delete it {removal}"
+            + (f"run: {fix}" if fix else f"delete it {removal}")
         ) from cause
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethought.errors import StoreError
-from forethought.store.column import Column, as_keys, check_columns
+from forethought.store.column import Bytes, Column, as_keys, check_columns
 from forethought.store.files import has_run_out, writing
 from forethought.store.index import Index
 from forethought.store.notes import read_note, write_note
@@ -155,6 +155,7 @@ class Table:
             self.fingerprint,
             self.columns,
             segment_rows=rows,
+            segment_bytes=segment_bytes,
             committed=self._admit_committed,
         )
 
@@ -215,16 +216,20 @@ class Table:
             self.refresh()
         index, until = self._index, len(self._segments)
         if index.segments < until:
-            pieces = []
-            for number, segment in self._sound():
-                if index.segments <= number < until:
-                    try:
-                        pieces.append((number, segment.keys))
-                    except DamagedSegmentError as err:
-                        self._condemn(segment.name, err)
-            self._index = index = index.merged(pieces, until)
+            self._index = index = index.merged(self._keys(index.segments, until), until)
             self._warn()
         return index
+
+    def _keys(self, start: int, until: int) -> Iterator[tuple[int, Bytes]]:
+        """Read the keys of the sound ones among some segments, one by one."""
+        for number, segment in enumerate(self._segments[start:until], start):
+            if segment.name not in self.damaged:
+                try:
+                    keys = segment.keys
+                except DamagedSegmentError as err:
+                    self._condemn(segment.name, err)
+                else:
+                    yield number, keys
 
     def _condemn(self, name: str, error: DamagedSegmentError) -> None:
         if name not in self.damaged:
