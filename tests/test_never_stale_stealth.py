@@ -1,0 +1,381 @@
+"""Changes that go unnoticed most easily: one sample in many, by a way that no list of parts, files or stamps shows.
+
+Where a store believes without reading, or without running a model, it has to account for all that is read. Here it is
+read in ways that are easily forgotten. Reading a few samples again shows none of these, for only one of many changes.
+What is not seen today is marked; whoever keeps a promise takes the mark away.
+"""
+
+import collections
+import contextvars
+import functools
+import mmap
+import os
+import pkgutil
+import sys
+import time
+import types
+
+import pytest
+import torch
+from test_never_stale import REST_S, Net, Own, as_tensor, extracted, overwrite, raw_of, store_of
+from torch import nn
+from torch.utils.data import Dataset
+
+MANY = 160
+CASES, MISSED = {}, {}
+
+
+def case(missed=""):
+    """Register a case; `missed` says why it is not seen today."""
+
+    def registered(function):
+        CASES[function.__name__] = function
+        if missed:
+            MISSED[function.__name__] = missed
+        return function
+
+    return registered
+
+
+class Many(Own):
+    """A file for each of many samples."""
+
+    def __init__(self, folder, many=MANY):
+        self.folder, self.many = folder, many
+        for number in range(many):
+            self.path(number).write_bytes(raw_of(number))
+
+    def __len__(self):
+        return self.many
+
+    def __getitem__(self, index):
+        return as_tensor(self.path(index).read_bytes()), index
+
+
+@case()
+def file_edited_in_place(folder):
+    data = Many(folder)
+    yield data, MANY
+    overwrite(data.path(77), raw_of(1000))
+    yield data, 1
+
+
+@case()
+def file_that_two_samples_read(folder):
+    class Shared(Many):
+        def __getitem__(self, index):
+            return as_tensor(self.path(index).read_bytes()), int.from_bytes(
+                self.path((index + 1) % MANY).read_bytes()[:1]
+            )
+
+    data = Shared(folder)
+    yield data, MANY
+    overwrite(data.path(77), raw_of(1000))
+    yield data, 1
+
+
+@case()
+def chunks_read_when_first_needed(folder):
+    """A file holds ten samples; the last one read is kept. Each step has a new object, as each run has."""
+    for chunk in range(MANY // 10):
+        (folder / f"chunk{chunk}").write_bytes(b"".join(raw_of(10 * chunk + n) for n in range(10)))
+
+    class Chunks(Dataset):
+        def __init__(self):
+            self.number, self.chunk = -1, b""
+
+        def __len__(self):
+            return MANY
+
+        def __getitem__(self, index):
+            if index // 10 != self.number:
+                self.number = index // 10
+                self.chunk = (folder / f"chunk{self.number}").read_bytes()
+            size = len(self.chunk) // 10
+            return as_tensor(self.chunk[index % 10 * size :][:size]), index
+
+    yield Chunks(), MANY
+    overwrite(folder / "chunk7", b"".join(raw_of(1000 if n == 5 else 70 + n) for n in range(10)))
+    yield Chunks(), 1
+
+
+@case()
+def read_ahead(folder):
+    """While one sample is read, the file of the next is opened."""
+
+    class Ahead(Many):
+        next = (-1, b"")
+
+        def __getitem__(self, index):
+            raw = self.next[1] if self.next[0] == index else self.path(index).read_bytes()
+            self.next = (index + 1, self.path((index + 1) % MANY).read_bytes())
+            return as_tensor(raw), index
+
+    yield Ahead(folder), MANY
+    overwrite(folder / "77.raw", raw_of(1000))
+    data = Ahead.__new__(Ahead)
+    data.folder, data.many = folder, MANY
+    yield data, 1
+
+
+@case("whether a file exists is asked of the system, and Python tells nobody")
+def optional_file_that_appears(folder):
+    """A mask beside the picture, where there is one."""
+
+    class Masked(Many):
+        def __getitem__(self, index):
+            raw, mask = as_tensor(self.path(index).read_bytes()), self.path(index).with_suffix(".mask")
+            return (raw * 0 if mask.exists() else raw), index
+
+    data = Masked(folder)
+    yield data, MANY
+    data.path(77).with_suffix(".mask").touch()
+    yield data, 1
+
+
+@case("whether a file exists is asked of the system, and Python tells nobody")
+def optional_annotation_that_appears(folder):
+    """A label beside the picture, where there is one: a target, so nothing is computed."""
+
+    class Annotated(Many):
+        def __getitem__(self, index):
+            label = self.path(index).with_suffix(".txt")
+            return as_tensor(self.path(index).read_bytes()), int(label.read_text()) if os.path.isfile(label) else -1
+
+    data = Annotated(folder)
+    yield data, MANY
+    data.path(77).with_suffix(".txt").write_text("3")
+    yield data, 0
+
+
+@case("what a link names is asked of the system, and Python tells nobody")
+def label_in_the_target_of_a_link(folder):
+    class Linked(Many):
+        def __init__(self, folder):
+            super().__init__(folder)
+            for number in range(MANY):
+                (folder / f"{number}.label").symlink_to("0")
+
+        def __getitem__(self, index):
+            return as_tensor(self.path(index).read_bytes()), int(os.readlink(self.folder / f"{index}.label"))
+
+    data = Linked(folder)
+    yield data, MANY
+    (folder / "77.label").unlink()
+    (folder / "77.label").symlink_to("5")
+    yield data, 0
+
+
+@case("what is read by the number of a descriptor was opened before anybody watched")
+def number_of_a_descriptor(folder):
+    (folder / "all").write_bytes(b"".join(raw_of(n) for n in range(MANY)))
+    descriptor = os.open(folder / "all", os.O_RDONLY)
+
+    class Held(Dataset):
+        def __init__(self):
+            self.descriptor = descriptor
+
+        def __len__(self):
+            return MANY
+
+        def __getitem__(self, index):
+            return as_tensor(os.pread(self.descriptor, len(raw_of(0)), index * len(raw_of(0)))), index
+
+    try:
+        yield Held(), MANY
+        overwrite(folder / "all", b"".join(raw_of(1000 if n == 77 else n) for n in range(MANY)))
+        yield Held(), 1
+    finally:
+        os.close(descriptor)
+
+
+@case("slots are no part of __dict__")
+def attribute_in_a_slot(folder):
+    class Slotted(Many):
+        __slots__ = ("order",)
+
+        def __getitem__(self, index):
+            return as_tensor(self.path(self.order[index]).read_bytes()), index
+
+    data = Slotted(folder)
+    data.order = list(range(MANY))
+    yield data, MANY
+    data.order[77] = 3
+    yield data, 0
+
+
+@case("data of packages is read by the import system, whose files do not count")
+def data_of_a_package(folder):
+    package = folder / "never_stale_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "labels").write_bytes(bytes(MANY))
+    sys.path.insert(0, str(folder))
+    try:
+        __import__(package.name)
+    finally:
+        sys.path.remove(str(folder))
+
+    class Packaged(Many):
+        def __getitem__(self, index):
+            return as_tensor(self.path(index).read_bytes()), pkgutil.get_data("never_stale_package", "labels")[index]
+
+    data = Packaged(folder)
+    yield data, MANY
+    overwrite(package / "labels", bytes(77) + b"\1" + bytes(MANY - 78))
+    yield data, 0
+
+
+@case("a page that was written before is written again, and the system keeps the time of the first")
+def mapping_that_is_written_again(folder):
+    """Another program has the file mapped, and goes on writing into a page that was not yet put on the disk."""
+    data = Many(folder)
+    with open(data.path(77), "r+b") as file:
+        view = mmap.mmap(file.fileno(), 0)
+    view[0:1] = b"\1"
+    yield data, MANY
+    view[0:1] = b"\2"
+    view.close()
+    yield data, 1
+
+
+# How one number in a table gets from a module or function into a data set; {k} is 0, then 1; mod is a module of the name {m}.
+ROUTES = {
+    "a local import": "mod.K = {k}\ndef add(index):\n import {m}\n return {m}.K * (index == 77)",
+    "a local import of a name": "mod.K = {k}\ndef add(index):\n from {m} import K\n return K * (index == 77)",
+    "an attribute of a function": "def add(index): return add.k * (index == 77)\nadd.k = {k}",
+    "a module held in a closure": "mod.K = {k}\ndef make(m):\n def add(index): return m.K * (index == 77)\n return add\nadd = make(mod)",
+    "a module as a default": "mod.K = {k}\ndef add(index, m=mod): return m.K * (index == 77)",
+    "a module in a dictionary": "mod.K = {k}\nC = {{'a': mod}}\ndef add(index): return C['a'].K * (index == 77)",
+    "a metaclass": "class Meta(type):\n K = {k}\nclass C(metaclass=Meta): pass\ndef add(index): return C.K * (index == 77)",
+    "an attribute of a library": "import numpy\nnumpy.stealth = {k}\ndef add(index): return numpy.stealth * (index == 77)",
+    "sys.modules": "import sys\nmod.K = {k}\ndef add(index): return sys.modules['{m}'].K * (index == 77)",
+    "a global": "K = {k}\ndef add(index): return K * (index == 77)",
+    "a global of another module": "mod.K = {k}\ndef add(index): return mod.K * (index == 77)",
+    "a table": "T = [0] * 160\nT[77] = {k}\ndef add(index): return T[index]",
+}  # fmt: skip
+
+
+def number_from(route):
+    def number_in_a_table(folder):
+        name = f"stealth{list(ROUTES).index(route)}"
+        outside = sys.modules[name] = types.ModuleType(name)
+
+        def made(k):
+            user = types.ModuleType("user_code")
+            vars(user).update(mod=outside, functools=functools)
+            exec(ROUTES[route].format(k=k, m=name), vars(user))
+            return user.add
+
+        class Added(Many):
+            def __getitem__(self, index):
+                return as_tensor(self.path(index).read_bytes()) + self.add(index), index
+
+        data = Added(folder)
+        data.add = made(0)
+        yield data, MANY
+        data.add = made(1)
+        yield data, 1
+
+    return number_in_a_table
+
+
+CASES |= {f"number by {route}": number_from(route) for route in ROUTES}
+# Seen: a global, what a global module holds, a table. Not yet, in data sets and in models:
+ROUTES_MISSED = {
+    "a local import": "names that a function imports are not looked up",
+    "a local import of a name": "names that a function imports are not looked up",
+    "an attribute of a function": "what a function holds in attributes is no part of it",
+    "a module held in a closure": "a module counts by its name, but for globals",
+    "a module as a default": "a module counts by its name, but for globals",
+    "a module in a dictionary": "a module counts by its name, but for globals",
+    "a metaclass": "what the class of a class holds is no part of it",
+    "an attribute of a library": "libraries count by their version",
+}
+MISSED |= {f"number by {route}": why for route, why in ROUTES_MISSED.items()}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, request):
+    """Every chosen case, begun: its files have rested. The files of most are alike, and written once."""
+    chosen = {item.callspec.params["name"] for item in request.session.items
+              if item.path == request.path and "begun" in item.fixturenames}  # fmt: skip
+    running = {}
+    for name in sorted(chosen):
+        folder = tmp_path_factory.mktemp("stealth")
+        steps = CASES[name](folder)
+        running[name] = (steps, next(steps), store_of(folder))
+    time.sleep(REST_S)
+    return running
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_change_in_many_is_seen(name, begun):
+    """Twice before and once after: what is believed is believed by then."""
+    steps, step, store = begun[name]
+    try:
+        while step is not None:
+            dataset, rows = step
+            assert extracted(Net(), dataset, store) == rows
+            assert extracted(Net(), dataset, store) == 0
+            step = next(steps, None)
+    except AssertionError:
+        if name in MISSED:
+            pytest.xfail(MISSED[name])
+        raise
+    finally:
+        steps.close()
+
+
+MODEL_ROUTES = {
+    "a local import": "mod.K = {k}\nclass M(Base):\n def factor(self):\n  import {m}\n  return {m}.K",
+    "a local import of a name": "mod.K = {k}\nclass M(Base):\n def factor(self):\n  from {m} import K\n  return K",
+    "an attribute of a function": "def f(): return f.k\nf.k = {k}\nclass M(Base):\n def factor(self): return f()",
+    "an attribute that is a module": "mod.K = {k}\nclass M(Base):\n def __init__(self): super().__init__(); self.config = mod\n def factor(self): return self.config.K",
+    "a class attribute that is a module": "mod.K = {k}\nclass M(Base):\n config = mod\n def factor(self): return self.config.K",
+    "a module held in a closure": "mod.K = {k}\ndef make(m):\n def f(): return m.K\n return f\nf = make(mod)\nclass M(Base):\n def factor(self): return f()",
+    "a module as a default": "mod.K = {k}\nclass M(Base):\n def factor(self, m=mod): return m.K",
+    "a module in a dictionary": "mod.K = {k}\nC = {{'a': mod}}\nclass M(Base):\n def factor(self): return C['a'].K",
+    "a metaclass": "class Meta(type(Base)):\n K = {k}\nclass M(Base, metaclass=Meta):\n def factor(self): return type(self).K",
+    "an attribute of a library": "torch.stealth = {k}\nclass M(Base):\n def factor(self): return torch.stealth",
+    "a module's __getattr__": "exec('def __getattr__(name): return {k}', vars(mod))\nclass M(Base):\n def factor(self): return mod.anything",
+    "sys.modules": "import sys\nmod.K = {k}\nclass M(Base):\n def factor(self): return sys.modules['{m}'].K",
+    "a subclass that is looked up": "class P: pass\nclass Q(P):\n K = {k}\nclass M(Base):\n def factor(self): return P.__subclasses__()[-1].K",
+    "a slot": "class C:\n __slots__ = ('k',)\nc = C(); c.k = {k}\nclass M(Base):\n def factor(self): return c.k",
+    "a context variable": "mod.v = contextvars.ContextVar('v', default={k})\nclass M(Base):\n def factor(self): return mod.v.get()",
+    "a deque": "d = collections.deque([{k}])\nclass M(Base):\n def factor(self): return d[0]",
+    "a registered function": "@functools.singledispatch\ndef f(x): return 0\n@f.register\ndef _(x: int): return {k}\nclass M(Base):\n def factor(self): return f(1)",
+    "eval": "class M(Base):\n def __init__(self): super().__init__(); self.text = '{k}'\n def factor(self): return eval(self.text)",
+}  # fmt: skip
+SEEN_IN_MODELS = list(MODEL_ROUTES)[-5:]
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 8, bias=False).requires_grad_(False)
+        self.layer.weight.data = torch.arange(32.0).reshape(8, 4)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x) * self.factor())
+
+
+@pytest.mark.parametrize("route", MODEL_ROUTES)
+def test_a_number_that_reaches_a_model_by_stealth_is_seen(route, tmp_path):
+    """The store's note of a model is believed without running it: it has to account for every number that it reads."""
+    name = f"stealth_model{list(MODEL_ROUTES).index(route)}"
+    outside = sys.modules[name] = types.ModuleType(name)
+    x = torch.arange(40.0).reshape(10, 4)
+    for k in (2.0, 3.0):
+        user = types.ModuleType("user_code")
+        vars(user).update(
+            Base=Base, torch=torch, mod=outside, functools=functools, collections=collections, contextvars=contextvars
+        )
+        exec(MODEL_ROUTES[route].format(k=k, m=name), vars(user))
+        try:
+            extracted(user.M(), x, tmp_path)
+        except AssertionError:
+            if k == 3.0 and route not in SEEN_IN_MODELS:
+                pytest.xfail("the note of a model does not account for this, and is believed")
+            raise
