@@ -142,7 +142,7 @@ def test_each_batch_is_fetched_once_for_all_heads():
     fit(train, val, {"a": _linear(), "b": _linear(), "c": _linear()}, epochs=3, batch_size=100, seed=5)
     assert train.passes == [(True, 5, 0), (True, 5, 1), (True, 5, 2)]
     assert train.given == 9
-    assert val.passes == [(False, None, None)] * 3
+    assert val.passes == [(False, None, 0)] * 3
     assert val.given == 3
     assert isinstance(train, Batches)
 
@@ -278,7 +278,7 @@ def test_test_rows_are_for_the_winner_once():
     """One pass over them, after the ranking."""
     test = Counted(X_VAL + 0.1, Y_VAL)
     results = fit(TRAIN, VAL, {"a": _linear(), "b": _noisy()}, lr=0.05, epochs=3, batch_size=50, test=test)
-    assert test.passes == [(False, None, None)]
+    assert test.passes == [(False, None, 0)]
     exact = (results.best.head(X_VAL + 0.1) - Y_VAL).abs().double().mean().item()
     assert results.test_score == pytest.approx(exact, rel=1e-6)
     assert f"test mae of {results.best.name}" in results.table()
