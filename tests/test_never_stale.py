@@ -124,18 +124,21 @@ def store_of(folder):
     return folder.with_name(f"{folder.name}-store")
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory, request):
-    """Every chosen case, begun: its files are written, and have rested."""
-    chosen = {item.callspec.params["name"] for item in request.session.items if "begun" in getattr(item, "fixturenames", ())
-              and "name" in item.callspec.params}  # fmt: skip
+def begin(cases, tmp_path_factory, request):
+    """Begin every chosen case: (its steps, the first one, a store), once the files of all have rested."""
+    chosen = [item for item in request.session.items if item.path == request.path and "begun" in item.fixturenames]
     running = {}
-    for name in sorted(chosen):
+    for name in sorted({item.callspec.params["name"] for item in chosen}):
         folder = tmp_path_factory.mktemp("case")
-        steps = CASES[name](folder)
+        steps = cases[name](folder)
         running[name] = (steps, next(steps), store_of(folder))
     time.sleep(REST_S)
     return running
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, request):
+    return begin(CASES, tmp_path_factory, request)
 
 
 def test_the_suite_sees_stale_rows(tmp_path, monkeypatch):
@@ -721,7 +724,6 @@ SOURCES = ["def t(image): return n(image) + {k}", "def t(image, k={k}): return n
 def code_of_a_transform(folder):
     """However the number gets into the function: the same names, another result."""
     data, outside = folder_of(images(folder / "images")), types.ModuleType("outside")
-    sys.modules["outside"] = outside
 
     def made(source, k):
         module = types.ModuleType("user_code")

@@ -12,12 +12,12 @@ import mmap
 import os
 import pkgutil
 import sys
-import time
 import types
 
+import numpy as np
 import pytest
 import torch
-from test_never_stale import REST_S, Net, Own, as_tensor, extracted, overwrite, raw_of, store_of
+from test_never_stale import Net, Own, as_tensor, begin, extracted, overwrite, raw_of
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -272,10 +272,15 @@ def number_from(route):
                 return as_tensor(self.path(index).read_bytes()) + self.add(index), index
 
         data = Added(folder)
-        data.add = made(0)
-        yield data, MANY
-        data.add = made(1)
-        yield data, 1
+        try:
+            data.add = made(0)
+            yield data, MANY
+            data.add = made(1)
+            yield data, 1
+        finally:
+            del sys.modules[name]
+            if route == "an attribute of a library":
+                del np.stealth
 
     return number_in_a_table
 
@@ -291,22 +296,14 @@ ROUTES_MISSED = {
     "a module in a dictionary": "a module counts by its name, but for globals",
     "a metaclass": "what the class of a class holds is no part of it",
     "an attribute of a library": "libraries count by their version",
+    "sys.modules": "modules that are looked up by name are not followed",
 }
 MISSED |= {f"number by {route}": why for route, why in ROUTES_MISSED.items()}
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, request):
-    """Every chosen case, begun: its files have rested. The files of most are alike, and written once."""
-    chosen = {item.callspec.params["name"] for item in request.session.items
-              if item.path == request.path and "begun" in item.fixturenames}  # fmt: skip
-    running = {}
-    for name in sorted(chosen):
-        folder = tmp_path_factory.mktemp("stealth")
-        steps = CASES[name](folder)
-        running[name] = (steps, next(steps), store_of(folder))
-    time.sleep(REST_S)
-    return running
+    return begin(CASES, tmp_path_factory, request)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -362,10 +359,12 @@ class Base(nn.Module):
 
 
 @pytest.mark.parametrize("route", MODEL_ROUTES)
-def test_a_number_that_reaches_a_model_by_stealth_is_seen(route, tmp_path):
+def test_a_number_that_reaches_a_model_by_stealth_is_seen(route, tmp_path, monkeypatch):
     """The store's note of a model is believed without running it: it has to account for every number that it reads."""
     name = f"stealth_model{list(MODEL_ROUTES).index(route)}"
-    outside = sys.modules[name] = types.ModuleType(name)
+    outside = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, outside)
+    monkeypatch.setattr(torch, "stealth", None, raising=False)
     x = torch.arange(40.0).reshape(10, 4)
     for k in (2.0, 3.0):
         user = types.ModuleType("user_code")
