@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset, default_collate
 
 from forethought.errors import IdentityError
 from forethought.identity import Digest
-from forethought.sources import names, version
+from forethought.sources import imported, names, version
 
 _KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
 _UNSEEN = (
@@ -22,9 +22,12 @@ _UNSEEN = (
 )  # fmt: skip
 _SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.folder", "torchvision.datasets.mnist",
          "torchvision.datasets.vision")  # fmt: skip
-_UNSEEN_NAMES = {"from_file", "read_image", "read_file"}
+_UNSEEN_NAMES = {"from_file", "read_file", "read_image", "truetype"}
 _REACH = {"globals", "locals", "vars", "eval", "exec", "__import__", "environ", "getenv"}
-_KEPT = {"cache", "lru_cache"}
+_ASKS = {  # whether a file is there, or what its times are, or what an open descriptor gives: Python tells of none
+    "access", "exists", "get_data", "getmtime", "getsize", "is_dir", "is_file", "isdir", "isfile", "lexists", "lstat",
+    "pread", "preadv", "readlink", "stat",
+}  # fmt: skip
 
 
 def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, str] | None:
@@ -38,7 +41,7 @@ def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, 
     Returns:
         Hexadecimal digests by the part's name, "transform" for an attribute of that name, say.
     """
-    if not hasattr(dataset, "__dict__") or _has_unseen_backend():
+    if not hasattr(dataset, "__dict__") or _has_slots(dataset) or _has_unseen_backend():
         return None  # a list, say: identifying it is reading it
     try:
         parts = dict(_parts(dataset))
@@ -47,6 +50,10 @@ def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, 
     except IdentityError:
         return None
     return parts
+
+
+def _has_slots(dataset: Any) -> bool:
+    return any(vars(base).get("__slots__") for base in type(dataset).__mro__)
 
 
 def _parts(dataset: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -79,7 +86,11 @@ class _DataDigest(Digest):
         return root in _KNOWN or root in sys.stdlib_module_names
 
     def _check_reach(self, function: types.FunctionType) -> None:
-        hidden = names(function.__code__) & (_REACH | _UNSEEN_NAMES)
+        found = names(function.__code__)
+        hidden = found & (_REACH | _UNSEEN_NAMES | _ASKS)
+        if {"os", "read"} <= found and "open" not in found:
+            hidden.add("read")  # of a descriptor that was opened before
+        hidden |= {name for name in imported(function.__code__) if not self._is_library(name)}
         if hidden:
             raise _hidden(f"{function.__qualname__}, which uses {sorted(hidden)[0]}")
 

@@ -76,7 +76,7 @@ def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) ->
     trains = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     digest = _ModelDigest(skip=lambda tensor: id(tensor) in trains)
     digest.add("forethought model", VERSION, str(torch.__version__), at, repr(forms), numeric_state(device), model)
-    return digest.add(_patched()).hex()
+    return digest.add(_patched(), _global_hooks()).hex()
 
 
 class _ModelDigest(Digest):
@@ -88,6 +88,12 @@ class _ModelDigest(Digest):
             raise IdentityError(
                 f"Cannot tell what {function.__qualname__} reads: expected names in its code, got getattr, by a text."
             )
+
+
+def _global_hooks() -> list[Any]:
+    """List the hooks that torch calls around every module of the process."""
+    held = sorted((name, value) for name, value in vars(nn.modules.module).items() if name.startswith("_global_"))
+    return [(name, list(value.values())) for name, value in held if isinstance(value, dict)]
 
 
 def _patched() -> list[Any]:

@@ -28,6 +28,7 @@ from forethought.sources import (
     is_heap,
     is_library,
     is_python,
+    is_shipped,
     names,
     qualified,
     version,
@@ -234,9 +235,12 @@ class Digest:
             self._mark("builtin", f"{value.__module__}.{value.__qualname__}".encode())
             owner = value.__self__
             self.add(None if isinstance(owner, types.ModuleType) else owner)
-        elif isinstance(value, types.ModuleType | logging.Logger):
-            name = value.name if isinstance(value, logging.Logger) else value.__name__
-            self._mark("named", f"{type(value).__name__} {name}".encode())
+        elif isinstance(value, types.ModuleType):
+            if not is_shipped(value.__name__):
+                raise _unknown(value)  # which of its numbers are read does not show
+            self._mark("named", f"module {value.__name__}".encode())
+        elif isinstance(value, logging.Logger):
+            self._mark("named", f"Logger {value.name}".encode())
         elif isinstance(value, _DESCRIPTORS):
             self._mark("descriptor", value.__qualname__.encode())
         elif isinstance(value, property | staticmethod | classmethod | functools.cached_property):
@@ -273,6 +277,8 @@ class Digest:
     def _class(self, cls: type) -> None:
         """Write a class by name and by all that it holds; what a library made, by the library's version."""
         self._mark("class", qualified(cls).encode())
+        if not is_shipped(type(cls).__module__):
+            self.add(type(cls))
         for base in cls.__mro__:
             if not is_heap(base):
                 self._mark("builtin", qualified(base).encode())
@@ -301,6 +307,8 @@ class Digest:
         self._code(code, code.co_consts[1:] if has_text else code.co_consts)
         self.add(function.__defaults__, function.__kwdefaults__)
         self.add([_content(cell) for cell in function.__closure__ or ()])
+        if vars(function):
+            self.add(dict(vars(function)))
         self._check_reach(function)
         read = names(code)
         for name in sorted(read & function.__globals__.keys()):
@@ -314,10 +322,12 @@ class Digest:
             return
         self._mark("named", value.__name__.encode())
         self._check_module(value, read)
-        if not self._is_library(value.__name__) and depth < 4:
-            for name in sorted(read & vars(value).keys()):
+        is_library = self._is_library(value.__name__)
+        for name in sorted(read & vars(value).keys()) if depth < 4 else ():
+            item = vars(value)[name]
+            if not is_library or isinstance(item, Tensor) or type(item) in _SCALARS or _is_foreign(item):
                 self.add(name)
-                self._global(vars(value)[name], read, depth + 1)
+                self._global(item, read, depth + 1)
 
     # What a digest of something other than a model sees otherwise.
 
@@ -360,6 +370,11 @@ def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
             digest.update(view[row].data)
         keys[row] = np.frombuffer(digest.digest(length=KEY_BYTES), np.uint8)
     return keys
+
+
+def _is_foreign(item: Any) -> bool:
+    """Say whether something that a library's module holds was put there by somebody else."""
+    return isinstance(item, types.FunctionType) and not is_shipped(item.__module__)
 
 
 def _unknown(value: Any) -> IdentityError:

@@ -3,6 +3,7 @@
 import dis
 import functools
 import os
+import sys
 import types
 from typing import Any
 
@@ -59,6 +60,11 @@ def is_library(module: str | None) -> bool:
     return (module or "").split(".")[0] in _LIBRARIES
 
 
+def is_shipped(module: str | None) -> bool:
+    """Say whether a module comes with Python or with such a library, and not from the user."""
+    return is_library(module) or (module or "").split(".")[0] in sys.stdlib_module_names
+
+
 @functools.cache
 def version(module: str | None) -> str:
     """Give the version of a library, builds of it left out: they differ between devices."""
@@ -94,12 +100,27 @@ def check_reach(function: types.FunctionType) -> None:
         IdentityError: it looks names up by text, runs text, or reads files or the environment.
     """
     code = function.__code__
+    brought = {name for name in imported(code) if not is_shipped(name)}
+    if brought:
+        raise IdentityError(
+            f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
+            f"got one that imports {sorted(brought)[0]} when it runs. Import it at the top of the file."
+        )
     anywhere = (_called_by_name(code) & _REACH_ANYWHERE - function.__globals__.keys()) | (names(code) & _OUTSIDE)
     if anywhere:
         raise IdentityError(
             f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
             f"got one that uses {sorted(anywhere)[0]}. Read it in __init__ and keep it in an attribute."
         )
+
+
+def imported(code: types.CodeType) -> set[str]:
+    """Give the modules that a function, and the functions inside it, import when they run; "" for relative ones."""
+    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            found |= imported(item)
+    return found
 
 
 def names(code: types.CodeType) -> set[str]:

@@ -91,8 +91,11 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         seen.outside = True
         return
     path, _, flags = arguments
-    if isinstance(path, int) or flags & os.O_ACCMODE == os.O_WRONLY:
-        return  # a descriptor was opened by name before; what is only written is not read
+    if isinstance(path, int):
+        seen.outside = True  # a descriptor that was opened before, who knows of what
+        return
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        return  # what is only written is not read
     name = os.fsdecode(path)
     seen.files[name] = stamp(name) or UNPROVEN
 

@@ -85,7 +85,10 @@ class Folder:
         if folder:
             make_folder(self.folder / folder)
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for parent in reversed(self.folder.parents):
+                if not parent.exists():
+                    make_folder(parent)
+            make_folder(self.folder)
 
     def sweep(self, folder: str) -> None:
         """Remove temporary files of yesterday."""

@@ -180,7 +180,10 @@ class Segment:
             ) from err
 
     def _read_header(self, file: FileIO) -> Header:
-        size = os.fstat(file.fileno()).st_size
+        try:
+            size = os.fstat(file.fileno()).st_size
+        except OSError as err:
+            self._fail(err)
         length = bytearray(LENGTH_BYTES)
         self._read_into(file, 0, memoryview(length))
         header_bytes = LENGTH_BYTES + int.from_bytes(length, "little")
