@@ -229,7 +229,6 @@ def test_a_hook_removed_is_a_change(tmp_path):
     assert extracted(Net(), X, tmp_path) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the store's note of a model does not know of hooks on all modules")
 def test_a_global_hook_is_a_change(tmp_path):
     net = Net()
     assert extracted(net, X, tmp_path) == N

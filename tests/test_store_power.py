@@ -305,7 +305,6 @@ def test_a_power_failure_at_any_moment_loses_nothing_committed(recorded, tmp_pat
     assert told == {}
 
 
-@pytest.mark.xfail(strict=False, reason="Store makes its folder without flushing the name of it, nor those of parents")
 def test_a_store_that_made_its_own_folder_survives_too(recorded, tmp_path):
     """The name of the store in its parent folder is flushed as well, or all below it is gone."""
     _, folder = recorded

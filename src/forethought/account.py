@@ -13,12 +13,13 @@ from torch.utils.data import ConcatDataset, Subset, default_collate
 
 from forethought.errors import IdentityError
 from forethought.identity import Digest
-from forethought.sources import imported, names, version
+from forethought.sources import imported, is_shipped, names, version
 
 _KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
 _UNSEEN = (
     "_ctypes", "_socket", "_sqlite3", "ctypes", "dbm", "ftplib", "http", "multiprocessing", "shelve", "socket",
-    "sqlite3", "subprocess", "torch.ops", "torchvision.datasets", "torchvision.io", "urllib",
+    "sqlite3", "subprocess", "torch.ops", "torchaudio", "torchvision.datasets", "torchvision.io",
+    "transformers.audio_utils", "transformers.image_utils", "transformers.video_utils", "urllib",
 )  # fmt: skip
 _SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.folder", "torchvision.datasets.mnist",
          "torchvision.datasets.vision")  # fmt: skip
@@ -83,7 +84,7 @@ class _DataDigest(Digest):
 
     def _is_library(self, module: str | None) -> bool:
         root = (module or "").split(".")[0]
-        return root in _KNOWN or root in sys.stdlib_module_names
+        return root in _KNOWN or is_shipped(module)  # others patch torch's classes when they are imported
 
     def _check_reach(self, function: types.FunctionType) -> None:
         found = names(function.__code__)
