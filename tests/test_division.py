@@ -98,10 +98,11 @@ def test_the_killed_hold_nobody_up(tmp_path):
 def test_threads_divide_the_rows(tmp_path):
     """One store object, one model each."""
     store, computed = Store(tmp_path / "store"), []
-    work = lambda: computed.append(  # noqa: E731
-        ft.extract(make_net(0.002), make_data(), store, batch_size=16, progress=False).report.rows_computed
+    nets = [make_net(0.002) for _ in range(2)]  # drawing numbers in another thread looks like chance in the model
+    work = lambda net: computed.append(  # noqa: E731
+        ft.extract(net, make_data(), store, batch_size=16, progress=False).report.rows_computed
     )
-    threads = [threading.Thread(target=work) for _ in range(2)]
+    threads = [threading.Thread(target=work, args=(net,)) for net in nets]
     for each in threads:
         each.start()
     for each in threads:
@@ -116,7 +117,8 @@ def test_a_living_claim_is_waited_for_and_a_stale_one_is_not(tmp_path, monkeypat
     mine = Division(store, (table.fingerprint, f"Tensor {ROWS}"), ROWS)
     assert mine.mine(np.arange(64)).all()
     done = []
-    thread = threading.Thread(target=lambda: done.append(ft.extract(make_net(), make_data(), store, progress=False)))
+    net = make_net()
+    thread = threading.Thread(target=lambda: done.append(ft.extract(net, make_data(), store, progress=False)))
     thread.start()
     thread.join(1.5)
     assert thread.is_alive(), "did not wait"

@@ -386,12 +386,13 @@ def test_lazy_layers_get_their_sizes(zoo):
     assert seen.modules[0].parameters == 5 * 3 + 3 + 4
 
 
-def test_a_model_without_values_is_refused():
-    """On the meta device there is nothing to run."""
-    with pytest.raises(ModelError, match="Cannot inspect Sequential: expected it to run again"):
-        inspect_model(
-            named(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).to("meta"), torch.randn(2, 4, device="meta"))
-        )
+def test_a_model_without_values_is_shown_and_cannot_be_split():
+    """On the meta device there is nothing to run; the refusal says which weights lie there."""
+    seen = inspect_model(
+        named(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).to("meta"), torch.randn(2, 4, device="meta"))
+    )
+    assert "'0.weight', '0.bias', '1.weight'" in repr(seen)
+    assert "on meta. Load them first" in repr(seen)
 
 
 class Tied(nn.Module):
