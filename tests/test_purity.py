@@ -1,6 +1,7 @@
 """The laws of purity: a row depends on its own sample alone, and rounding is no reason to refuse."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import forethought as ft
+from forethought import purity
 from forethought.dataset import Batch
 from forethought.errors import IdentityError, ImpureTrunkError, SplitError
-from forethought.purity import probe
+from forethought.purity import probe, rows_of
 
 
 class Between(nn.Module):
@@ -190,6 +192,42 @@ def test_a_generator_of_a_modules_own_is_refused(name, store):
 @pytest.mark.parametrize("make", [random.Random, random.SystemRandom, np.random.default_rng, torch.Generator])
 def test_a_generator_that_is_not_drawn_from_is_no_reason_to_refuse(make, store):
     assert ft.extract(rarely(lambda *_: 0, make()), make_x(), store).report.rows_computed == 20
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(1), random.random, np.random.rand], ids=["torch", "Python", "numpy"]
+)
+def test_another_thread_that_draws_is_no_reason_to_refuse(draw, store, monkeypatch):
+    """Generators belong to the process: a trunk that draws moves them in each of its runs, another thread in some."""
+    runs = []
+
+    def run_beside_another_thread(split, batch):
+        runs.append(1)
+        if len(runs) in (1, 3):
+            thread = threading.Thread(target=draw)
+            thread.start()
+            thread.join()
+        return rows_of(split, batch)
+
+    monkeypatch.setattr(purity, "rows_of", run_beside_another_thread)
+    assert ft.extract(rarely(lambda *_: 0), make_x(), store).report.rows_computed == 20
+    assert len(runs) > 3
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention", "constants"])
+def test_the_kernel_that_draws_is_named(name, store):
+    with pytest.raises(ImpureTrunkError, match=r"random numbers drawn by aten\.\w+"):
+        ft.extract(rarely(RARE[name]), make_x(), store)
+
+
+def test_attention_that_drops_nothing_is_no_reason_to_refuse(store):
+    """Its kernels may draw, and say so, whether they do or not."""
+    attention = lambda _, h: F.scaled_dot_product_attention(*[h[:, None, None]] * 3)[:, 0, 0]  # noqa: E731
+    model, x = rarely(attention), make_x()
+    with torch.random.fork_rng(), purity._Drawing() as drawing:
+        model(x)
+    assert not drawing.seen
+    assert ft.extract(model, x, store).report.rows_computed == 20
 
 
 def test_random_numbers_in_the_head_are_no_reason_to_refuse(store):

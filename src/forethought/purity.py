@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from forethought import nesting
 from forethought.dataset import Batch
@@ -26,6 +27,7 @@ from forethought.replay import Split
 _BOUNDS = {torch.float64: (16.0, 1024.0), torch.float32: (16.0, 1024.0)}
 _BOUNDS_HALF = (4.0, 16.0)
 _NOISE_TIMES = 8.0
+_RUNS_TO_BLAME = 8  # in each of which a generator moved, for it to be the trunk's doing
 # Generators that a module may hold for itself; one of torch is seen where an operation is given it.
 _OWN = (random.Random, np.random.Generator, np.random.RandomState)
 
@@ -63,7 +65,7 @@ def probe(split: Split, batch: Batch) -> Purity:
     buffers = [(name, buffer, buffer.clone()) for name, buffer in split.model.named_buffers()]
     chance = _random_states(split)
     first, second = rows_of(split, batch), rows_of(split, batch)
-    _check_chance(split, chance)
+    _check_chance(split, batch, chance)
     for name, buffer, before in buffers:
         if not torch.equal(buffer, before):
             raise ImpureTrunkError(
@@ -115,17 +117,50 @@ def _state(generator: Any) -> str:
         return repr(state)
 
 
-def _check_chance(split: Split, before: list[Any]) -> None:
-    """Refuse a trunk that drew random numbers: rare or small effects need not show in a few rows."""
-    drawn = [op for op in split.plan.recording.operations if _draws(op)]
-    if _random_states(split) == before and not drawn:
+def _check_chance(split: Split, batch: Batch, before: list[Any]) -> None:
+    """Refuse a trunk that drew random numbers: rare or small effects need not show in a few rows.
+
+    Generators belong to the process, so another thread may have moved them (a DataLoader draws a seed at each start).
+    A trunk that draws does so in every run on one batch: if a run leaves them as they were, it was somebody else.
+    """
+    drawn = [str(op) for op in split.plan.recording.operations if _draws(op)]
+    runs = 0
+    while not drawn and _random_states(split) != before and runs < _RUNS_TO_BLAME:
+        before = _random_states(split)
+        with _Drawing() as drawing:
+            rows_of(split, batch)
+        drawn, runs = drawing.seen, runs + 1
+    if not drawn and runs < _RUNS_TO_BLAME:
         return
-    where = f", in {drawn[0]}" if drawn else ""
+    where = f" by {drawn[0]}" if drawn else ", or other threads that drew all the while"
     raise ImpureTrunkError(
         f"Cannot store features of {_name(split)}: expected the frozen part to give the same output every time, got "
         f"random numbers drawn{where}. Call model.eval(), or cut before the random part: "
         "ft.extract(model, ..., at=<an earlier module>)"
     )
+
+
+class _Drawing(TorchDispatchMode):
+    """Sees the kernels that draw random numbers in this thread, scripted and compiled ones too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and not _is_switched_off(func, args, kwargs or {}):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_switched_off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Say whether a kernel that may drop values, as attention does, was told to drop none."""
+    told = {argument.name: argument.default_value for argument in func._schema.arguments}
+    told |= dict(zip(told, args, strict=False)) | kwargs
+    drops = told.get("dropout_p", told.get("dropout", 1.0))
+    return drops == 0 or told.get("train", told.get("training", True)) is False
 
 
 def _draws(op: Operation) -> bool:
