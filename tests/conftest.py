@@ -31,6 +31,13 @@ def _no_store_of_the_user(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _no_meter_of_the_user(monkeypatch, tmp_path_factory):
+    """Neither a wall meter named in the environment, nor another test run that counts on this machine."""
+    monkeypatch.delenv("FORETHOUGHT_METER", raising=False)
+    monkeypatch.setattr("forethought.energy.ownership.FOLDER", tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
 def _torch_as_it_was():
     """A test that changes torch's global state must not change the next one."""
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()

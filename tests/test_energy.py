@@ -31,9 +31,11 @@ class ScriptedMeter:
     """Gives the reads that it was told to give."""
 
     label, instrument, scope, reason = "measured:counter", "scripted", "everything", None
+    step_s, step_j, most_power_w, bound = 0.0, 0.0, 1e9, (-0.1, 0.1)
 
-    def __init__(self, *reads, limits=None, min_window_s=0.0):
+    def __init__(self, *reads, limits=None, min_window_s=0.0, **about):
         self.reads, self.limits, self.min_window_s = list(reads), limits or {}, min_window_s
+        vars(self).update(about)
 
     def read(self):
         joules = self.reads.pop(0)
@@ -122,6 +124,45 @@ def test_window_refuses_less_than_the_counter_resolves():
     assert "needs 1 s" in reading.reason
 
 
+@pytest.mark.parametrize("limits", [{}, {"cpu": Limit(1e9, 1e6)}])
+def test_window_refuses_what_no_device_draws(limits):
+    """A counter that gains more than its device can draw lies, and is not believed."""
+    reads = {"cpu": 0.0}, {"cpu": 5001.0}
+    assert measure(ScriptedMeter(*reads, limits=limits, most_power_w=500.0), 10.0).energy_j is None
+    assert measure(ScriptedMeter(*reads, limits=limits, most_power_w=501.0), 10.0).energy_j == 5001.0
+    # Right after a renewal a counter has gained a whole step: that is no lie.
+    assert measure(ScriptedMeter(*reads, limits=limits, most_power_w=500.0, step_s=0.1), 9.9).energy_j == 5001.0
+
+
+@pytest.mark.parametrize(
+    ("about", "interval_j"),
+    [
+        ({"bound": (-0.1, 0.1)}, (90.0, 110.0)),
+        ({"bound": (-0.1, 0.1), "step_s": 0.1}, (89.0, 111.0)),  # a tenth of a second of ten
+        ({"bound": (-0.5, 1.0), "step_j": 60.0}, (0.0, 260.0)),  # never below nothing
+        ({"bound": None}, None),
+    ],
+)
+def test_window_gives_an_interval(about, interval_j):
+    """A reading says between which numbers the truth lies: by the instrument, and by the counter's steps."""
+    reading = measure(ScriptedMeter({"cpu": 0.0}, {"cpu": 100.0}, **about), 10.0)
+    assert reading.interval_j == (interval_j and pytest.approx(interval_j))
+
+
+def test_window_keeps_its_own_time_apart():
+    """Reading the meter is not part of the time that was measured, and is told."""
+    clock = FakeClock()
+
+    class Slow(ScriptedMeter):
+        def read(self):
+            clock.now += 0.25
+            return super().read()
+
+    with Window(Slow({"cpu": 0.0}, {"cpu": 1.0}), clock=clock) as window:
+        clock.now += 2.0
+    assert (window.reading.time_s, window.reading.overhead_s) == (2.0, 0.5)
+
+
 def test_window_refuses_components_that_change():
     """A GPU that appears in the middle has no beginning."""
     assert measure(ScriptedMeter({"a": 1.0}, {"a": 2.0, "b": 9.0}), 1.0).energy_j is None
@@ -140,10 +181,15 @@ def test_window_synchronizes_before_it_reads():
 
 def test_window_closes_after_an_error():
     """What a failed run drew was drawn; the device that failed is not waited for."""
-    waits = []
-    window = Window(ScriptedMeter({"cpu": 1.0}, {"cpu": 3.0}), synchronize=lambda: waits.append(1), clock=FakeClock())
-    with pytest.raises(KeyError), window:
+    waits, clock = [], FakeClock()
+    window = Window(ScriptedMeter({"cpu": 1.0}, {"cpu": 3.0}), synchronize=lambda: waits.append(1), clock=clock)
+
+    def fail():
+        clock.now += 1
         raise KeyError("work")
+
+    with pytest.raises(KeyError), window:
+        fail()
     assert (window.reading.energy_j, len(waits)) == (2.0, 1)
 
 
@@ -167,10 +213,11 @@ def test_no_meter_says_why():
 def test_all_meters_read_as_one():
     """Components are joined, the weakest label and the longest window win."""
     sampled = ScriptedMeter({"gpu": 1.0}, min_window_s=2.0)
-    sampled.label = "sampled:power"
+    sampled.label, sampled.bound = "sampled", (-0.25, 0.3)
     both = AllMeters([ScriptedMeter({"cpu": 2.0}, limits={"cpu": Limit(1.0, 1.0)}), sampled])
     assert both.read() == {"cpu": 2.0, "gpu": 1.0}
-    assert (both.label, both.min_window_s, list(both.limits)) == ("sampled:power", 2.0, ["cpu"])
+    assert (both.label, both.min_window_s, list(both.limits)) == ("sampled", 2.0, ["cpu"])
+    assert both.bound == (-0.25, 0.3)
 
 
 def test_all_meters_give_nothing_when_one_fails():

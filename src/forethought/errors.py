@@ -23,6 +23,7 @@ A message says: cannot do what, expected what, got what, and the fix as code or 
      ├─ FitError                 also ValueError     heads, targets or options that do not fit together
      ├─ BundleError              also ValueError     a saved model does not fit the one given
      ├─ ModelError               also ValueError     no model can be had by this name, or it does not run
+     ├─ EnergyError              also ValueError     a meter, a factor or a ledger that cannot be used
      └─ MissingExtraError        also ImportError    an optional dependency is not installed
 """
 
@@ -109,6 +110,10 @@ class BundleError(ForethoughtError, ValueError):
 
 class ModelError(ForethoughtError, ValueError):
     """No model can be had by this name, or it does not run on the inputs given."""
+
+
+class EnergyError(ForethoughtError, ValueError):
+    """A meter, a factor or a ledger cannot be used as it is given."""
 
 
 class MissingExtraError(ForethoughtError, ImportError):

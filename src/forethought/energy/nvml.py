@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from forethought.energy.meters import Limit, MeterReport
+from forethought.energy.meters import BOUNDS, COUNTER, Limit, MeterReport
 
 INSTRUMENT = "nvml"
 JOULES = 1e-3  # the counter is in millijoules
@@ -20,10 +20,14 @@ class NvmlMeter:
         scope: What the components are, in words.
     """
 
-    label = "measured:counter"
+    label = COUNTER
     instrument = INSTRUMENT
     # The driver renews the counter every 20 to 100 ms: ten steps or more, so that one step is under 10 %.
+    step_s = 0.1
+    step_j = JOULES
     min_window_s = 1.0
+    most_power_w = 5000.0  # of one device; a GH200 counts its whole module
+    bound = BOUNDS[COUNTER]
     # 64 bits of millijoules never wrap.
     limits: Mapping[str, Limit] = MappingProxyType({})
 
@@ -43,6 +47,23 @@ class NvmlMeter:
             return None
         self.reason = None
         return joules
+
+    def strangers(self, own: Collection[int]) -> int | None:
+        """Count the processes other than ours that compute on these GPUs; None where the driver does not tell.
+
+        In a container the driver may give numbers that mean nothing there: one process that is not known, where none
+        of ours is listed, is taken for ours.
+        """
+        try:
+            found = {
+                process.pid
+                for handle in self._handles.values()
+                for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            }
+        except (self._nvml.NVMLError, AttributeError):
+            return None
+        others = found - set(own)
+        return 0 if len(others) == 1 and others == found else len(others)
 
 
 def find_nvml(nvml: Any = None, *, gpus: Collection[str] | None = None) -> MeterReport:

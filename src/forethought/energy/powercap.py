@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from forethought.energy.meters import Limit, MeterReport
+from forethought.energy.meters import BOUNDS, COUNTER, Limit, MeterReport
 
 INSTRUMENT = "powercap"
 ROOT = Path("/sys/class/powercap")
@@ -54,9 +54,13 @@ class PowercapMeter:
         limits: How far each can be followed.
     """
 
-    label = "measured:counter"
+    label = COUNTER
     instrument = INSTRUMENT
-    min_window_s = 0.05  # fifty steps of 1 ms
+    step_s = 0.001
+    step_j = 1e-4  # RAPL counts in steps of 2**-14 J, some in 2**-16
+    min_window_s = 0.05  # fifty steps
+    most_power_w = 2 * MOST_POWER_W
+    bound = BOUNDS[COUNTER]
 
     def __init__(self, zones: tuple[Zone, ...], limits: Mapping[str, Limit]) -> None:
         self.scope = ", ".join(zone.component for zone in zones)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from forethought.energy.meters import UNAVAILABLE, Limit, Meter
+from forethought.energy.meters import UNAVAILABLE, Meter
 from forethought.errors import ForethoughtError
 
 
@@ -21,6 +21,9 @@ class Reading:
         label: How it came about: "measured:counter", or "unavailable" when `energy_j` is None.
         scope: What the instrument covers. What it does not see (power supply, fans, disks) is not in it.
         components: Joules per component; empty when `energy_j` is None.
+        interval_j: Between which two numbers of joules the truth lies, by what the instrument promises and by the
+            steps of its counter. None where that is not known.
+        overhead_s: Seconds that reading the meter took. They are not part of `time_s`.
         reason: Why `energy_j` is None.
     """
 
@@ -30,6 +33,8 @@ class Reading:
     label: str
     scope: str
     components: Mapping[str, float] = field(default_factory=dict)
+    interval_j: tuple[float, float] | None = None
+    overhead_s: float = 0.0
     reason: str | None = None
 
 
@@ -71,20 +76,23 @@ class Window:
         self._reading = None
         self._components: dict[str, float] = {}
         self._synchronize()
+        asked_s = self._clock()
         self._before = self._meter.read()
         self._reason = self._meter.reason
         self._start_s = self._before_s = self._clock()
+        self._overhead_s = self._start_s - asked_s
         return self
 
     def lap(self) -> None:
         """Read without closing, so that no counter wraps twice unseen. Nothing is waited for."""
         after_s, after = self._clock(), self._meter.read()
+        self._overhead_s += self._clock() - after_s
         if self._before is None or after is None:
             self._reason = self._reason or self._meter.reason
         elif self._reason is None:
             time_s = after_s - self._before_s
             try:
-                drawn = _drawn_j(self._before, after, time_s, self._meter.limits)
+                drawn = _drawn_j(self._before, after, time_s, self._meter)
             except _LostCountError as error:
                 self._reason = f"{self._meter.instrument}: {error}"
             else:
@@ -122,24 +130,36 @@ class Window:
         energy_j = sum(self._components.values())
         if reason is None and energy_j == 0:
             reason = f"{meter.instrument}: the counter did not move in {time_s:.3g} s"
+        given = {"time_s": time_s, "instrument": meter.instrument, "scope": meter.scope, "overhead_s": self._overhead_s}
         if reason is not None:
-            return Reading(None, time_s, meter.instrument, UNAVAILABLE, meter.scope, reason=reason)
-        return Reading(energy_j, time_s, meter.instrument, meter.label, meter.scope, self._components)
+            return Reading(None, label=UNAVAILABLE, reason=reason, **given)  # type: ignore[arg-type]
+        interval_j = interval_of(energy_j, time_s, meter)
+        return Reading(energy_j, label=meter.label, components=self._components, interval_j=interval_j, **given)  # type: ignore[arg-type]
+
+
+def interval_of(energy_j: float, time_s: float, meter: Meter) -> tuple[float, float] | None:
+    """Say between which joules the truth lies; None where the meter does not say how far off it may be.
+
+    Each end of a window may be off by one step of the counter, and the whole by what the instrument promises.
+    """
+    if meter.bound is None:
+        return None
+    step_j = max(meter.step_s * energy_j / time_s if time_s > 0 else energy_j, meter.step_j)
+    low, high = meter.bound
+    return max(0.0, energy_j * (1 + low) - step_j), energy_j * (1 + high) + step_j
 
 
 class _LostCountError(Exception):
     """Two reads do not say what was drawn between them."""
 
 
-def _drawn_j(
-    before: Mapping[str, float], after: Mapping[str, float], time_s: float, limits: Mapping[str, Limit]
-) -> dict[str, float]:
-    """Joules per component between two reads, one wrap put right."""
+def _drawn_j(before: Mapping[str, float], after: Mapping[str, float], time_s: float, meter: Meter) -> dict[str, float]:
+    """Joules per component between two reads, one wrap put right; no more than a component can draw."""
     if before.keys() != after.keys():
         raise _LostCountError(f"components changed from {sorted(before)} to {sorted(after)}")
     drawn = {}
     for name, start in before.items():
-        joules, limit = after[name] - start, limits.get(name)
+        joules, limit = after[name] - start, meter.limits.get(name)
         if limit is not None and time_s > limit.gap_s:
             raise _LostCountError(
                 f"{name} was not read for {time_s:.0f} s and may wrap after {limit.gap_s:.0f} s."
@@ -149,5 +169,7 @@ def _drawn_j(
             joules += limit.range_j
         if joules < 0:
             raise _LostCountError(f"{name} was reset during the window")
+        if joules > meter.most_power_w * (time_s + 2 * meter.step_s) + 2 * meter.step_j:
+            raise _LostCountError(f"{name} gained {joules:.4g} J in {time_s:.3g} s, which no such device can draw")
         drawn[name] = joules
     return drawn
