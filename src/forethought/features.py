@@ -25,6 +25,9 @@ from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 
+# torch moves rows of any type by index, but not of each in each way: rows are moved as numbers of the same width.
+_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(frozen=True)
 class ExtractionReport:
@@ -203,9 +206,10 @@ class Features(Dataset[Any]):
         everything = slice(0, len(self))
         arrays = []
         for column, tensor in zip(self._open(view), self.frontier, strict=True):
-            if tensor.dtype == torch.bfloat16:
+            if not _is_in_numpy(tensor.dtype):
+                lacking = str(tensor.dtype).removeprefix("torch.")
                 raise DataError(
-                    f"Cannot give '{tensor.name}' as an array: numpy has no bfloat16. "
+                    f"Cannot give '{tensor.name}' as an array: numpy has no {lacking}. "
                     "Take tensors instead: torch.cat([v.float() for v, _ in features.batches(4096)])"
                 )
             array = column.rows(everything).numpy()
@@ -306,17 +310,20 @@ class _Column:
 
     def _tensor(self, rows: NDArray[np.uint8]) -> Tensor:
         flat = torch.from_numpy(rows.reshape(-1))
-        return flat.view(self._dtype).reshape(len(rows), *self._shape)
+        return flat.view(_CARRIERS[self._dtype.itemsize]).reshape(len(rows), *self._shape)
 
     def rows(self, at: slice | Tensor) -> Tensor:
         """Give rows (B, *shape): a view where they lie together in one segment, a copy where they do not."""
+        return self._carried(at).view(self._dtype)
+
+    def _carried(self, at: slice | Tensor) -> Tensor:
         segment_of, row_of = self._segment_of[at], self._row_of[at]
         if len(self._segments) == 1:
             return self._from(self._segments[0], row_of, is_slice=isinstance(at, slice))
         first = int(segment_of[0])
         if bool((segment_of == first).all()):
             return self._from(self._segments[first], row_of, is_slice=isinstance(at, slice))
-        out = torch.empty((len(row_of), *self._shape), dtype=self._dtype)
+        out = torch.empty((len(row_of), *self._shape), dtype=_CARRIERS[self._dtype.itemsize])
         for number in torch.unique(segment_of).tolist():
             chosen = (segment_of == number).nonzero().squeeze(1)
             out[chosen] = self._segments[number].index_select(0, row_of[chosen])
@@ -324,8 +331,8 @@ class _Column:
 
     def fed(self, at: slice | Tensor, device: str | torch.device) -> Tensor:
         """Give rows as a copy of one's own: in aligned memory, as a live tensor is, and nobody else's to write into."""
-        rows = self.rows(at)
-        return rows.to(device, non_blocking=True, copy=rows._is_view())
+        rows = self._carried(at)
+        return rows.to(device, non_blocking=True, copy=rows._is_view()).view(self._dtype)
 
     def _from(self, segment: Tensor, row_of: Tensor, is_slice: bool) -> Tensor:
         first = int(row_of[0]) if len(row_of) else 0
@@ -348,6 +355,10 @@ class _Coded:
     def fed(self, at: slice | Tensor, device: str | torch.device) -> Tensor:
         """Give rows (B, *shape) as a copy on a device: they travel there as they are stored."""
         return self._coding.decode([part.rows(at) for part in self._parts], device)
+
+
+def _is_in_numpy(dtype: torch.dtype) -> bool:
+    return dtype != torch.bfloat16 and not (dtype.is_floating_point and dtype.itemsize == 1)
 
 
 def _order(rows: int, shuffle: bool, seed: int | None, epoch: int | None) -> Tensor | None:

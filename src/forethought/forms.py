@@ -92,6 +92,7 @@ class FrontierTensor:
         """Lay a tensor that crosses the frontier out as rows (B, *shape). Undone by `from_rows`."""
         axis = self.row_axis
         assert axis is not None
+        value = value.resolve_conj().resolve_neg()  # what is stored are numbers, not how to read them
         if self.fold > 1:
             value = value.unflatten(axis, (-1, self.fold)).movedim(axis + 1, 0)
             return value.movedim(axis + 1, 0)

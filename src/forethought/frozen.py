@@ -34,6 +34,15 @@ _DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
 }
 
 
@@ -231,8 +240,8 @@ def _columns(stored: Stored) -> list[Column]:
     unknown = [tensor for tensor in stored.frontier if tensor.dtype not in _DTYPES]
     if unknown:
         raise SplitError(
-            f"Cannot store '{unknown[0].name}': expected a plain dtype, got {unknown[0].dtype}. "
-            "Cut where the values are real numbers: ft.extract(..., at=...)"
+            f"Cannot store '{unknown[0].name}': expected a dtype that safetensors has, got {unknown[0].dtype}. "
+            "Cut where the values are others: ft.extract(..., at=...), or let the model give torch.view_as_real(x)"
         )
     return [
         Column(f"{at}{end}", _DTYPES[dtype], shape)

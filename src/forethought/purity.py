@@ -20,11 +20,12 @@ from forethought.dataset import Batch
 from forethought.errors import ImpureTrunkError
 from forethought.recording import Call, Label, Operation
 from forethought.replay import Split
+from forethought.tensors import as_numbers
 
 # How far a sample's row may move when the rest of its batch changes, in units in the last place of the largest value of
 # its feature: some multiples of what the number of samples alone moves it (measured on copies of one sample, which have
 # nothing to learn from each other), but at least the first number and at most the second.
-_BOUNDS = {torch.float64: (16.0, 1024.0), torch.float32: (16.0, 1024.0)}
+_BOUNDS = dict.fromkeys((torch.float64, torch.float32, torch.complex64, torch.complex128), (16.0, 1024.0))
 _BOUNDS_HALF = (4.0, 16.0)
 _NOISE_TIMES = 8.0
 _RUNS_TO_BLAME = 8  # in each of which a generator moved, for it to be the trunk's doing
@@ -262,15 +263,20 @@ def distance(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
 
     A feature that is zero, or tiny beside the others, is measured against a quarter of what is usual among them.
     """
-    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    eps = torch.finfo(a.dtype).eps if a.is_floating_point() or a.is_complex() else 0.0
+    a, b = as_numbers(a), as_numbers(b)
+    scale = a if scale is None else as_numbers(scale)
+    if not torch.equal(a.isnan(), b.isnan()):
         return float("inf")
     if not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else float("inf")
     if torch.equal(a.nan_to_num(), b.nan_to_num()):
         return 0.0
-    largest = (a if scale is None else scale).nan_to_num().double().abs().amax(0, keepdim=True)
+    largest = scale.nan_to_num().double().abs().amax(0, keepdim=True)
     usual = float(largest.median()) or float(largest.max()) or 1.0
-    units = torch.clamp(largest, min=usual * 0.25) * torch.finfo(a.dtype).eps
+    units = torch.clamp(largest, min=usual * 0.25) * eps
     return float(((a.double() - b.double()).abs() / units).nan_to_num(0.0, float("inf"), float("inf")).max())
 
 

@@ -12,6 +12,7 @@ from forethought.errors import IdentityError
 
 BLOCK_BYTES = 1 << 24  # the most that is copied of a tensor at a time
 _ALONE_BYTES = 1 << 20  # less is hashed faster by one thread
+_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -22,6 +23,21 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """
     blocks = list(_blocks(tensor))
     return blocks[0] if len(blocks) == 1 else memoryview(b"".join(blocks))
+
+
+def as_numbers(tensor: Tensor) -> Tensor:
+    """Give the same numbers in a type that torch compares and calculates with, which it does not with every type.
+
+    Complex numbers become pairs, as a last axis; floats of 8 bits float32; unsigned ones wider, but those of 64 bits
+    signed ones with the same bits.
+    """
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        return tensor.float()
+    if tensor.dtype == torch.uint64:
+        return tensor.view(torch.int64)
+    return tensor.to(_UNSIGNED[tensor.dtype]) if tensor.dtype in _UNSIGNED else tensor
 
 
 class TensorHash:

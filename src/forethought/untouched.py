@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from forethought.held import Held, tensors_of
 from forethought.shell import modules_of
+from forethought.tensors import as_numbers
 
 _HELD_ELSEWHERE = ("_parameters", "_modules")
 
@@ -66,4 +67,5 @@ def is_same(a: Tensor, b: Tensor) -> bool:
     """Compare two tensors, not-a-number equal to itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    a, b = as_numbers(a), as_numbers(b)
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))

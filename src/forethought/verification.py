@@ -19,6 +19,7 @@ from forethought.errors import DataError
 from forethought.precision import Coding
 from forethought.purity import bound_of, companies, distance, rows_of
 from forethought.replay import Split
+from forethought.tensors import as_numbers
 
 _USUAL = 16  # rows that show how large a feature's values usually are
 
@@ -260,6 +261,7 @@ def _absolute(a: Tensor, b: Tensor) -> float:
     """Give the largest difference; of values that are no numbers in one of both, infinity."""
     if a.shape != b.shape:
         return float("inf")
+    a, b = as_numbers(a), as_numbers(b)
     different = (a != b) & ~(a.isnan() & b.isnan())
     change = (a.double() - b.double()).abs().nan_to_num(float("inf"))
     return float(change[different].max()) if bool(different.any()) else 0.0
