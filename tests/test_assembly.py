@@ -415,6 +415,29 @@ def test_heads_of_the_user_are_given(tmp_path, saved):
     assert torch.equal(head.weight, nn.Linear(8, 2).weight)
 
 
+def test_certificates_are_saved_and_made_again(tmp_path):
+    """A file holds each head's certificate; loading proves it again, for the same weights."""
+    split, _, _ = halved("Mlp")
+    full = ft.assemble(split, heads_for(split))
+    path = full.save(tmp_path / "model")
+    before = full.certificates()
+    assert {name: certificate.holds for name, certificate in before.items()}["spline"]
+    assert ft.load(path, built("Mlp", 5)[0]).certificates() == before
+
+
+def test_a_head_changed_in_its_file_does_not_keep_its_certificate(saved, tmp_path):
+    """Other weights, or another proof than can be made: refused."""
+    split, _, _ = halved("Mlp")
+    full = ft.assemble(split, {"a": ft.heads.AnchorSpline(8, [0.0, 1.0, 4.0])})
+    path = full.save(tmp_path / "model")
+    assert outcome(forged(path), heads=False) == "loaded"
+    for forgery in (
+        {"heads.a.latent_net.net.0.bias": full.heads["a"].latent_net.net[0].bias.detach() + 1e-7},
+        {"heads.a.line.scale.values": torch.tensor([0.0, 4.0, 1.0])},
+    ):
+        assert outcome(forged(path, tensors=forgery), heads=False) == "refused"
+
+
 def test_heads_are_loaded_ready_to_use(tmp_path):
     """Dropout sleeps in what was loaded."""
     split, args, _ = halved("Mlp")

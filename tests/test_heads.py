@@ -220,8 +220,8 @@ def _random_curves(number):
             continue
         head = AnchorSpline(2, anchors, knots=("fixed", "trainable")[seed % 2], extrapolate="clamp")
         if seed % 2:
-            head.knot_steps.data.normal_(0, 4)
-            head.knot_start.data.normal_(0, 10)
+            head.line.steps.data.normal_(0, 4)
+            head.line.start.data.normal_(0, 10)
         yield head
 
 
@@ -234,7 +234,7 @@ def test_curve_is_monotone_at_every_neighbouring_float():
         below = knots - 32 * torch.finfo(torch.float32).eps * knots.abs().clamp(min=0.01)
         walk = _steps(torch.cat([inside, knots, below]))
         for extrapolate in ("clamp", "linear"):
-            head.extrapolate = extrapolate
+            head.line.extrapolate = extrapolate
             change = head.curve(walk).detach().diff(dim=1) * head.scale.sign
             assert (change >= 0).all()
             steps += change.numel()
@@ -255,7 +255,7 @@ def test_curve_hits_anchors_bitwise():
     """A(t_k) is v_k exactly, and the inverse gives t_k back exactly, in every variant."""
     for head in _random_curves(120):
         for extrapolate in ("clamp", "linear"):
-            head.extrapolate = extrapolate
+            head.line.extrapolate = extrapolate
             assert torch.equal(head.curve(head.knots), head.anchors)
             assert torch.equal(head.inverse(head.anchors), head.knots)
 
@@ -324,7 +324,7 @@ def test_infinite_latents_have_finite_gradients():
         s = torch.tensor([-math.inf, 1e38, 0.5, math.inf], requires_grad=True)
         head.curve(s).sum().backward()
         assert s.grad.isfinite().all()
-        assert all(p.grad.isfinite().all() for p in (head.knot_start, head.knot_steps) if p is not None)
+        assert all(p.grad.isfinite().all() for p in (head.line.start, head.line.steps) if p is not None)
 
 
 def test_predict_class_is_the_nearest_anchor():

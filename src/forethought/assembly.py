@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.errors import BundleError, FitError
 from forethought.halves import Head
+from forethought.heads import Certificate, from_config
 from forethought.heads import Head as RegressorHead
-from forethought.heads import from_config
 from forethought.numerics import numeric_state
 from forethought.recording import Position
 from forethought.replay import Split
@@ -84,6 +84,10 @@ class Assembled(nn.Module):
         if self.is_single:
             return self.heads[_ONE](values)
         return {name: head(values) for name, head in self.heads.items()}
+
+    def certificates(self) -> dict[str, Certificate]:
+        """Certify every head of forethought's own, by name: what is proved of it with the weights it has now."""
+        return {name: head.certify() for name, head in self.heads.items() if isinstance(head, RegressorHead)}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write everything needed to have this model again into one safetensors file. Undone by `load`.
@@ -257,12 +261,14 @@ def _described(head: nn.Module) -> dict[str, Any]:
     """Say how a head can be had again: one of ours by its options, the model's own, or by whoever loads it."""
     if isinstance(head, Head):
         return {"kind": "own"}
-    if isinstance(head, RegressorHead):
-        try:
-            return {"kind": "ours", "config": head.config()}
-        except FitError:
-            pass  # it holds a module of the user's
-    return {"kind": "given", "class": type(head).__qualname__}
+    given = {"kind": "given", "class": type(head).__qualname__}
+    if not isinstance(head, RegressorHead):
+        return given
+    certificate = {"certificate": head.certify().to_json()}
+    try:
+        return {"kind": "ours", "config": head.config(), **certificate}
+    except FitError:  # it holds a module of the user's
+        return {**given, **certificate}
 
 
 def _load_head(
@@ -292,6 +298,8 @@ def _load_head(
         raise BundleError(
             f"Cannot load head '{name}': expected a module of the saved form, got another. {err}"
         ) from err
+    if isinstance(head, RegressorHead) and "certificate" in spec:
+        Certificate.from_json(spec["certificate"]).confirm(head.certify())
     return head.eval()
 
 

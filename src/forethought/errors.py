@@ -20,6 +20,7 @@ A message says: cannot do what, expected what, got what, and the fix as code or 
      │   ├─ StoreFormatError                         made by another format version
      │   └─ StorePathError                           the path is not a folder that can hold a store
      ├─ AnchorError              also ValueError     anchors unsorted, too few, not finite
+     ├─ CertificateError         also ValueError     a head does not have the property asked for
      ├─ FitError                 also ValueError     heads, targets or options that do not fit together
      ├─ BundleError              also ValueError     a saved model does not fit the one given
      ├─ ModelError               also ValueError     no model can be had by this name, or it does not run
@@ -98,6 +99,10 @@ class StorePathError(StoreError):
 
 class AnchorError(ForethoughtError, ValueError):
     """Anchors are unsorted, too few, or not finite."""
+
+
+class CertificateError(ForethoughtError, ValueError):
+    """A head does not have the property asked for, or it is not proved."""
 
 
 class FitError(ForethoughtError, ValueError):

@@ -7,7 +7,9 @@
 A head never sees the model that its features came from.
 """
 
+from forethought.heads.certificate import Certificate, Claim
 from forethought.heads.conversion import as_regressor
+from forethought.heads.falsification import Counterexample, Falsification
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
 from forethought.heads.mlp import MLPHead
@@ -16,6 +18,10 @@ from forethought.heads.spline import AnchorSpline
 
 __all__ = [
     "AnchorSpline",
+    "Certificate",
+    "Claim",
+    "Counterexample",
+    "Falsification",
     "Head",
     "HistogramHead",
     "MLPHead",

@@ -58,9 +58,14 @@ class Anchors(nn.Module):
         # values from before the change come back on the device that was asked for.
         before = self.values
         super()._apply(fn, recurse)
-        if torch.promote_types(self.values.dtype, torch.float32) != self.values.dtype:
-            self.values = before.to(self.values.device)
+        self.values = unrounded(before, self.values)
         return self
+
+
+def unrounded(before: Tensor, after: Tensor) -> Tensor:
+    """Return a buffer as it is after a cast, or, were it narrower than float32, as before it on the new device."""
+    is_wide = torch.promote_types(after.dtype, torch.float32) == after.dtype
+    return after if is_wide else before.to(after.device)
 
 
 def _as_vector(anchors: Sequence[float] | Tensor) -> Tensor:
@@ -105,7 +110,8 @@ def _check_order(rising: Tensor, exact: Tensor) -> None:
 def _check_distinct(values: Tensor, exact: Tensor) -> None:
     """Raise when rounding to the head's dtype made two anchors equal or their distance infinite."""
     gaps = values.diff()
-    bad = ((gaps <= 0) | ~gaps.isfinite()).nonzero().flatten().tolist()
+    # A gap whose reciprocal is not finite has no slope.
+    bad = ((gaps <= 0) | ~gaps.isfinite() | ~gaps.reciprocal().isfinite()).nonzero().flatten().tolist()
     if bad or not (values[-1] - values[0]).isfinite():
         i = bad[0] if bad else 0
         raise AnchorError(

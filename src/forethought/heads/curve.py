@@ -1,9 +1,9 @@
-"""Piecewise linear interpolation that is monotone at every neighbouring float.
+"""Curves through points that never step the wrong way, from any float to the next.
 
-Subtraction, division by a positive number, multiplication by a non-negative one, addition and clamping are
-each monotone under round-to-nearest, so one piece is; clamping a piece to the values at its two ends orders
-it with its neighbours. Without that clamp the value just below a knot can exceed the value at the knot. All
-this holds as eager PyTorch runs these operations; a compiler that divides approximately voids it.
+Each piece is made of steps that are monotone under rounding (steady.py), whatever its slope was rounded to; clamping a
+piece to the values at its two ends orders it with its neighbours. Without that clamp the value just below a knot can
+exceed the value at the knot. A straight piece divides by nothing that depends on x, so a compiler that divides
+approximately, or fuses a product and a sum, keeps all this.
 """
 
 import torch
@@ -23,7 +23,8 @@ def piece_of(x: Tensor, knots: Tensor, *, is_unit: bool = False) -> Tensor:
     """
     last = int(knots.shape[0]) - 2
     if is_unit:
-        return x.detach().long().clamp(0, last)
+        # NaN as a whole number differs from one machine to another.
+        return x.detach().nan_to_num(0.0).long().clamp(0, last)
     piece = torch.zeros_like(x, dtype=torch.long)
     step = (1 << last.bit_length()) >> 1
     while step:
@@ -33,7 +34,9 @@ def piece_of(x: Tensor, knots: Tensor, *, is_unit: bool = False) -> Tensor:
     return piece
 
 
-def interpolate(x: Tensor, knots: Tensor, values: Tensor, *, is_unit: bool = False) -> Tensor:
+def interpolate(
+    x: Tensor, knots: Tensor, values: Tensor, *, is_unit: bool = False, rest: Tensor | None = None
+) -> Tensor:
     """Return the broken line through (knots, values) at x, constant outside; exactly values[k] at knots[k].
 
     Args:
@@ -41,19 +44,20 @@ def interpolate(x: Tensor, knots: Tensor, values: Tensor, *, is_unit: bool = Fal
         knots: (K,) strictly ascending.
         values: (K,) ascending.
         is_unit: The knots are 0..K-1.
+        rest: A scalar below half of the least step between knots: within it of a knot the value is the knot's own.
     """
     # Clamping first keeps infinities out of the formula, where 0 * inf would be NaN in value or gradient.
     inside = torch.clamp(x, knots[0], knots[-1])
     piece = piece_of(inside, knots, is_unit=is_unit)
-    left, low, high = knots[piece], values[piece], values[piece + 1]
-    share = (inside - left) / (knots[piece + 1] - left)
-    y = torch.clamp(low + (high - low) * share, low, high)
-    # low + (high - low) * 1 need not be `high` in floating point, so the last anchor is put in by hand.
+    left, width = knots, knots.diff()
+    if rest is not None:
+        left, width = knots + rest, width - 2 * rest
+    low, high = values[piece], values[piece + 1]
+    y = torch.clamp(low + (values.diff() / width)[piece] * (inside - left[piece]), low, high)
+    # The last piece need not come to its end in floating point, so the last anchor is put in by hand.
     return torch.where(inside >= knots[-1], values[-1], y)
 
 
-def overhang(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Return what the end pieces, continued straight, add to `interpolate` outside the knots; 0 inside."""
-    first = (values[1] - values[0]) / (knots[1] - knots[0])
-    final = (values[-1] - values[-2]) / (knots[-1] - knots[-2])
-    return (x - knots[0]).clamp(max=0) * first + (x - knots[-1]).clamp(min=0) * final
+def overhang(x: Tensor, ends: Tensor, slopes: Tensor) -> Tensor:
+    """Return what straight lines of the two slopes add outside the two ends, both (2,); 0 inside."""
+    return (x - ends[0]).clamp(max=0) * slopes[0] + (x - ends[1]).clamp(min=0) * slopes[1]

@@ -10,12 +10,16 @@ from torch.nn import functional as F
 
 from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
+from forethought.heads.certificate import Claim
 from forethought.heads.curve import interpolate
+from forethought.heads.expectation import expectation_claims, expectation_trials, local_claim, local_trials
+from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.latents import class_weights, log_weights
-from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, run_in_full
+from forethought.heads.latents import class_weights, exceedances_of, log_weights
+from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, dtype_of, run_in_full
 from forethought.heads.options import check_option
 from forethought.heads.soft_targets import blur, hl_gauss, two_hot
+from forethought.heads.steady import total
 
 
 class HistogramHead(Head):
@@ -128,10 +132,23 @@ class HistogramHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Predict y (B,) in the anchors' units from features (B, D)."""
-        log_p, support = log_weights(self.logits(features), self.activation), self.support
-        support = support.to(torch.promote_types(log_p.dtype, support.dtype))
+        log_p = log_weights(self.logits(features), self.activation)
         if self.decode == "local":
-            log_p, support = _around_peak(log_p, support, self.window)
+            return self._around_peak(log_p)
+        return self.from_exceedances(exceedances_of(log_p.softmax(-1)))
+
+    def from_exceedances(self, c: Tensor) -> Tensor:
+        """Return y (B,) from the weights above each class but the last, P(class > j), (B, K + 2 * pad - 1).
+
+        v_0 + the sum of c_j (v_{j+1} - v_j), which is the sum of p_k v_k.
+        """
+        support = self.support.to(torch.promote_types(c.dtype, self.scale.values.dtype))
+        y = support[0] + total(c * support.diff())
+        return torch.clamp(y, self.scale.values[0], self.scale.values[-1]) * self.scale.sign
+
+    def _around_peak(self, log_p: Tensor) -> Tensor:
+        log_p, support = _near_peak(log_p, self.support, self.window)
+        support = support.to(torch.promote_types(log_p.dtype, support.dtype))
         # Around the middle, so that weights summing to 1 only nearly do not shift y; and not a matmul, where
         # TF32 would round the anchors to 10 bits.
         middle = self.support[len(self.support) // 2]
@@ -165,6 +182,32 @@ class HistogramHead(Head):
             return hl_gauss(position, width, self.sigma)
         weights = blur(position, width, self.sigma)
         return weights / weights.sum(-1, keepdim=True) if self.activation == "softmax" else weights
+
+    def runs_in(self) -> torch.dtype:
+        """Return the floating type of the expectation."""
+        return torch.promote_types(dtype_of(self.net), self.scale.values.dtype)
+
+    def claims(self) -> list[Claim]:
+        """Return what is proved of y as a function of the exceedances."""
+        if self.decode == "local":
+            return [local_claim(self._from_local, self.scale.sign, self._line(), self.window)]
+        return expectation_claims(self.from_exceedances, self._line(), self.scale, self.pad)
+
+    def trials(self) -> tuple[list[Walk], list[Hit]]:
+        """Return what `falsify` runs: y along the exceedances; also with decode='local', where they step back."""
+        support = self._line()
+        if self.decode == "local":
+            return local_trials(self._from_local, self.scale.sign, support)
+        bound = self.claims()[-1].bound or 0.0
+        return expectation_trials(self.from_exceedances, support, self.scale, self.pad, bound)
+
+    def _line(self) -> Tensor:
+        return self.support.to(self.runs_in())
+
+    def _from_local(self, c: Tensor) -> Tensor:
+        ends = torch.ones_like(c[:, :1])
+        weights = -torch.cat([ends, c, 0 * ends], 1).diff()
+        return self._around_peak(weights.clamp(min=0).log())
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs, as JSON types.
@@ -206,7 +249,7 @@ def _check_width(sigma: float, window: int) -> None:
         raise FitError(f"Cannot build head: expected window >= 0 classes, got {window}. Pass window=4")
 
 
-def _around_peak(log_p: Tensor, support: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def _near_peak(log_p: Tensor, support: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Return log weights and values (B, 2 * window + 1) around each row's peak; weight 0 beyond the ends."""
     offsets = torch.arange(-window, window + 1, device=log_p.device)
     index = log_p.argmax(-1, keepdim=True) + offsets

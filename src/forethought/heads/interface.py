@@ -1,9 +1,16 @@
 """What every head promises."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+
+from forethought.errors import FitError
+from forethought.heads.certificate import Certificate, Claim
+from forethought.heads.falsification import Falsification, Hit, Walk
+from forethought.heads.proofs import certificate_of, hunt
 
 
 class Head(nn.Module, ABC):
@@ -14,6 +21,7 @@ class Head(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    free: ClassVar[tuple[str, ...]] = ("net", "latent_net")  # parts of which the claims say nothing
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
@@ -31,3 +39,43 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Return what rebuilds this head, as JSON types. Undone by `from_config`."""
+
+    @abstractmethod
+    def claims(self) -> Sequence[Claim]:
+        """Return what can be proved of this head from its weights as they are, and what cannot."""
+
+    @abstractmethod
+    def trials(self) -> tuple[Sequence[Walk], Sequence[Hit]]:
+        """Return what `falsify` is to run: the variables of the claims, and the places of the anchors."""
+
+    @abstractmethod
+    def runs_in(self) -> torch.dtype:
+        """Return the floating type in which the certified part runs, float32 or wider."""
+
+    def certify(self) -> Certificate:
+        """Prove what holds for this head with the weights that it has now; say what does not.
+
+        The proofs are by exact arithmetic on the stored weights and by the order of operations of the head's own
+        code, under eager PyTorch's floating-point arithmetic. Do it again after any change: training, loading, a
+        cast. Takes milliseconds.
+
+        Returns:
+            A certificate; `certificate.raise_if_failed()` where it must hold.
+        """
+        try:
+            options = self.config()
+        except FitError:  # it holds a module of the user's, whose tensors are in the digest all the same
+            options = {"kind": self.kind}
+        return certificate_of(self, options, self.runs_in(), self.claims(), *self.trials(), self.free)
+
+    def falsify(self, tries: int = 1_000_000, seed: int = 0) -> Falsification:
+        """Search for a counterexample to the claims, in the same variables, by running the head.
+
+        Args:
+            tries: About how many inputs to run for each variable.
+            seed: Of what is tried.
+
+        Returns:
+            The number of inputs run, and the counterexamples: finding none proves nothing, finding one refutes.
+        """
+        return hunt(self, *self.trials(), tries, seed)

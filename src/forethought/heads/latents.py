@@ -1,10 +1,16 @@
 """Latents: networks that place a sample on the line of classes, 0 for the first, K-1 for the last."""
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forethought.heads.certificate import EXCEEDANCE, Claim
+from forethought.heads.falsification import Walk
 from forethought.heads.layers import run_in_full
+from forethought.heads.steady import total
 
 
 class ScaledLatent(nn.Module):
@@ -32,11 +38,37 @@ class ExpectedClass(nn.Module):
         self.net = net
         self.activation = activation
 
+    def exceedances(self, features: Tensor) -> Tensor:
+        """Return the weight (B, K-1) of the classes above each class but the last."""
+        return exceedances_of(class_weights(run_in_full(self.net, features), self.activation))
+
     def forward(self, features: Tensor) -> Tensor:
         """Return latents (B,) in [0, K-1]."""
-        weights = class_weights(run_in_full(self.net, features), self.activation)
-        index = torch.arange(weights.shape[-1], dtype=weights.dtype, device=weights.device)
-        return (weights * index).sum(-1)
+        return total(self.exceedances(features))
+
+
+def exceedances_of(weights: Tensor) -> Tensor:
+    """Return P(class > j) for each class j but the last, (B, K) -> (B, K-1): what stochastic dominance is told by."""
+    return 1 - weights.cumsum(-1)[..., :-1]
+
+
+def exceedance_claim(claim: Claim, classes: int, sums: str) -> Claim:
+    """Turn a claim along a line of sums of exceedances into one about the exceedances themselves."""
+    return dataclasses.replace(
+        claim,
+        variable=EXCEEDANCE,
+        says="y never steps back as weight moves to higher classes: as any exceedance, the weight above a class, rises",
+        scope=f"every float from 0 to 1, each of the {classes - 1} exceedances",
+        why="; ".join(filter(None, [sums, claim.why])) if claim.holds else claim.why,
+    )
+
+
+def exceedance_walk(function: Callable[[Tensor], Tensor], sign: float, classes: int, like: Tensor) -> Walk:
+    """Return the walk of a function of exceedances (N, K-1): from one-hot weights, and between them."""
+    vertices = torch.ones(classes, classes - 1).tril(-1).to(like)
+    even = torch.linspace(1, 0, classes + 1)[1:-1].to(like)
+    places = torch.cat([vertices, even[None], (vertices[1:] + vertices[:-1]) / 2])
+    return Walk(EXCEEDANCE, function, places, torch.full((classes - 1,), sign), low=0.0, high=1.0)
 
 
 def log_weights(logits: Tensor, activation: str) -> Tensor:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from forethought.heads.anchors import Anchors
+from forethought.heads.certificate import Claim
+from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.layers import build_mlp, check_features, dtype_name, robust_loss, run_in_full
+from forethought.heads.layers import build_mlp, check_features, dtype_name, dtype_of, robust_loss, run_in_full
 
 
 class MLPHead(Head):
@@ -65,6 +67,18 @@ class MLPHead(Head):
     def loss(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return the Huber loss against targets (B,) in the anchors' units, a scalar."""
         return robust_loss(self(features), targets, self.scale.gap, len(self.scale))
+
+    def runs_in(self) -> torch.dtype:
+        """Return the floating type of the output."""
+        return torch.promote_types(dtype_of(self.net), self.scale.values.dtype)
+
+    def claims(self) -> list[Claim]:
+        """Return nothing: no property of a free network is proved."""
+        return []
+
+    def trials(self) -> tuple[list[Walk], list[Hit]]:
+        """Return nothing: there is no claim to break."""
+        return [], []
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs, as JSON types."""

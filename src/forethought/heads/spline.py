@@ -1,31 +1,31 @@
 """AnchorSpline: one latent number per sample, then a monotone curve through the anchors."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
-from forethought.heads.curve import interpolate, overhang, piece_of
+from forethought.heads.certificate import LATENT, Claim
+from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.latents import ExpectedClass, ScaledLatent
-from forethought.heads.layers import build_mlp, check_features, dtype_name, robust_loss
+from forethought.heads.latents import ExpectedClass, ScaledLatent, exceedance_claim, exceedance_walk
+from forethought.heads.layers import build_mlp, check_features, dtype_name, dtype_of, robust_loss
+from forethought.heads.line import AnchorCurve
 from forethought.heads.options import check_option
-
-_MIN_STEP = 1e-3  # class units between trainable knots: far above float32 rounding at index 5,000
+from forethought.heads.steady import total
 
 
 class AnchorSpline(Head):
-    """Monotone piecewise linear interpolation between the classes: y = A(s), s = latent(features).
+    """Monotone interpolation between the classes: y = A(s), s = latent(features).
 
     A(s) = v_k + (v_{k+1} - v_k) * (s - t_k) / (t_{k+1} - t_k) on piece k, clamped to [v_k, v_{k+1}], for
-    anchors v and knots t, the places of the pure classes on the latent line. Guaranteed, as a function of the
-    latent and in the arithmetic that runs: A never decreases from one float to the next (never increases, for
-    descending anchors), and A(t_k) is v_k to the last bit. Not guaranteed: that class k's samples are at t_k.
+    anchors v and knots t, the places of the pure classes on the latent line; between="rational" rounds its corners
+    off. `certify` proves, as a function of the latent and in the arithmetic that runs: A never decreases from one
+    float to the next (never increases, for descending anchors), and A(t_k) is v_k to the last bit. Not guaranteed:
+    that class k's samples are at t_k.
 
     Args:
         in_features: D.
@@ -35,6 +35,7 @@ class AnchorSpline(Head):
         hidden: Hidden sizes of the 'mlp' or 'classifier' latent; None: (64,) for 'mlp', else none.
         activation: Of the 'classifier' latent: 'softmax' or 'sigmoid'.
         knots: 'fixed' at 0..K-1, or 'trainable' (ordered by construction).
+        between: 'linear' pieces, or 'rational' quadratic ones: smooth, by PCHIP's slopes, which train if the knots do.
         extrapolate: Outside the end knots: 'clamp' (stay at the end anchor) or 'linear' (continue the end
             piece).
         dropout: Between hidden layers.
@@ -64,28 +65,21 @@ class AnchorSpline(Head):
         hidden: Sequence[int] | None = None,
         activation: str = "softmax",
         knots: str = "fixed",
+        between: str = "linear",
         extrapolate: str = "clamp",
         dropout: float = 0.0,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_option("knots", knots, ("fixed", "trainable"))
-        check_option("extrapolate", extrapolate, ("clamp", "linear"))
         check_option("activation", activation, ("softmax", "sigmoid"))
-        self.scale = Anchors(anchors, dtype)
+        self.line = AnchorCurve(anchors, knots=knots, between=between, extrapolate=extrapolate, dtype=dtype)
         self.in_features = in_features
-        self.extrapolate = extrapolate
         self.latent_kind = latent if isinstance(latent, str) else "custom"
         self.hidden = tuple(hidden) if hidden is not None else ((64,) if latent == "mlp" else ())
         self.activation = activation
         self.dropout = dropout
         self.latent_net = latent if isinstance(latent, nn.Module) else self._build_latent(dtype)
-        self.knot_start: nn.Parameter | None = None
-        self.knot_steps: nn.Parameter | None = None
-        if knots == "trainable":
-            even = math.log(math.expm1(1 - _MIN_STEP))  # softplus(even) + _MIN_STEP == 1
-            self.knot_start = nn.Parameter(torch.zeros((), dtype=dtype))
-            self.knot_steps = nn.Parameter(torch.full((len(self.scale) - 1,), even, dtype=dtype))
 
     def _build_latent(self, dtype: torch.dtype | None) -> nn.Module:
         check_option("latent", self.latent_kind, ("linear", "mlp", "classifier"))
@@ -98,19 +92,24 @@ class AnchorSpline(Head):
         return ScaledLatent(net, classes)
 
     @property
+    def scale(self) -> Anchors:
+        """The anchors, ascending."""
+        return self.line.scale
+
+    @property
     def anchors(self) -> Tensor:
         """The anchors (K,) in the order of the classes."""
-        return self.scale.given
+        return self.line.scale.given
 
     @property
     def knots(self) -> Tensor:
         """The knots (K,), strictly ascending, in class units: where on the latent line A hits each anchor."""
-        values = self.scale.values
-        if self.knot_start is None or self.knot_steps is None:
-            return torch.arange(len(self.scale), dtype=values.dtype, device=values.device)
-        start = self.knot_start.to(values.dtype).reshape(1)
-        steps = F.softplus(self.knot_steps.to(values.dtype)) + _MIN_STEP
-        return torch.cat([start, start + steps.cumsum(0)])
+        return self.line.knots
+
+    @property
+    def extrapolate(self) -> str:
+        """What y does beyond the end anchors: 'clamp' or 'linear'."""
+        return self.line.extrapolate
 
     def latent(self, features: Tensor) -> Tensor:
         """Return where each sample lies on the line of classes: (B, D) -> (B,), in class units."""
@@ -127,11 +126,8 @@ class AnchorSpline(Head):
 
     def curve(self, s: Tensor) -> Tensor:
         """Return y = A(s), the same shape as s, in the anchors' units. Undone by `inverse`."""
-        s, knots, values = self._on_line(s)
-        y = interpolate(s, knots, values, is_unit=self.knot_start is None)
-        if self.extrapolate == "linear":
-            y = y + overhang(s, knots, values)
-        return y * self.scale.sign
+        y: Tensor = self.line(s)
+        return y
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return the latent (same shape as y) at which the curve takes the value y, in class units.
@@ -139,9 +135,7 @@ class AnchorSpline(Head):
         Values beyond the end anchors give the end knots, or with extrapolate='linear' the place beyond them.
         Undoes `curve` up to rounding, exactly at the anchors.
         """
-        y, knots, values = self._on_line(y * self.scale.sign)
-        s = interpolate(y, values, knots)
-        return s + overhang(y, values, knots) if self.extrapolate == "linear" else s
+        return self.line.inverse(y)
 
     def forward(self, features: Tensor) -> Tensor:
         """Predict y (B,) in the anchors' units from features (B, D)."""
@@ -149,9 +143,7 @@ class AnchorSpline(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the class whose anchor is nearest to the prediction."""
-        s, knots, _ = self._on_line(self.latent(features))
-        piece = piece_of(s.clamp(knots[0], knots[-1]), knots, is_unit=self.knot_start is None)
-        return piece + (s - knots[piece] >= knots[piece + 1] - s)
+        return self.line.nearest(self.latent(features))
 
     def loss(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar.
@@ -159,9 +151,28 @@ class AnchorSpline(Head):
         The ends are continued here whatever `extrapolate` says: a clamped sample has no gradient, and a head
         whose samples all start beyond an end would never learn.
         """
-        s, knots, values = self._on_line(self.latent(features))
-        y = interpolate(s, knots, values, is_unit=self.knot_start is None) + overhang(s, knots, values)
+        y = self.line.straight(self.latent(features))
         return robust_loss(y, targets * self.scale.sign, self.scale.gap, len(self.scale))
+
+    def runs_in(self) -> torch.dtype:
+        """Return the floating type of the curve."""
+        return torch.promote_types(dtype_of(self.latent_net), self.scale.values.dtype)
+
+    def claims(self) -> list[Claim]:
+        """Return what is proved of y as a function of the latent, and of a classifier latent's weights."""
+        claims = self.line.claims(LATENT, self.runs_in())
+        if type(self.latent_net) is ExpectedClass:
+            sums = "the latent is a sum of the exceedances in a fixed order, which rises with each"
+            claims.append(exceedance_claim(claims[0], len(self.scale), sums))
+        return claims
+
+    def trials(self) -> tuple[list[Walk], list[Hit]]:
+        """Return what `falsify` runs: the curve along its latent, and at its knots."""
+        walks = [self.line.walk(LATENT, self.runs_in())]
+        if type(self.latent_net) is ExpectedClass:
+            sign, like = self.scale.sign, self.knots.detach().to(self.runs_in())
+            walks.append(exceedance_walk(lambda c: self.curve(total(c)), sign, len(self.scale), like))
+        return walks, [self.line.hit(LATENT, self.runs_in())]
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs, as JSON types.
@@ -182,13 +193,9 @@ class AnchorSpline(Head):
             "latent": self.latent_kind,
             "hidden": list(self.hidden),
             "activation": self.activation,
-            "knots": "fixed" if self.knot_start is None else "trainable",
-            "extrapolate": self.extrapolate,
+            "knots": self.line.knots_are,
+            "between": self.line.between,
+            "extrapolate": self.line.extrapolate,
             "dropout": self.dropout,
             "dtype": dtype_name(self),
         }
-
-    def _on_line(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x, knots and values in one dtype: the widest of theirs, never below float32."""
-        dtype = torch.promote_types(x.dtype, self.scale.values.dtype)
-        return x.to(dtype), self.knots.to(dtype), self.scale.values.to(dtype)
