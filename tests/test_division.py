@@ -114,7 +114,7 @@ def test_a_living_claim_is_waited_for_and_a_stale_one_is_not(tmp_path, monkeypat
     """Rows that somebody else is at are left to him; when he gives up, they are computed."""
     store = Store(tmp_path / "store")
     table = ft.extract(make_net(), make_data()[:1], store, progress=False).table
-    mine = Division(store, (table.fingerprint, f"Tensor {ROWS}"), ROWS)
+    mine = Division(store, (table.fingerprint, f"Tensor {ROWS}"), ROWS, 64)
     assert mine.mine(np.arange(64)).all()
     done = []
     net = make_net()
@@ -131,7 +131,7 @@ def test_a_living_claim_is_waited_for_and_a_stale_one_is_not(tmp_path, monkeypat
 def test_stretches_cover_all_samples(rows, tmp_path):
     """Every sample belongs to one stretch, which one division has."""
     store = Store(tmp_path / "store")
-    one, other = (Division(store, ("a",), rows) for _ in range(2))
+    one, other = (Division(store, ("a",), rows, 48) for _ in range(2))
     indices = np.arange(rows or 100_000)
     first = one.mine(indices[::2])
     assert first.all()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import forethought as ft
 from forethought import purity
-from forethought.dataset import Batch
+from forethought.batch import Batch
 from forethought.errors import IdentityError, ImpureTrunkError, SplitError
 from forethought.purity import probe, rows_of
 

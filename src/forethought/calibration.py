@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forethought.dataset import Batch, Samples
+from forethought.batch import Batch
+from forethought.dataset import Samples
 from forethought.forms import FrontierTensor
 from forethought.identity import Digest
 from forethought.precision import LEAST_SCALE, Rounded, Scaled, Stored, channels_of, gets_smaller, scales_of

@@ -26,12 +26,14 @@ class Division:
         store: Where claims are left for others to see.
         what: The rows that are filled: their table and data set. Others that say the same share the work.
         rows: Samples in the data set, if known.
+        batch: Samples a batch: none is divided.
     """
 
-    def __init__(self, store: Store, what: tuple[str, ...], rows: int | None) -> None:
+    def __init__(self, store: Store, what: tuple[str, ...], rows: int | None, batch: int) -> None:
         self._store = store
         self._what = what
-        self._length = max(_SHORTEST, 1 << max((rows or 2**20) // _STRETCHES - 1, 0).bit_length())
+        length = max(_SHORTEST, 1 << max((rows or 2**20) // _STRETCHES - 1, 0).bit_length())
+        self._length = -(-length // batch) * batch
         self._held: dict[int, Claim] = {}
         self._others: set[int] = set()
         self._beat = time.monotonic()

@@ -154,7 +154,7 @@ class _Extraction:
     def fill(self, roll: Roll) -> NDArray[np.int64]:
         """Compute what is missing of a data set; give the place of every row."""
         rows = len(roll.keys) if roll.is_indexed else None
-        division = Division(self._store, (self.table.fingerprint, roll.name), rows)
+        division = Division(self._store, (self.table.fingerprint, roll.name), rows, roll.batch_size)
         attempts = 0
         try:
             places, lacking = self._find(roll)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.accuracy import measure, report_of
+from forethought.batch import Batch
 from forethought.calibration import Trial, choose_stored
-from forethought.dataset import Batch, Samples
+from forethought.dataset import Samples
 from forethought.errors import IdentityError, SplitError
 from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor

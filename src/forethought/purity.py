@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forethought import nesting
-from forethought.dataset import Batch
+from forethought.batch import Batch
+from forethought.chance import Alone
 from forethought.errors import ImpureTrunkError
 from forethought.recording import Call, Label, Operation
 from forethought.replay import Split
@@ -64,9 +65,10 @@ def probe(split: Split, batch: Batch) -> Purity:
     if batch.rows == 1:
         batch = batch.select(torch.zeros(2, dtype=torch.long))
     buffers = [(name, buffer, buffer.clone()) for name, buffer in split.model.named_buffers()]
-    chance = _random_states(split)
-    first, second = rows_of(split, batch), rows_of(split, batch)
-    _check_chance(split, batch, chance)
+    with Alone():
+        chance = _random_states(split)
+        first, second = rows_of(split, batch), rows_of(split, batch)
+        _check_chance(split, batch, chance)
     for name, buffer, before in buffers:
         if not torch.equal(buffer, before):
             raise ImpureTrunkError(

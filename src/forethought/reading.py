@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import blake3
@@ -10,10 +11,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from forethought import nesting
+from forethought.chance import RandomStatesKept
 from forethought.errors import DataError, UnequalShapesError
 from forethought.watching import Seen, Watch
 
 Collate = Callable[[list[Any]], Any]
+_END = object()
 
 
 class Reader:
@@ -75,18 +78,6 @@ def _seed(seed: int, view: int, index: int) -> None:
     np.random.seed(number % 2**32)
 
 
-class RandomStatesKept:
-    """Leaves every random state of the process as it was before the `with` block."""
-
-    def __enter__(self) -> None:
-        self._states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._states[0])
-        random.setstate(self._states[1])
-        np.random.set_state(self._states[2])
-
-
 def load(
     source: Any, collate: Collate, batches: Sequence[Sequence[int]] | int, workers: int, lent: dict[str, Any]
 ) -> Iterator[tuple[Any, list[Seen]]]:
@@ -112,7 +103,12 @@ def load(
         **how,
         **lent,
     )
-    for item in loader:
+    items: Iterator[Any] = iter(loader)
+    while True:
+        with RandomStatesKept() if not workers else nullcontext():
+            item: Any = next(items, _END)
+        if item is _END:
+            return
         yield item if is_told else (item, [])
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethought import manifest
-from forethought.dataset import Batch, Samples
+from forethought.batch import Batch
+from forethought.dataset import Samples
 from forethought.errors import DataError
 from forethought.identity import KEY_BYTES
 from forethought.manifest import Manifest, OpenedFiles
@@ -64,6 +65,11 @@ class Roll:
     def is_indexed(self) -> bool:
         """Whether samples can be read by index; if not, only all of them."""
         return self._samples.is_indexed
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch, as they are read."""
+        return self._samples.batch_size
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forethought.chance import Alone
 from forethought.held import Held, tensors_of
 from forethought.shell import modules_of
 from forethought.tensors import as_numbers
@@ -40,6 +41,8 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
         self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
 
     def __enter__(self) -> None:
+        self._alone = Alone()
+        self._alone.__enter__()
         self._states = (random.getstate(), np.random.get_state())
         self._random = torch.random.fork_rng(self._devices)
         self._random.__enter__()
@@ -53,6 +56,7 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])
         self._random.__exit__(*error)
+        self._alone.__exit__()
         for held, before in self._dictionaries:
             if list(held) != list(before) or any(held[name] is not before[name] for name in held):
                 held.clear()

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forethought.dataset import Batch, Samples
+from forethought.batch import Batch
+from forethought.dataset import Samples
 from forethought.errors import DataError
 from forethought.precision import Coding
 from forethought.purity import bound_of, companies, distance, rows_of

@@ -1,0 +1,155 @@
+"""One batch of samples, parted into what the model is given and its targets."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forethought import nesting
+from forethought.errors import DataError
+from forethought.identity import Digest, row_keys
+
+_TARGET_NAMES = ("labels", "label")  # forwards name them to compute a loss; they are no input of a frozen part
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: the model's arguments, and whatever else the data set holds for these samples.
+
+    Attributes:
+        args: Arguments by position.
+        kwargs: Arguments by name, in the order of the model's signature.
+        targets: The rest.
+        order: Names that positions of the model's `forward` have.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    targets: Any
+    order: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that the model is given."""
+        return nesting.tensors((self.args, self.kwargs))
+
+    @property
+    def rows(self) -> int:
+        """How many samples it holds."""
+        return len(self.tensors[0])
+
+    def row_keys(self) -> np.ndarray:
+        """Identify each sample by what the model is given: (B, 16) bytes."""
+        rest = Digest().add(self._outline())
+        return row_keys(self.tensors, rest.hex().encode())
+
+    def _outline(self) -> Any:
+        """Tell what the tensors are given as, the same whether by position or by name."""
+        args, kwargs = nesting.outline((self.args, self.kwargs))
+        by_place = list(args)
+        for name in self.order[len(args) :]:
+            if name not in kwargs:
+                break
+            by_place.append(kwargs.pop(name))
+        return tuple(by_place), kwargs
+
+    def select(self, rows: Tensor) -> "Batch":
+        """Take some of the samples; targets are left out."""
+        return self._with(lambda tensor: tensor[rows])
+
+    def copied_to(self, device: torch.device) -> "Batch":
+        """Copy what the model is given to a device: a forward may write into it, and it is the user's."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True, copy=True))
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move what the model is given to a device."""
+        return replace(self._with(lambda tensor: tensor.to(device, non_blocking=True)), targets=self.targets)
+
+    def _with(self, new: Any) -> "Batch":
+        args, kwargs = nesting.replace((self.args, self.kwargs), new)
+        return Batch(args, kwargs, None, self.order)
+
+
+class Parting:
+    """Parts what a data set gives into inputs and targets, the same way for each batch.
+
+    Args:
+        model: Whose `forward` names the keys that are inputs.
+        inputs: Positions or keys of the elements that the model is given, where its names do not say.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[str | int] | str | int | None) -> None:
+        self.inputs = (inputs,) if isinstance(inputs, str | int) else inputs
+        try:
+            parameters = inspect.signature(model.forward).parameters
+        except (TypeError, ValueError):
+            parameters = {}  # type: ignore[assignment]
+        self.parameters = tuple(parameters)
+        self._order = tuple(name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL)
+
+    def part(self, collated: Any) -> Batch:
+        """Make a batch of what a collate function gave.
+
+        Raises:
+            DataError: it holds nothing that the model can be given.
+        """
+        args, kwargs, targets = self._parted(collated)
+        place = {name: at for at, name in enumerate(self.parameters)}
+        kwargs = dict(sorted(kwargs.items(), key=lambda item: place.get(item[0], len(place))))
+        batch = Batch(args, kwargs, targets, self._order)
+        if not batch.tensors:
+            raise DataError(
+                f"Cannot give the model a {type(collated).__name__}: expected tensors among its inputs, got none. "
+                "Convert samples to tensors (a transform), or pass collate_fn=."
+            )
+        sizes = {len(tensor) if tensor.ndim else 0 for tensor in batch.tensors}
+        if len(sizes) != 1 or 0 in sizes:
+            raise DataError(
+                f"Cannot tell samples apart: expected every input to have the batch as its first axis, got sizes "
+                f"{sorted(sizes)}. Pass collate_fn= that stacks samples along the first axis."
+            )
+        return batch
+
+    def _parted(self, collated: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Part a batch into positional inputs, keyword inputs and targets."""
+        if isinstance(collated, Mapping):
+            return self._parted_mapping(collated)
+        if not isinstance(collated, tuple | list):
+            return (collated,), {}, None
+        chosen = self.inputs if self.inputs is not None else (0,)
+        size = len(collated)
+        if any(not isinstance(at, int) or not -size <= at < size for at in chosen):
+            raise DataError(
+                f"Cannot choose inputs {tuple(chosen)}: expected positions from 0 to {size - 1}, since "
+                f"samples are tuples of {size}. ft.extract(..., inputs=0)"
+            )
+        places = [int(at) % size for at in chosen]
+        given = [collated[at] for at in places]
+        rest = tuple(item for at, item in enumerate(collated) if at not in places)
+        targets = None if not rest else rest[0] if len(rest) == 1 else rest
+        if len(given) == 1 and isinstance(given[0], Mapping):
+            return (), dict(given[0]), targets
+        if len(given) == 1 and isinstance(given[0], tuple | list):
+            return tuple(given[0]), {}, targets
+        return tuple(given), {}, targets
+
+    def _parted_mapping(self, collated: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        named = [key for key in collated if key in self.parameters and key not in _TARGET_NAMES]
+        chosen = self.inputs if self.inputs is not None else named
+        missing = [key for key in chosen if key not in collated]
+        if missing or not chosen:
+            wanted = f"{missing[0]!r}" if missing else f"keys that forward({', '.join(self.parameters)}) names"
+            raise DataError(
+                f"Cannot find the model's inputs: expected {wanted}, got {list(collated)}. "
+                "Name them: ft.extract(..., inputs=['<key>'])"
+            )
+        rest = {key: item for key, item in collated.items() if key not in chosen}
+        targets = None if not rest else next(iter(rest.values())) if len(rest) == 1 else rest
+        if all(key in self.parameters for key in chosen):
+            return (), {str(key): collated[key] for key in chosen}, targets  # type: ignore[index]
+        return tuple(collated[key] for key in chosen), {}, targets  # type: ignore[index]

@@ -1,0 +1,120 @@
+"""Tensors, arrays and lists in memory, seen as columns of a data set: these need no reading sample by sample."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from forethought.errors import DataError
+
+Column = Tensor | np.ndarray | list[Any]
+Columns = Column | tuple[Column, ...] | dict[Any, Column]
+"""One column, or several by position or name; all of one length."""
+
+_NUMBERS = {bool, int, float}
+_PLAIN = _NUMBERS | {str, bytes, type(None)}
+
+
+def columns_of(dataset: Any) -> Columns | None:
+    """See a data set as columns; None if it is one of samples.
+
+    A tuple or mapping with a tensor or array in it is taken for columns; lists beside it hold a target for each sample.
+
+    Raises:
+        DataError: the columns differ in length, or one holds what no sample can be made of.
+    """
+    if type(dataset) is TensorDataset:
+        dataset = dataset.tensors if len(dataset.tensors) > 1 else dataset.tensors[0]
+    if isinstance(dataset, Tensor | np.ndarray):
+        column = _column(dataset)
+        _check_lengths([column])
+        return column
+    named = dict(dataset) if _is_mapping(dataset) else None
+    parts = list(named.values()) if named is not None else list(dataset) if _is_tuple(dataset) else []
+    if not any(isinstance(part, Tensor | np.ndarray) for part in parts) or not all(map(_can_be_column, parts)):
+        return None
+    columns = [_column(part) for part in parts]
+    _check_lengths(columns)
+    return tuple(columns) if named is None else dict(zip(named, columns, strict=True))
+
+
+def length_of(columns: Columns) -> int:
+    """Say how many samples columns hold."""
+    return len(next(iter(_each(columns))))
+
+
+def rows_of(columns: Columns, at: slice | np.ndarray) -> Any:
+    """Give the rows at these indices as a collated batch: tensors, and lists of what is no number."""
+    if isinstance(columns, dict):
+        return {name: _rows(column, at) for name, column in columns.items()}
+    if isinstance(columns, tuple):
+        return tuple(_rows(column, at) for column in columns)
+    return _rows(columns, at)
+
+
+def _is_mapping(dataset: Any) -> bool:
+    """Say whether a data set is a dictionary, or one in another coat, rather than something with samples by number."""
+    return isinstance(dataset, Mapping) and 0 not in dataset
+
+
+def _is_tuple(dataset: Any) -> bool:
+    return type(dataset) is tuple or (isinstance(dataset, tuple) and hasattr(dataset, "_fields"))
+
+
+def _can_be_column(part: Any) -> bool:
+    if isinstance(part, list):
+        return all(type(item) in _PLAIN for item in part)
+    return isinstance(part, Tensor | np.ndarray) or hasattr(part, "to_numpy")  # of a table, pandas' or another's
+
+
+def _column(part: Any) -> Column:
+    """See one column as it will be cut: numbers as a tensor or array, anything else as a list."""
+    if isinstance(part, list):
+        kinds = {type(item) for item in part}
+        if not kinds or kinds - _NUMBERS:
+            return part
+        return torch.tensor(part, dtype=torch.float64 if float in kinds else None)  # as default_collate does
+    if isinstance(part, Tensor):
+        return part
+    array: np.ndarray = part if isinstance(part, np.ndarray) else part.to_numpy()
+    if array.dtype.kind in "OUS" and array.ndim == 1 and all(type(item) in _PLAIN for item in array.tolist()):
+        return list(array.tolist())
+    try:
+        torch.from_numpy(np.empty(0, array.dtype.newbyteorder("=")))
+    except TypeError as err:
+        raise DataError(
+            f"Cannot use an array of {array.dtype} as a column: expected numbers or text. Encode it, or pass a list of "
+            "samples."
+        ) from err
+    if isinstance(array, np.ma.MaskedArray):
+        raise DataError("Cannot use a masked array as a column: expected numbers everywhere. Use array.filled(0).")
+    return array
+
+
+def _check_lengths(columns: list[Column]) -> None:
+    sizes = {0 if isinstance(column, Tensor | np.ndarray) and not column.ndim else len(column) for column in columns}
+    if len(sizes) != 1 or any(isinstance(column, Tensor | np.ndarray) and not column.ndim for column in columns):
+        raise DataError(
+            f"Cannot use tensors as a data set: expected one length, with samples along the first axis, got "
+            f"{sorted(sizes)}."
+        )
+
+
+def _each(columns: Columns) -> list[Column]:
+    if isinstance(columns, dict):
+        return list(columns.values())
+    return list(columns) if isinstance(columns, tuple) else [columns]
+
+
+def _rows(column: Column, at: slice | np.ndarray) -> Tensor | list[Any]:
+    if isinstance(column, Tensor):
+        return column[at if isinstance(at, slice) else torch.from_numpy(at)]
+    if isinstance(column, list):
+        return column[at] if isinstance(at, slice) else [column[index] for index in at.tolist()]
+    part = column[at]
+    if not part.flags.writeable or not part.dtype.isnative or any(step < 0 for step in part.strides):
+        part = np.array(part, dtype=part.dtype.newbyteorder("="))  # torch cannot share it
+    return torch.from_numpy(part)
