@@ -33,7 +33,7 @@ from zoo import Inputs, Specimen
 
 import forethought as ft
 from forethought import nesting
-from forethought.dataset import Batch
+from forethought.batch import Batch
 from forethought.errors import ForethoughtError
 from forethought.purity import probe
 
