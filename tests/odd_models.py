@@ -1224,7 +1224,7 @@ class FirstFive(Base):
         return self.head(h) / h[:5].shape[0]
 
 
-@odd(lambda b: ((torch.randint(0, 10, (b,)),), {}), refusal=ForethoughtError, sizes=(4, 4, 4, 4))
+@odd(lambda b: ((torch.randint(0, 10, (b,)),), {}), sizes=(4, 4, 4, 4))
 class DistinctTokens(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1239,7 +1239,7 @@ def _lengths(batch):
     return (torch.randn(batch, 5, 6), (torch.arange(5)[None] < lengths[:, None]).float()), {}
 
 
-@odd(_lengths, refusal=ForethoughtError)
+@odd(_lengths)
 class LongestReturned(Base):
     """A text encoder that says how long its longest sample is."""
 
@@ -1283,7 +1283,7 @@ class BranchOnFrozen(Base):
         return self.head(h)
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class ScalarFromFrozen(Base):
     def forward(self, x):
         h = self.body(x)
@@ -1311,7 +1311,7 @@ def _signs(batch):
     return ((torch.rand(batch, 6) + 0.1) * (1 if batch % 2 else -1),), {}
 
 
-@odd(_signs, refusal=ForethoughtError, sizes=(3, 3, 4, 5))
+@odd(_signs, sizes=(3, 3, 4, 5))
 class DecisionScalesFrozen(Base):
     def forward(self, x):
         h = self.body(x)
@@ -1325,7 +1325,7 @@ class DecisionPicksValue(Base):
         return self.head(a if x.mean() > 0 else b)
 
 
-@odd(_signs, refusal=ForethoughtError, sizes=(3, 3, 4, 5))
+@odd(_signs, sizes=(3, 3, 4, 5))
 class DecisionPicksEncoder(Base):
     def __init__(self):
         super().__init__()
@@ -1360,7 +1360,7 @@ class DecisionPicksHead(Base):
         return (self.head if x.mean() > 0 else self.other)(h)
 
 
-@odd(_signs, refusal=ForethoughtError, sizes=(3, 3, 4, 5))
+@odd(_signs, sizes=(3, 3, 4, 5))
 class DecisionSkipsFrozen(Base):
     def forward(self, x):
         h = self.body(x)
@@ -1369,7 +1369,7 @@ class DecisionSkipsFrozen(Base):
         return self.head(h)
 
 
-@odd(_signs, refusal=ForethoughtError, sizes=(3, 3, 4, 5))
+@odd(_signs, sizes=(3, 3, 4, 5))
 class DecisionPicksMemory(Base):
     """The slice that is written depends on values; its shape does not."""
 
@@ -1391,7 +1391,7 @@ class HotDecisionPicksFrozen(Base):
         return y + self.head(picked)
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class ListOfNumbers(Base):
     """Lengths leave as a list of Python numbers."""
 
@@ -1414,7 +1414,7 @@ class _Returns(nn.Module):
         return h, self.peak
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class NumberReturned(Base):
     def __init__(self):
         super().__init__()
@@ -1425,7 +1425,7 @@ class NumberReturned(Base):
         return self.head(h) / peak
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class NumberOnAttribute(Base):
     def __init__(self):
         super().__init__()
@@ -1454,7 +1454,7 @@ def _loud_later(batch):
     return (torch.randn(batch, 6) * (1 if batch == 3 else 100),), {}
 
 
-@odd(_loud_later, refusal=ForethoughtError, sizes=(3, 3, 4))
+@odd(_loud_later, sizes=(3, 3, 4))
 class FlagOnAttribute(Base):
     """A decision that no example showed."""
 
@@ -1467,7 +1467,7 @@ class FlagOnAttribute(Base):
         return self.head(h) * (10 if self.body.loud else 1)
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class NumberPicksRows(Base):
     """How many rows remain depends on values, and only their number reaches the head."""
 
@@ -1477,14 +1477,14 @@ class NumberPicksRows(Base):
         return self.head(h) / (1 + kept.shape[0])
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class ValuesPickRows(Base):
     def forward(self, x):
         h = self.body(x)
         return self.head(h[x[:, 0] > 0])
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class HotNumberIntoFrozen(Base):
     """What trains decides, by a Python number, what is computed from frozen values."""
 
@@ -1495,7 +1495,7 @@ class HotNumberIntoFrozen(Base):
         return y + self.head(h * (k + 1))
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class HotIndexIntoFrozen(Base):
     def forward(self, x):
         h = self.body(x)
@@ -1612,7 +1612,7 @@ class CustomFunctionInHead(Base):
         return Twice.apply(self.head(self.body(x)))
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class CustomFunctionAtFrontier(Base):
     def forward(self, x):
         return Matmul.apply(self.body(x), self.head.weight)
@@ -1629,7 +1629,7 @@ class CheckpointInHead(Base):
         return self.head(checkpoint(lambda h: h.relu() * 2, h, use_reentrant=False))
 
 
-@odd(refusal=ForethoughtError)
+@odd()
 class CheckpointAtFrontier(Base):
     def forward(self, x):
         return checkpoint(self.head, self.body(x), use_reentrant=False)

@@ -5,10 +5,10 @@ whose value Python decides what to run next, such as `mask.all()`: the head must
 decision that crosses but the tensor that it was made from, as long as that belongs to the batch as a whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from forethought.errors import FrozenBranchError, InvisibleOperationError
-from forethought.operations import func_name
+from forethought.operations import counts, func_name
 from forethought.recording import Crossing, Label, Made, Operation, Read, Value
 from forethought.thrift import Thrift
 
@@ -22,6 +22,7 @@ class Cut:
         inputs: The model's inputs.
         outputs: The tensors that it gave.
         is_thrifty: Let the head do cheap operations again where that leaves less to store.
+        sizes: Values whose size the head must see: it also counts their parts itself.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class Cut:
         inputs: Sequence[Made],
         outputs: Sequence[Read],
         is_thrifty: bool,
+        sizes: Collection[Value] = (),
     ) -> None:
         self.crossings: list[Crossing] = []
         self._operations = operations
+        self._sizes = sizes
         self._last_written = last_written
         self._index: dict[tuple[Value, int], int] = {}
         self._real: set[Value] = set()  # frozen values that the head computes, and what follows from them
@@ -52,8 +55,14 @@ class Cut:
 
     def _decide_in_head(self) -> None:
         for op in self._operations:
-            if op.reads_values and op.call.outermost_whole() is None:
+            if (op.reads_values or self._is_counted(op)) and op.call.outermost_whole() is None:
                 self._give_to_head(op)
+
+    def _is_counted(self, op: Operation) -> bool:
+        """Say whether the head must see for itself how many tensors an operation gives."""
+        if not self._sizes or not counts(op.func) or op.label is not Label.FROZEN:
+            return False
+        return any(value in self._sizes for value in (op.reads[0].value, *(made.value for made in op.made)))
 
     def _needed(self, outputs: Sequence[Read]) -> dict[Value, Read]:
         """Tell what the head reads of the frozen values that it does not compute."""

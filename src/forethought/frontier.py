@@ -15,7 +15,7 @@ output, is *whole*: it can be run, or left out, as one step.
 
 import dis
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.held import tensors_of
-from forethought.operations import Function, asks_size, func_name, has_size_by_values, is_about, packed, shape_only
+from forethought.operations import Function, asks_size, counts, func_name, is_about, packed, shape_only
 from forethought.recording import (
     MIXED,
     Call,
@@ -136,17 +136,17 @@ class Recorder(TorchFunctionMode):
         model: A shell of the model.
         at: Paths of modules whose output is taken as the frontier although more is frozen after it.
         is_thrifty: Let the head do cheap operations again where that leaves less to store.
-        shows_sizes: Let what Python asks the size of cross, where values decide it.
+        sizes: Values that cross where Python asks for their size.
     """
 
     def __init__(
-        self, model: nn.Module, at: Sequence[str] = (), is_thrifty: bool = True, shows_sizes: bool = False
+        self, model: nn.Module, at: Sequence[str] = (), is_thrifty: bool = True, sizes: Collection[Value] = ()
     ) -> None:
         super().__init__()
         self._model = model
         self._at = set(at)
         self._is_thrifty = is_thrifty
-        self._shows_sizes = shows_sizes
+        self._sizes = sizes
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
         modules = list(model.modules())
@@ -177,8 +177,8 @@ class Recorder(TorchFunctionMode):
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
         gives = [self._look(tensor) for tensor in nesting.tensors(output)]
-        sized = self._sized_by_values() if self._shows_sizes else []
-        cut = Cut(self._operations, self._tracker.last_written(), made, gives + sized, self._is_thrifty)
+        sized = list({read.value: read for read in self._asked_for() if read.value in self._sizes}.values())
+        cut = Cut(self._operations, self._tracker.last_written(), made, gives + sized, self._is_thrifty, self._sizes)
         for read in sized:
             cut.cross(read, "a size", "")
         output_crossing = {}
@@ -188,17 +188,14 @@ class Recorder(TorchFunctionMode):
                 if place is not None and read.value is not None:
                     output_crossing[read.value] = place
         outputs = [tensor.detach() for tensor in nesting.tensors(output)]
-        return Recording(self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs)
+        return Recording(
+            self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
+            self._asked_for(),
+        )  # fmt: skip
 
-    def _sized_by_values(self) -> list[Read]:
-        """Give the frozen values whose size Python was told, where it may depend on values: the head must see them."""
-        unsure: set[Value] = set()
-        for op in self._operations:
-            by_mask = any(read.label is Label.FROZEN for read in op.reads[1:])
-            if has_size_by_values(op.func, by_mask) or any(read.value in unsure for read in op.reads):
-                unsure |= {made.value for made in op.made if made.value is not None and made.label is Label.FROZEN}
-        asked = [read for read, call in self._asked if read.value in unsure and call.outermost_whole() is None]
-        return list({read.value: read for read in asked}.values())
+    def _asked_for(self) -> list[Read]:
+        """Give the frozen tensors whose size Python was told, where both halves run."""
+        return [read for read, call in self._asked if read.label is Label.FROZEN and call.outermost_whole() is None]
 
     def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See one call of a module of the shell."""
@@ -276,7 +273,10 @@ class Recorder(TorchFunctionMode):
             label = Label.TRAINABLE
         lends_shape = hollow is not None and hollow < len(reads) and reads[hollow].label is Label.FROZEN
         if hollow is not None and hollow < len(reads):
+            self._asked.append((reads[hollow], self._here))
             reads[hollow] = Read(Label.CONSTANT, None)
+        if reads and counts(func):
+            self._asked.append((reads[0], self._here))
         versions = [_version(tensor) for tensor in leaves]
         arguments = nesting.outline((args, kwargs), Position)
         # What a module with a fast path gives when watched is rounded in another way in any case: be quick about it.

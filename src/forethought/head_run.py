@@ -14,7 +14,7 @@ from forethought import nesting
 from forethought.errors import InvisibleOperationError, ReplayDriftError
 from forethought.forms import Form
 from forethought.levels import Level, Walk, filled
-from forethought.operations import Function, asks_size, func_name, is_about, is_turned, shape_only
+from forethought.operations import Function, asks_size, counts, func_name, is_about, is_turned, shape_only
 from forethought.placeholder import Placeholder, run_on
 from forethought.plan import CallStep, OperationStep, Plan, Step, frozen_branch
 from forethought.recording import Label, Made, Operation, Value
@@ -82,6 +82,8 @@ class HeadRun(Walk):
             return self._about(func, args, kwargs)
         leaves = [self._current(tensor) for tensor in nesting.tensors((args, kwargs))]
         hollow = shape_only(func)
+        if hollow is not None and _is_unshaped(leaves[hollow]):
+            raise self._unshaped()
         touches = any(isinstance(leaf, Placeholder) for at, leaf in enumerate(leaves) if at != hollow)
         if not touches:
             return run_on(func, args, kwargs, leaves, hollow)
@@ -100,6 +102,8 @@ class HeadRun(Walk):
         if op.label is Label.FROZEN and not op.in_head:
             if op.reads_values:
                 raise frozen_branch(op)
+            if counts(func) and (_is_unshaped(leaves[0]) or any(made.sized for made, _ in step.made)):
+                raise self._unshaped()
             given = self._given(step, leaves)
             return iter(given) if func_name(func) == "__iter__" else given
         result = self._crossed(step, func, args, kwargs, leaves)
@@ -107,15 +111,16 @@ class HeadRun(Walk):
 
     def _about(self, func: Function, args: Any, kwargs: Any) -> Any:
         """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""
-        if asks_size(func) and any(
-            isinstance(t, Placeholder) and t.is_unshaped for t in nesting.tensors((args, kwargs))
-        ):
-            raise InvisibleOperationError(
-                "Cannot replay: expected shapes that do not depend on values, got one that does "
-                f"in '{self._level.step.path or 'the forward'}'. "
-                "Cut after it: ft.split(model, x, at=<a later module>)"
-            )
+        if asks_size(func) and any(map(_is_unshaped, nesting.tensors((args, kwargs)))):
+            raise self._unshaped()
         return func(*args, **kwargs)
+
+    def _unshaped(self) -> InvisibleOperationError:
+        return InvisibleOperationError(
+            "Cannot replay: expected shapes that do not depend on values, got one that does "
+            f"in '{self._level.step.path or 'the forward'}'. "
+            "Cut after it: ft.split(model, x, at=<a later module>)"
+        )
 
     def _bound(
         self, binds: dict[Value, int], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -182,11 +187,12 @@ class HeadRun(Walk):
 
     def _placeholder(self, made: Made, form: Form) -> Placeholder:
         crossing = self._plan.crossing_of.get(made.value) if made.value else None
-        if crossing is not None and not form.is_steady:  # its shape depends on values, but they are here
+        is_sure = form.is_steady and not made.sized
+        if crossing is not None and not is_sure:  # its shape may depend on values, but they are here
             placeholder = Placeholder.like(self._values[crossing], made.value)
         else:
             placeholder = Placeholder(made.value, form, self._batch)
-            placeholder.is_unshaped = not form.is_steady
+            placeholder.is_unshaped = not is_sure
         placeholder.stored = None if crossing is None else self._values[crossing]
         placeholder.run = self
         return placeholder
@@ -216,6 +222,10 @@ def _done_again(step: OperationStep) -> Callable[[Tensor], Tensor]:
         return placeholder
 
     return stand_for
+
+
+def _is_unshaped(tensor: Tensor) -> bool:
+    return isinstance(tensor, Placeholder) and tensor.is_unshaped
 
 
 def _made_again(leaf: Tensor) -> Tensor:

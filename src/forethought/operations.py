@@ -28,12 +28,8 @@ _LIKE = {
 # Methods whose second argument only lends its shape or type.
 _SHAPED_BY_OTHER = {"expand_as", "view_as", "reshape_as", "type_as"}
 
+_COUNTS = {"unbind", "__iter__", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes"}
 _SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "is_same_size"}
-_SIZED_BY_VALUES = {
-    "nms", "batched_nms", "nonzero", "argwhere", "where", "unique", "unique_consecutive", "masked_select", "item",
-    "repeat_interleave", "bincount",
-}  # fmt: skip
-
 # Python asks the operand of the more special class first, with the comparison turned round: `a < p` becomes `p > a`.
 _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
 
@@ -87,9 +83,20 @@ def asks_size(func: Function) -> bool:
     return getattr(getattr(func, "__self__", None), "__name__", func_name(func)) in _SIZES
 
 
-def has_size_by_values(func: Function, indexes_by_mask: bool) -> bool:
-    """Say whether the size of what a function gives may depend on values."""
-    return func_name(func).strip("_") in _SIZED_BY_VALUES or (func_name(func) == "__getitem__" and indexes_by_mask)
+def counts(func: Function) -> bool:
+    """Say whether the size of a tensor decides how many tensors a function gives."""
+    return func_name(func) in _COUNTS
+
+
+def is_native(func: Function) -> bool:
+    """Say whether a function is torch's own, or torchvision's: what decides the sizes that it gives is known."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(func).partition(".")[0] in {"aten", "prims", "torchvision", "quantized"}
+    owner = getattr(func, "__self__", None)
+    if isinstance(owner, torch.nn.Module):
+        return False  # a scripted module, seen as one operation
+    place = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__module__", None)
+    return place is None or str(place).partition(".")[0] in {"torch", "_thread", "builtins"}
 
 
 def shape_only(func: Function) -> int | None:

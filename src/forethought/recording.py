@@ -19,6 +19,14 @@ class Label(enum.IntEnum):
     TRAINABLE = 2
 
 
+class Sized(enum.IntEnum):
+    """What decides the size of a tensor."""
+
+    SHAPES = 0  # the shapes of the inputs
+    NUMBERS = 1  # perhaps a number that Python made from values, or code that cannot be seen
+    VALUES = 2  # values, or a limit that a larger batch may exceed
+
+
 Value = tuple[int, int]
 """One version of one tensor: (operation that made it, position among that operation's tensors); inputs are (-1, i)."""
 
@@ -37,6 +45,7 @@ class Made:
     dtype: torch.dtype
     device: torch.device
     argument: int | None = None
+    sized: Sized = Sized.SHAPES
 
 
 @dataclass(eq=False, slots=True)
@@ -171,6 +180,7 @@ class Recording:
     output_crossing: dict[Value, int]
     strangers: list[tuple[Tensor, Operation]]
     outputs: list[Tensor]  # what the model gave, without a graph
+    asked: list[Read]  # frozen tensors whose size Python was told, where both halves run
 
     @property
     def last(self) -> int:

@@ -24,14 +24,16 @@ from forethought.errors import (
 from forethought.frontier import Recorder
 from forethought.head_run import HeadRun
 from forethought.identity import Digest
-from forethought.plan import Plan, make_plan
-from forethought.recording import Position, Recording
+from forethought.joining import make_plan
+from forethought.plan import Plan
+from forethought.recording import Position, Recording, Value
 from forethought.shell import active, shell
 from forethought.trunk_run import Finished, TrunkRun
 from forethought.untouched import State, is_same, untouched
 from forethought.variations import is_alike, resized, rolled, telling, varied
 
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_MOST_SIZES = 8  # times that a model is recorded anew because a size was in doubt
 _FEW = 2  # samples that show which axis is the batch, together with one more
 _FAR = 5  # samples from which sizes that do not grow evenly stand out; recorded where the example is no smaller
 
@@ -49,11 +51,23 @@ def record_plan(
         as_given: Record the path of this very batch, not of its first samples.
     """
     trials = _Trials(model, at, args, kwargs)
-    try:
-        return _recorded(trials, as_given)
-    except InvisibleOperationError:
-        trials.shows_sizes = True  # sizes that values decide: the head must see these values
-        return _recorded(trials, as_given)
+    for _ in range(_MOST_SIZES):
+        try:
+            return _recorded(trials, as_given)
+        except _DoubtedError as doubted:
+            trials.sizes |= doubted.values
+    raise InvisibleOperationError(
+        f"Cannot split {type(model).__name__}: expected sizes that do not depend on values, got others that do, "
+        "however many tensors cross. Cut after them: ft.split(model, x, at=<a later module>)"
+    )
+
+
+class _DoubtedError(Exception):
+    """Python is told sizes that the recorded runs cannot foretell: record again, and let these values cross."""
+
+    def __init__(self, values: frozenset[Value]) -> None:
+        super().__init__(f"{len(values)} sizes")
+        self.values = values
 
 
 def _recorded(trials: "_Trials", as_given: bool) -> Plan:
@@ -61,7 +75,7 @@ def _recorded(trials: "_Trials", as_given: bool) -> Plan:
     if not as_given:
         try:
             return trials.quick()
-        except NothingFrozenError:
+        except (NothingFrozenError, _DoubtedError):
             raise
         except Exception:  # whatever a model says of a batch that it cannot take: the thorough way decides
             pass
@@ -85,7 +99,7 @@ class _Trials:
         self._batch = batch_of(self._inputs)
         self._arguments = nesting.outline((args, kwargs), Position)
         self.is_thrifty = True
-        self.shows_sizes = False
+        self.sizes: set[Value] = set()  # that cross because Python asks for them
         self._body: nn.Module | None = None
         self._state: State  # of the body, as no trial has left it
         self._kept: untouched | None = None
@@ -110,7 +124,7 @@ class _Trials:
             runs = [few if size == _FEW else resized(vary(few, _FEW), _FEW, size) for size in sizes]
             try:
                 recordings = [self._record(inputs) for inputs in runs]
-                plan = make_plan(recordings, sizes, self._arguments)
+                plan = self._plan(recordings, sizes)
             except ReplayDriftError:
                 # Other rows may take another path, which is no fault as long as each batch is seen to take its own.
                 if vary is rolled:
@@ -133,7 +147,7 @@ class _Trials:
         example = resized(self._inputs, self._batch, batch)
         try:
             return self._thorough(example, batch)
-        except NothingFrozenError:
+        except (NothingFrozenError, _DoubtedError):
             raise
         except ForethoughtError:
             if self._batch >= _FEW:
@@ -169,15 +183,21 @@ class _Trials:
                 continue
             runs.append(inputs)
             sizes.append(more)
-        plan = make_plan(recordings, sizes, self._arguments)
+        plan = self._plan(recordings, sizes)
         at = 2 if len(runs) > 2 else 1
         self._check(plan, runs[at], sizes[at])
+        return plan
+
+    def _plan(self, recordings: list[Recording], sizes: list[int]) -> Plan:
+        plan = make_plan(recordings, sizes, self._arguments)
+        if plan.doubts:
+            raise _DoubtedError(plan.doubts)
         return plan
 
     def _record(self, tensors: list[Tensor]) -> Recording:
         with self._trial() as body:
             args, kwargs = self._filled(tensors)
-            recording = Recorder(body, self._at, self.is_thrifty, self.shows_sizes).record(args, kwargs)
+            recording = Recorder(body, self._at, self.is_thrifty, self.sizes).record(args, kwargs)
         self._note_state()
         return recording
 

@@ -106,6 +106,12 @@ class TrunkRun(Walk):
         self._ordinal += 1
         for at, (made, _) in step.changed.items():
             self._tracker.wrote(leaves[at], made.label, made.value or (0, 0), self._ordinal)
+        if len(results) != len(step.made):
+            raise ShapeError(
+                f"Cannot run the trunk on {self._batch} samples: expected {len(step.made)} tensors from a step in "
+                f"'{self._level.step.path or 'the forward'}', as when the model was split, got {len(results)}. "
+                "Cut elsewhere: ft.split(model, x, at=...)"
+            )
         for (made, form), tensor in zip(step.made, results, strict=True):
             if form.is_steady and form.at(self._batch)[0] != tuple(tensor.shape):
                 raise ShapeError(
