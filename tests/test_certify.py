@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from forethought.errors import BundleError, CertificateError, ForethoughtError
-from forethought.heads import AnchorSpline, Certificate, HistogramHead, MLPHead, from_config, steady
+from forethought.heads import (
+    AnchorSpline,
+    Certificate,
+    CornHead,
+    CumulativeLink,
+    HistogramHead,
+    MLPHead,
+    from_config,
+    steady,
+)
 from forethought.heads.falsification import Walk, search
 from forethought.heads.rational import bend, gentle_slopes, unbend
 
@@ -36,6 +45,12 @@ def _certifiable():
                 yield AnchorSpline(6, anchors, between=between, knots=knots)
             yield AnchorSpline(6, anchors, "classifier", between=between)
             yield AnchorSpline(6, anchors, "mlp", between=between, extrapolate="linear", dtype=torch.float64)
+        yield CumulativeLink(6, anchors)
+        yield CumulativeLink(6, anchors, "mlp", between="rational", extrapolate="linear", objective="likelihood")
+        yield CumulativeLink(6, anchors, decode="expectation")
+        yield CumulativeLink(6, anchors[:2], decode="expectation", dtype=torch.float64)
+        yield CornHead(6, anchors)
+        yield CornHead(6, anchors, hidden=(4,), dtype=torch.float64)
         yield HistogramHead(6, anchors)
         yield HistogramHead(6, anchors, targets="hl-gauss", activation="sigmoid")
 
@@ -186,6 +201,16 @@ BROKEN = {
         lambda h: h.line.bends.fill_(math.inf), lambda: AnchorSpline(3, RISING, knots="trainable", between="rational")
     ),
     "averages near the peak": lambda: HistogramHead(3, range(40), decode="local"),
+    "a link that falls": lambda: _break(
+        lambda h: h.sharpness_raw.fill_(math.nan), lambda: CumulativeLink(3, RISING, decode="expectation")
+    ),
+    "thresholds that are no numbers": lambda: _break(
+        lambda h: h.line.start.fill_(math.nan), lambda: CumulativeLink(3, RISING)
+    ),
+    "thresholds at infinity": lambda: _break(
+        lambda h: h.line.start.fill_(math.inf), lambda: CumulativeLink(3, RISING, decode="expectation")
+    ),
+    "the classes of a chain out of order": lambda: _break(_scatter_anchors, lambda: CornHead(3, RISING)),
     "the classes of a histogram out of order": lambda: _break(_scatter_anchors, lambda: HistogramHead(3, RISING)),
     "a free network": lambda: MLPHead(3, RISING),
 }

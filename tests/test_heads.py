@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from forethought.errors import AnchorError, BundleError, FitError, ShapeError
-from forethought.heads import AnchorSpline, Head, HistogramHead, MLPHead, as_regressor, from_config
+from forethought.heads import (
+    AnchorSpline,
+    CornHead,
+    CumulativeLink,
+    Head,
+    HistogramHead,
+    MLPHead,
+    as_regressor,
+    from_config,
+)
 from forethought.heads.curve import interpolate, piece_of
 from forethought.heads.soft_targets import hl_gauss
 
@@ -34,6 +43,12 @@ def _heads(anchors):
     yield AnchorSpline(6, anchors, "classifier", hidden=(5,), activation="sigmoid")
     yield AnchorSpline(6, anchors, "mlp", hidden=(7,), knots="trainable", extrapolate="linear", dropout=0.2)
     yield AnchorSpline(6, anchors, dtype=torch.float64)
+    yield AnchorSpline(6, anchors, "mlp", between="rational", knots="trainable")
+    for objective, decode in itertools.product(("coral", "likelihood"), ("remap", "expectation")):
+        yield CumulativeLink(6, anchors, objective=objective, decode=decode)
+    yield CumulativeLink(6, anchors, "mlp", hidden=(7,), between="rational", extrapolate="linear", dropout=0.2)
+    yield CornHead(6, anchors)
+    yield CornHead(6, anchors, hidden=(7,), dtype=torch.float64)
     for targets, activation, decode in itertools.product(
         ("two-hot", "hl-gauss", "blur"), ("softmax", "sigmoid"), ("mean", "local")
     ):
@@ -140,6 +155,42 @@ def test_head_learns(head):
 
 
 @every_head
+def test_equal_heads_run_stacked(head):
+    """Three heads of one form run as one under vmap, outputs and gradients of the loss: nothing branches on numbers."""
+    heads = [copy.deepcopy(head).eval() for _ in range(3)]
+    for other in heads[1:]:
+        for parameter in other.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    parameters, buffers = torch.func.stack_module_state(heads)
+    x, targets = torch.randn(7, 6), _targets(head, 7)
+
+    def loss(p, b, run):
+        return torch.func.functional_call(
+            _Method(head, run), ({f"head.{k}": v for k, v in (p | b).items()},), (x, targets)
+        )
+
+    y = torch.func.vmap(lambda p, b: loss(p, b, "forward"))(parameters, buffers)
+    for one, other in zip(heads, y, strict=True):
+        torch.testing.assert_close(other, one(x), rtol=1e-4, atol=1e-3)
+    gradients = torch.func.vmap(torch.func.grad(lambda p, b: loss(p, b, "loss")))(parameters, buffers)
+    for i, one in enumerate(heads):
+        one.loss(x, targets).backward()
+        for name, parameter in one.named_parameters():
+            torch.testing.assert_close(gradients[name][i], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+class _Method(nn.Module):
+    """A head of which another method than forward is called."""
+
+    def __init__(self, head, method):
+        super().__init__()
+        self.head, self.method = head, method
+
+    def forward(self, x, targets):
+        return self.head(x) if self.method == "forward" else self.head.loss(x, targets)
+
+
+@every_head
 def test_half_precision_features_are_upcast(head):
     """float16 and bfloat16 features give float32 or wider, under autocast too."""
     x = torch.randn(4, 6)
@@ -175,6 +226,108 @@ def test_wrong_features_and_targets_are_refused(head):
         head(torch.ones(3, 6, dtype=torch.long))
     with pytest.raises(FitError, match=r"squeeze\(1\)"):
         head.loss(torch.randn(3, 6), torch.randn(3, 1))
+
+
+# ------------------------------------------------------------------------------------------- ordinal models
+
+
+def _labels(rows, classes, seed=0):
+    return torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_cumulative_losses_are_the_published_ones():
+    """On class labels: CORAL's sum of cross-entropies, and minus the log of the class's probability."""
+    x, k = torch.randn(40, 6, dtype=torch.float64), _labels(40, 5)
+    for objective in ("coral", "likelihood"):
+        head = CumulativeLink(6, RISING, objective=objective, dtype=torch.float64)
+        q = torch.sigmoid(head.rank_logits(head.latent(x)))
+        if objective == "coral":
+            above = (k[:, None] > torch.arange(4)).double()
+            expected = -(above * q.log() + (1 - above) * (1 - q).log()).sum(1).mean()
+        else:
+            bounds = torch.cat([torch.ones(40, 1), q, torch.zeros(40, 1)], 1)
+            expected = -(bounds[torch.arange(40), k] - bounds[torch.arange(40), k + 1]).log().mean()
+        torch.testing.assert_close(head.loss(x, head.anchors[k]), expected)
+
+
+def test_corn_loss_is_the_published_one():
+    """On class labels: each question asked of the samples that reach it, the mean over questions asked."""
+    x, k = torch.randn(40, 6, dtype=torch.float64), _labels(40, 5)
+    head = CornHead(6, RISING, dtype=torch.float64)
+    z, total, asked = head.rank_logits(x), 0.0, 0
+    for j in range(4):
+        reached = k >= j
+        total = total + nn.functional.binary_cross_entropy_with_logits(
+            z[reached, j], (k[reached] > j).double(), reduction="sum"
+        )
+        asked += int(reached.sum())
+    torch.testing.assert_close(head.loss(x, head.anchors[k]), total / asked)
+
+
+def test_ordinal_losses_agree_with_coral_pytorch():
+    """The authors' own code, where it is installed."""
+    losses = pytest.importorskip("coral_pytorch.losses")
+    data = pytest.importorskip("coral_pytorch.dataset")
+    x, k = torch.randn(40, 6), _labels(40, 5)
+    head = CumulativeLink(6, RISING)
+    levels = data.levels_from_labelbatch(k, 5)
+    torch.testing.assert_close(
+        head.loss(x, head.anchors[k]), losses.coral_loss(head.rank_logits(head.latent(x)), levels)
+    )
+    head = CornHead(6, RISING)
+    torch.testing.assert_close(head.loss(x, head.anchors[k]), losses.corn_loss(head.rank_logits(x), k, 5))
+
+
+def test_saturated_losses_still_teach():
+    """Far on the wrong side the gradient is that of a straight line, not 0 as of a clamped logarithm."""
+    for head in (CumulativeLink(1, RISING, objective="likelihood"), CumulativeLink(1, RISING), CornHead(1, RISING)):
+        x = torch.tensor([[1e4]], requires_grad=True)
+        with torch.no_grad():
+            for parameter in (head.net if isinstance(head, CornHead) else head.latent_net).parameters():
+                parameter.fill_(1.0)
+        head.loss(x, head.anchors[:1]).backward()
+        assert x.grad.isfinite().all()
+        assert x.grad.abs() > 0.1
+
+
+@pytest.mark.parametrize("anchors", [RISING, FALLING, [1.0, 2.0]], ids=str)
+def test_expectations_are_the_sum_of_weights_and_anchors(anchors):
+    """Both ordinal models: y is the sum of p_k v_k, p in order and of sum 1, classes by the authors' rules."""
+    x = torch.randn(50, 6) * 3
+    for head in (CumulativeLink(6, anchors, decode="expectation"), CornHead(6, anchors)):
+        p = head.predict_proba(x)
+        torch.testing.assert_close(head(x), p @ head.anchors, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(p.sum(1), torch.ones(50))
+        assert (p > -1e-6).all()
+        expected = (1 - p.cumsum(1)[:, :-1] > 0.5).sum(1)
+        assert (head.predict_class(x) == expected).float().mean() > 0.95  # equal but for rounding at a half
+
+
+def test_remapped_links_hit_their_anchors_at_the_centres():
+    """Half way between thresholds, wherever they went, y is the anchor to the last bit; between them it does not bend."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        anchors = torch.randn(2 + seed % 9).sort(descending=bool(seed % 2)).values
+        head = CumulativeLink(3, anchors)
+        with torch.no_grad():
+            head.line.steps.normal_(0, 2)
+            head.line.start.normal_()
+        t, k = head.thresholds, head.line.knots
+        assert (k[1:-1] - (t[1:] + t[:-1]) / 2).abs().max() < 1e-4 if len(t) > 1 else True
+        assert torch.equal(head.curve(k), head.anchors)
+        assert torch.equal(head.inverse(head.anchors), k)
+        assert ((k[:-1] < t) & (t < k[1:])).all()
+
+
+def test_the_plain_expectation_does_not_reach_its_ends():
+    """Why there is a remap: at the end classes' centres the expectation is a third of a class away."""
+    head = CumulativeLink(1, torch.arange(11.0), decode="expectation")
+    with torch.no_grad():
+        head.sharpness_raw.fill_(math.log(math.expm1(2 - 1e-3)))
+    y = head.curve(torch.arange(11.0))
+    assert 0.3 < y[0] < 0.4
+    assert 9.6 < y[-1] < 9.7
+    assert (y[3:8] - torch.arange(3.0, 8.0)).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ A head never sees the model that its features came from.
 
 from forethought.heads.certificate import Certificate, Claim
 from forethought.heads.conversion import as_regressor
+from forethought.heads.corn import CornHead
+from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.falsification import Counterexample, Falsification
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
@@ -20,7 +22,9 @@ __all__ = [
     "AnchorSpline",
     "Certificate",
     "Claim",
+    "CornHead",
     "Counterexample",
+    "CumulativeLink",
     "Falsification",
     "Head",
     "HistogramHead",

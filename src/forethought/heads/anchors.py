@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import AnchorError
+from forethought.heads.curve import interpolate
 
 _REORDER = (
     "Put the anchors, and the classes with them, in order: order = sorted(range(len(anchors)), key=anchors.__getitem__)"
@@ -49,9 +50,21 @@ class Anchors(nn.Module):
         return self.values * self.sign
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest anchor."""
+        low, high = sorted((self.given[0].item(), self.given[-1].item()))
+        return low, high
+
+    @property
     def gap(self) -> Tensor:
         """Mean distance between neighbouring anchors, a scalar."""
         return (self.values[-1] - self.values[0]) / (len(self) - 1)
+
+    def position(self, y: Tensor) -> Tensor:
+        """Return where values lie on the line of classes, (*) -> (*): k at anchor k, between them in proportion."""
+        dtype = torch.promote_types(y.dtype, self.values.dtype)
+        index = torch.arange(len(self), dtype=dtype, device=y.device)
+        return interpolate(y.to(dtype) * self.sign, self.values.to(dtype), index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # `.half()` must not move an anchor (440.1 is 440.0 in float16, and neighbours can collide), so the

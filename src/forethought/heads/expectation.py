@@ -1,4 +1,4 @@
-"""What is proved of an expectation over classes, as a function of the weights above each class."""
+"""Expectations over classes as functions of the weights above each class, and what is proved of them."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,41 @@ from forethought.heads.certificate import AT_VERTICES, EXCEEDANCE, MONOTONE, RAN
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.latents import exceedance_claim, exceedance_walk, exceedances_of
 from forethought.heads.proofs import not_rising
+from forethought.heads.steady import total
 
 Function = Callable[[Tensor], Tensor]
 
 
+def from_exceedances(c: Tensor, support: Tensor, scale: Anchors) -> Tensor:
+    """Return v_0 + the sum of c_j (v_{j+1} - v_j), which is the sum of p_k v_k, held to the anchors' range.
+
+    Args:
+        c: P(class > j), (*, S - 1).
+        support: The values (S,) of all classes, ascending.
+        scale: The anchors.
+
+    Returns:
+        y (*), with the anchors' sign.
+    """
+    values = support.to(torch.promote_types(c.dtype, support.dtype))
+    y = values[0] + total(c * values.diff())
+    return torch.clamp(y, scale.values[0], scale.values[-1]) * scale.sign
+
+
+def weights_of(c: Tensor) -> Tensor:
+    """Return class weights (*, S) from P(class > j) (*, S - 1). Undoes `exceedances_of`."""
+    one = torch.ones_like(c[..., :1])
+    return -torch.cat([one, c, torch.zeros_like(one)], -1).diff(dim=-1)
+
+
+def vertices(classes: int, pad: int, like: Tensor) -> Tensor:
+    """Return the exceedances (K, K + 2 * pad - 1) of all weight on each class."""
+    width = classes + 2 * pad
+    return torch.ones(width, width - 1).tril(-1)[pad : pad + classes].to(like)
+
+
 def expectation_claims(function: Function, support: Tensor, scale: Anchors, pad: int) -> list[Claim]:
-    """Return the claims of y = v_0 + sum of c_j (v_{j+1} - v_j), held to the anchors' range.
+    """Return the claims of an expectation.
 
     Args:
         function: Exceedances (N, S - 1) to y (N,).
@@ -26,48 +55,39 @@ def expectation_claims(function: Function, support: Tensor, scale: Anchors, pad:
     """
     against = not_rising("values", support)
     scope = f"every {str(support.dtype).removeprefix('torch.')} exceedance"
-    ends = sorted((scale.given[0].item(), scale.given[-1].item()))
+    low, high = scale.ends
     claim = Claim(MONOTONE, EXCEEDANCE, "", scope, against is None, against or "")
     sums = "each exceedance times a gap, which is not negative, summed in a fixed order: monotone under rounding"
+    says = f"y stays between {low!r} and {high!r}"
     return [
         exceedance_claim(claim, len(support), sums),
-        Claim(
-            RANGE, EXCEEDANCE, f"y stays between {ends[0]!r} and {ends[1]!r}", scope, against is None,
-            against or "clamped",
-        ),
-        _at_vertices(function, support, scale, pad, against),
-    ]  # fmt: skip
+        Claim(RANGE, EXCEEDANCE, says, scope, against is None, against or "clamped"),
+        at_vertices(function, vertices(len(scale), pad, support), scale, EXCEEDANCE, against),
+    ]
 
 
-def _at_vertices(function: Function, support: Tensor, scale: Anchors, pad: int, against: str | None) -> Claim:
+def at_vertices(function: Function, at: Tensor, scale: Anchors, variable: str, against: str | None) -> Claim:
+    """Return the claim of how far y is from each anchor where all weight is on its class, by running it there."""
     with torch.no_grad():
-        off = (function(vertices(len(scale), pad, support)).double() - scale.given.double()).abs().max().item()
+        off = (function(at).double() - scale.given.double()).abs().max().item()
     holds, bound = against is None and math.isfinite(off), off if math.isfinite(off) else None
-    says = f"y is within {off:.3g} of the anchor where all weight is on its class, which a softmax only comes near to"
-    why = against or "run at each"
-    return Claim(AT_VERTICES, EXCEEDANCE, says, f"{len(scale)} one-hot weights", holds, why, bound)
+    says = (
+        f"y is within {off:.3g} of the anchor where all weight is on its class, which a trained head only comes near to"
+    )
+    return Claim(AT_VERTICES, variable, says, f"{len(scale)} one-hot weights", holds, against or "run at each", bound)
 
 
-def vertices(classes: int, pad: int, like: Tensor) -> Tensor:
-    """Return the exceedances (K, K + 2 * pad - 1) of all weight on each class."""
-    width = classes + 2 * pad
-    return torch.ones(width, width - 1).tril(-1)[pad : pad + classes].to(like)
+def vertex_hit(function: Function, at: Tensor, scale: Anchors, variable: str, claim: Claim) -> Hit:
+    """Return the same as `falsify` checks it."""
+    return Hit(AT_VERTICES, variable, function, at, scale.given.to(at.dtype), claim.bound or 0.0)
 
 
 def expectation_trials(
-    function: Function, support: Tensor, scale: Anchors, pad: int, bound: float
+    function: Function, support: Tensor, scale: Anchors, pad: int, claim: Claim
 ) -> tuple[list[Walk], list[Hit]]:
     """Return the walk along the exceedances, and the one-hot weights."""
-    support = support.detach()
-    hit = Hit(
-        AT_VERTICES, EXCEEDANCE, function, vertices(len(scale), pad, support), scale.given.to(support.dtype), bound
-    )
-    return [exceedance_walk(function, scale.sign, len(support), support)], [hit]
-
-
-def local_trials(function: Function, sign: float, support: Tensor) -> tuple[list[Walk], list[Hit]]:
-    """Return the walk of a function that is known to step back."""
-    return [exceedance_walk(function, sign, len(support), support.detach())], []
+    walk = exceedance_walk(function, scale.sign, len(support), support.detach(), scale.ends)
+    return [walk], [vertex_hit(function, vertices(len(scale), pad, support.detach()), scale, EXCEEDANCE, claim)]
 
 
 def local_claim(function: Function, sign: float, support: Tensor, window: int) -> Claim:

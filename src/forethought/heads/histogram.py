@@ -11,15 +11,19 @@ from torch.nn import functional as F
 from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import Claim
-from forethought.heads.curve import interpolate
-from forethought.heads.expectation import expectation_claims, expectation_trials, local_claim, local_trials
+from forethought.heads.expectation import (
+    expectation_claims,
+    expectation_trials,
+    from_exceedances,
+    local_claim,
+    weights_of,
+)
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.latents import class_weights, exceedances_of, log_weights
+from forethought.heads.latents import class_weights, exceedance_walk, exceedances_of, log_weights
 from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, dtype_of, run_in_full
 from forethought.heads.options import check_option
 from forethought.heads.soft_targets import blur, hl_gauss, two_hot
-from forethought.heads.steady import total
 
 
 class HistogramHead(Head):
@@ -142,9 +146,7 @@ class HistogramHead(Head):
 
         v_0 + the sum of c_j (v_{j+1} - v_j), which is the sum of p_k v_k.
         """
-        support = self.support.to(torch.promote_types(c.dtype, self.scale.values.dtype))
-        y = support[0] + total(c * support.diff())
-        return torch.clamp(y, self.scale.values[0], self.scale.values[-1]) * self.scale.sign
+        return from_exceedances(c, self.support, self.scale)
 
     def _around_peak(self, log_p: Tensor) -> Tensor:
         log_p, support = _near_peak(log_p, self.support, self.window)
@@ -172,9 +174,7 @@ class HistogramHead(Head):
 
         Targets beyond the end anchors count as the end anchors.
         """
-        values = self.scale.values.to(targets.dtype)
-        index = torch.arange(len(self.scale), dtype=targets.dtype, device=targets.device)
-        position = interpolate(targets * self.scale.sign, values, index) + self.pad
+        position = self.scale.position(targets) + self.pad
         width = len(self.scale) + 2 * self.pad
         if self.targets == "two-hot":
             return two_hot(position, width)
@@ -197,17 +197,14 @@ class HistogramHead(Head):
         """Return what `falsify` runs: y along the exceedances; also with decode='local', where they step back."""
         support = self._line()
         if self.decode == "local":
-            return local_trials(self._from_local, self.scale.sign, support)
-        bound = self.claims()[-1].bound or 0.0
-        return expectation_trials(self.from_exceedances, support, self.scale, self.pad, bound)
+            return [exceedance_walk(self._from_local, self.scale.sign, len(support), support)], []
+        return expectation_trials(self.from_exceedances, support, self.scale, self.pad, self.claims()[-1])
 
     def _line(self) -> Tensor:
         return self.support.to(self.runs_in())
 
     def _from_local(self, c: Tensor) -> Tensor:
-        ends = torch.ones_like(c[:, :1])
-        weights = -torch.cat([ends, c, 0 * ends], 1).diff()
-        return self._around_peak(weights.clamp(min=0).log())
+        return self._around_peak(weights_of(c).clamp(min=0).log())
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs, as JSON types.

@@ -1,15 +1,17 @@
 """Latents: networks that place a sample on the line of classes, 0 for the first, K-1 for the last."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forethought.errors import FitError
 from forethought.heads.certificate import EXCEEDANCE, Claim
 from forethought.heads.falsification import Walk
-from forethought.heads.layers import run_in_full
+from forethought.heads.layers import build_mlp, check_features, run_in_full
+from forethought.heads.options import check_option
 from forethought.heads.steady import total
 
 
@@ -47,6 +49,59 @@ class ExpectedClass(nn.Module):
         return total(self.exceedances(features))
 
 
+def build_latent(
+    kind: str,
+    in_features: int,
+    classes: int,
+    *,
+    hidden: Sequence[int] = (),
+    activation: str = "softmax",
+    dropout: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Return a network (B, in_features) -> (B,) in class units: 'linear', 'mlp', or a classifier's expected class."""
+    check_option("latent", kind, ("linear", "mlp", "classifier"))
+    if kind == "classifier":
+        net = build_mlp(in_features, hidden, classes, dropout=dropout, dtype=dtype)
+        return ExpectedClass(net, activation)
+    net = build_mlp(in_features, hidden if kind == "mlp" else (), 1, dropout=dropout, dtype=dtype)
+    return ScaledLatent(net, classes)
+
+
+def hidden_sizes(kind: str | nn.Module, hidden: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the hidden sizes asked for; None: (64,) for 'mlp', else none."""
+    return tuple(hidden) if hidden is not None else ((64,) if kind == "mlp" else ())
+
+
+def read_latent(net: nn.Module, features: Tensor, in_features: int | None) -> Tensor:
+    """Run a latent and check that it gives one number per row: (B, D) -> (B,), float32 or wider.
+
+    Args:
+        net: The latent.
+        features: Its input.
+        in_features: D, or None for a module of the user's own, which takes what it takes.
+    """
+    if in_features is not None:
+        check_features(features, in_features)
+    s: Tensor = net(features)
+    s = s.squeeze(-1) if s.ndim == 2 and s.shape[1] == 1 else s
+    if s.shape != features.shape[:1]:
+        raise FitError(
+            f"Cannot read latent: expected one number per sample, shape ({features.shape[0]},), "
+            f"got {tuple(s.shape)}. End the module with nn.Linear(..., 1)"
+        )
+    return s.to(torch.promote_types(s.dtype, torch.float32))
+
+
+def cannot_describe(latent: nn.Module) -> FitError:
+    """Return the error of a head that holds a module of the user's own, which has no description."""
+    return FitError(
+        "Cannot describe head: expected latent 'linear', 'mlp' or 'classifier', "
+        f"got your own {type(latent).__name__}. Save its weights and rebuild it in code: "
+        "head.load_state_dict(torch.load(path, weights_only=True))"
+    )
+
+
 def exceedances_of(weights: Tensor) -> Tensor:
     """Return P(class > j) for each class j but the last, (B, K) -> (B, K-1): what stochastic dominance is told by."""
     return 1 - weights.cumsum(-1)[..., :-1]
@@ -63,12 +118,18 @@ def exceedance_claim(claim: Claim, classes: int, sums: str) -> Claim:
     )
 
 
-def exceedance_walk(function: Callable[[Tensor], Tensor], sign: float, classes: int, like: Tensor) -> Walk:
+def exceedance_walk(
+    function: Callable[[Tensor], Tensor],
+    sign: float,
+    classes: int,
+    like: Tensor,
+    within: tuple[float, float] | None = None,
+) -> Walk:
     """Return the walk of a function of exceedances (N, K-1): from one-hot weights, and between them."""
     vertices = torch.ones(classes, classes - 1).tril(-1).to(like)
     even = torch.linspace(1, 0, classes + 1)[1:-1].to(like)
     places = torch.cat([vertices, even[None], (vertices[1:] + vertices[:-1]) / 2])
-    return Walk(EXCEEDANCE, function, places, torch.full((classes - 1,), sign), low=0.0, high=1.0)
+    return Walk(EXCEEDANCE, function, places, torch.full((classes - 1,), sign), low=0.0, high=1.0, within=within)
 
 
 def log_weights(logits: Tensor, activation: str) -> Tensor:

@@ -25,9 +25,10 @@ class AnchorCurve(nn.Module):
 
     Args:
         anchors: K >= 2 values, ascending or descending.
-        knots: "fixed" at 0..K-1, "trainable" (ordered by construction), or "placed" (set by `place`).
+        knots: "fixed" at 0..K-1, "trainable" (ordered by construction), "centres" (half way between trainable
+            thresholds), or "placed" (set by `place`).
         between: "linear" (straight pieces) or "rational" (smooth ones, with slopes by PCHIP's rule; they train
-            when the knots do).
+            when the knots are "trainable").
         extrapolate: Outside the end knots: "clamp" or "linear".
         dtype: Of the parameters; the curve runs in float32 or wider.
     """
@@ -44,7 +45,7 @@ class AnchorCurve(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_option("knots", knots, ("fixed", "trainable", "placed"))
+        check_option("knots", knots, ("fixed", "trainable", "centres", "placed"))
         check_option("between", between, ("linear", "rational"))
         check_option("extrapolate", extrapolate, ("clamp", "linear"))
         self.scale = Anchors(anchors, dtype)
@@ -54,10 +55,11 @@ class AnchorCurve(nn.Module):
         self.steps: nn.Parameter | None = None
         self.bends: nn.Parameter | None = None
         self.register_buffer("places", None)
-        if knots == "trainable":
-            self.start = nn.Parameter(torch.zeros((), dtype=dtype))
-            self.steps = nn.Parameter(torch.full((gaps,), _EVEN, dtype=dtype))
-            if between == "rational":
+        if knots in ("trainable", "centres"):
+            points = gaps if knots == "centres" else gaps + 1
+            self.start = nn.Parameter(torch.full((), 0.5 if knots == "centres" else 0.0, dtype=dtype))
+            self.steps = nn.Parameter(torch.full((points - 1,), _EVEN, dtype=dtype))
+            if between == "rational" and knots == "trainable":
                 self.bends = nn.Parameter(torch.zeros(gaps + 1, dtype=dtype))
         if knots == "placed":
             self.places = torch.arange(gaps + 1, dtype=self.scale.values.dtype)
@@ -73,11 +75,34 @@ class AnchorCurve(nn.Module):
         values = self.scale.values
         if self.places is not None:
             return self.places.to(values.dtype)
-        if self.start is None or self.steps is None:
+        if self.knots_are == "fixed":
             return torch.arange(len(self.scale), dtype=values.dtype, device=values.device)
-        start = self.start.to(values.dtype).reshape(1)
-        steps = F.softplus(self.steps.to(values.dtype)) + _MIN_STEP
-        return torch.cat([start, start + steps.cumsum(0)])
+        return self._centres() if self.knots_are == "centres" else self._points()
+
+    @property
+    def thresholds(self) -> Tensor:
+        """The places (K-1,) where one class gives way to the next: trained, or half way between knots."""
+        if self.knots_are == "centres":
+            return self._points()
+        knots = self.knots
+        return (knots[1:] + knots[:-1]) / 2
+
+    def _points(self) -> Tensor:
+        """Return the trainable places in order, whatever the parameters are."""
+        assert self.start is not None
+        assert self.steps is not None
+        dtype = self.scale.values.dtype
+        start = self.start.to(dtype).reshape(1)
+        return torch.cat([start, start + (F.softplus(self.steps.to(dtype)) + _MIN_STEP).cumsum(0)])
+
+    def _centres(self) -> Tensor:
+        """Return the middle of each class; an end class reaches as far beyond its middle as to its threshold."""
+        points = self._points()
+        if len(points) == 1:
+            return torch.cat([points - 0.5, points + 0.5])
+        widths = points.diff()
+        first, last = points[:1] - widths[:1] / 2, points[-1:] + widths[-1:] / 2
+        return torch.cat([first, points[:-1] + widths / 2, last])
 
     def slopes(self, knots: Tensor, values: Tensor) -> Tensor:
         """Return the slopes (K,) at the knots of a curve with smooth pieces, above 0 but for rounding."""
@@ -161,7 +186,7 @@ class AnchorCurve(nn.Module):
             )
         ]  # fmt: skip
         if self.extrapolate == "clamp":
-            low, high = self._ends(values)
+            low, high = self.scale.ends
             claims.append(
                 Claim(
                     RANGE, variable, f"y stays between {low!r} and {high!r}", scope, against is None,
@@ -199,9 +224,7 @@ class AnchorCurve(nn.Module):
 
     def walk(self, variable: str, dtype: torch.dtype) -> Walk:
         """Return the walk along the line for `falsify`."""
-        _, knots, values = self.on_line(torch.zeros((), dtype=dtype))
-        knots = knots.detach()
-        low, high = self._ends(values)
+        knots = self.on_line(torch.zeros((), dtype=dtype))[1].detach()
         middles = (knots[1:] + knots[:-1]) / 2
         far = torch.tensor([-math.inf, math.inf, 0.0, -0.0]).to(knots)
         return Walk(
@@ -209,14 +232,10 @@ class AnchorCurve(nn.Module):
             lambda x: self(x[:, 0]),
             torch.cat([knots, middles, far]).nan_to_num(0.0, math.inf, -math.inf)[:, None],
             torch.tensor([self.scale.sign]),
-            within=(low, high) if self.extrapolate == "clamp" else None,
+            within=self.scale.ends if self.extrapolate == "clamp" else None,
         )
 
     def hit(self, variable: str, dtype: torch.dtype) -> Hit:
         """Return the anchors as `falsify` checks them: at the knots, to the last bit."""
         _, knots, _ = self.on_line(torch.zeros((), dtype=dtype))
         return Hit(AS_FUNCTION, variable, lambda x: self(x[:, 0]), knots.detach()[:, None], self.scale.given, 0.0)
-
-    def _ends(self, values: Tensor) -> tuple[float, float]:
-        ends = sorted((values[0].item() * self.scale.sign, values[-1].item() * self.scale.sign))
-        return ends[0], ends[1]

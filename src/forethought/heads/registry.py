@@ -6,12 +6,16 @@ from typing import Any
 import torch
 
 from forethought.errors import BundleError
+from forethought.heads.corn import CornHead
+from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
 from forethought.heads.mlp import MLPHead
 from forethought.heads.spline import AnchorSpline
 
-KINDS: dict[str, type[Head]] = {kind.kind: kind for kind in (AnchorSpline, HistogramHead, MLPHead)}
+KINDS: dict[str, type[Head]] = {
+    kind.kind: kind for kind in (AnchorSpline, CornHead, CumulativeLink, HistogramHead, MLPHead)
+}
 _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,

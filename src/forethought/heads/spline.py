@@ -6,13 +6,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import LATENT, Claim
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.latents import ExpectedClass, ScaledLatent, exceedance_claim, exceedance_walk
-from forethought.heads.layers import build_mlp, check_features, dtype_name, dtype_of, robust_loss
+from forethought.heads.latents import (
+    ExpectedClass,
+    build_latent,
+    cannot_describe,
+    exceedance_claim,
+    exceedance_walk,
+    hidden_sizes,
+    read_latent,
+)
+from forethought.heads.layers import dtype_name, dtype_of, robust_loss
 from forethought.heads.line import AnchorCurve
 from forethought.heads.options import check_option
 from forethought.heads.steady import total
@@ -76,20 +83,20 @@ class AnchorSpline(Head):
         self.line = AnchorCurve(anchors, knots=knots, between=between, extrapolate=extrapolate, dtype=dtype)
         self.in_features = in_features
         self.latent_kind = latent if isinstance(latent, str) else "custom"
-        self.hidden = tuple(hidden) if hidden is not None else ((64,) if latent == "mlp" else ())
+        self.hidden = hidden_sizes(latent, hidden)
         self.activation = activation
         self.dropout = dropout
-        self.latent_net = latent if isinstance(latent, nn.Module) else self._build_latent(dtype)
-
-    def _build_latent(self, dtype: torch.dtype | None) -> nn.Module:
-        check_option("latent", self.latent_kind, ("linear", "mlp", "classifier"))
-        classes = len(self.scale)
-        if self.latent_kind == "classifier":
-            net = build_mlp(self.in_features, self.hidden, classes, dropout=self.dropout, dtype=dtype)
-            return ExpectedClass(net, self.activation)
-        hidden = self.hidden if self.latent_kind == "mlp" else ()
-        net = build_mlp(self.in_features, hidden, 1, dropout=self.dropout, dtype=dtype)
-        return ScaledLatent(net, classes)
+        if isinstance(latent, str):
+            latent = build_latent(
+                latent,
+                in_features,
+                len(self.scale),
+                hidden=self.hidden,
+                activation=activation,
+                dropout=dropout,
+                dtype=dtype,
+            )
+        self.latent_net: nn.Module = latent
 
     @property
     def scale(self) -> Anchors:
@@ -113,15 +120,7 @@ class AnchorSpline(Head):
 
     def latent(self, features: Tensor) -> Tensor:
         """Return where each sample lies on the line of classes: (B, D) -> (B,), in class units."""
-        if self.latent_kind != "custom":
-            check_features(features, self.in_features)
-        s: Tensor = self.latent_net(features)
-        s = s.squeeze(-1) if s.ndim == 2 and s.shape[1] == 1 else s
-        if s.shape != features.shape[:1]:
-            raise FitError(
-                f"Cannot read latent: expected one number per sample, shape ({features.shape[0]},), "
-                f"got {tuple(s.shape)}. End the module with nn.Linear(..., 1)"
-            )
+        s = read_latent(self.latent_net, features, None if self.latent_kind == "custom" else self.in_features)
         return s.to(torch.promote_types(s.dtype, self.scale.values.dtype))
 
     def curve(self, s: Tensor) -> Tensor:
@@ -181,11 +180,7 @@ class AnchorSpline(Head):
             FitError: the latent is a module of your own, which has no description.
         """
         if self.latent_kind == "custom":
-            raise FitError(
-                "Cannot describe head: expected latent 'linear', 'mlp' or 'classifier', "
-                f"got your own {type(self.latent_net).__name__}. Save its weights and rebuild it in code: "
-                "head.load_state_dict(torch.load(path, weights_only=True))"
-            )
+            raise cannot_describe(self.latent_net)
         return {
             "kind": self.kind,
             "in_features": self.in_features,
