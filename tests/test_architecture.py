@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "dataset": {"account", "batch", "chance", "columns", "reading", "watching"},
     "purity": {"batch", "chance", "nesting", "recording", "replay", "tensors"},
     "store": set(),
-    "ledger": {"store"},
+    "ledger": {"energy", "store"},
     "precision": {"forms", "identity"},
     "verification": {"batch", "dataset", "precision", "purity", "replay", "tensors"},
     "features": {

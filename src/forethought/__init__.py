@@ -11,6 +11,7 @@ from forethought.freezing import freeze, thaw  # isort: skip
 from forethought.halves import Head, Trunk  # isort: skip
 from forethought.replay import Split, split  # isort: skip
 from forethought.store import Store  # isort: skip
+from forethought.ledger import Ledger  # isort: skip
 from forethought.extraction import extract  # isort: skip
 from forethought.features import ExtractionReport, Features  # isort: skip
 from forethought.verification import Verification  # isort: skip
@@ -32,6 +33,7 @@ __all__ = [
     "ForethoughtError",
     "Head",
     "HeadResult",
+    "Ledger",
     "Results",
     "Split",
     "Store",

@@ -18,11 +18,10 @@ from torch import nn
 
 from forethought.dataset import Samples
 from forethought.division import Division
-from forethought.energy import Window, find_meters
 from forethought.errors import DataError, StoreError
 from forethought.features import ExtractionReport, Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
-from forethought.ledger import record_run, run_facts
+from forethought.ledger import Phase, phase_in, price_of_reuse, record_run, run_facts
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
@@ -95,37 +94,44 @@ def extract(
     started = time.perf_counter()
     _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
-    trunk = FrozenPart(model, at, device, dtype)
-    samples = Samples(
-        dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
-    )
-    drawn = [samples] if views is None else [samples.view(view, seed) for view in range(views)]
-    rolls = [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
-    with Window(find_meters().meter, synchronize=_synchronize) as window:
+    with phase_in(store, "extract") as phase:
+        trunk = FrozenPart(model, at, device, dtype)
+        samples = Samples(
+            dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
+        )
+        drawn = [samples] if views is None else [samples.view(view, seed) for view in range(views)]
+        rolls = [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
         try:
-            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, window.lap)
+            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
             places = [job.fill(roll) for roll in rolls]
         except MistakenNoteError:
             trunk.believes = False
-            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, window.lap)
+            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
             places = [job.fill(roll) for roll in rolls]
-    trunk.remember(store)
-    for roll in rolls:
-        roll.keep()
-    rows = sum(map(len, places))
+        trunk.remember(store)
+        for roll in rolls:
+            roll.keep()
+        rows = sum(map(len, places))
+        device_type = trunk.device.type
+        reuse = price_of_reuse(store, job.table.fingerprint, rows - job.rows_computed, device_type)
+        phase.add(rows=rows, rows_reused=rows - job.rows_computed, avoided_s=reuse.time_s, avoided_j=reuse.energy_j)
     report = ExtractionReport(
         rows=rows,
         rows_computed=job.rows_computed,
         rows_reused=rows - job.rows_computed,
         size_bytes=rows * sum(column.row_bytes for column in job.table.columns),
         time_s=time.perf_counter() - started,
-        energy_j=window.reading.energy_j,
-        energy_source=window.reading.reason or f"{window.reading.label}, {window.reading.instrument}",
+        energy_j=phase.energy_j,
+        energy_source=phase.energy_source,
         precision=trunk.precision(rows),
+        avoided_s=reuse.time_s,
+        avoided_j=reuse.energy_j,
+        avoided_source=reuse.remark,
     )
     views_of_rows = tuple(View(where, roll.targets) for where, roll in zip(places, rolls, strict=True))
     with suppress(StoreError):  # the rows are safe; what is lost is only the account of them
-        record_run(store, job.table.fingerprint, run_facts(asdict(report), trunk.model, dataset, trunk.device.type))
+        facts = run_facts(asdict(report), trunk.model, dataset, device_type)
+        record_run(store, job.table.fingerprint, facts | {"label": phase.amount.label, "span": phase.span})
     return Features(
         job.table, views_of_rows, job.frontier, report, trunk.split_on(drawn[0]), drawn[0], trunk.stored.codings
     )
@@ -141,7 +147,7 @@ class _Extraction:
         samples: Samples,
         segment_rows: int | None,
         progress: bool,
-        lap: Callable[[], None],
+        phase: Phase,
     ) -> None:
         self.table, self.frontier = trunk.table(store, samples)
         self.rows_computed = 0
@@ -149,7 +155,10 @@ class _Extraction:
         self._store = store
         self._segment_rows = segment_rows
         self._progress = progress
-        self._lap = lap
+        self._phase = phase
+        crossing = [(tensor.name, list(tensor.shape), str(tensor.dtype), tensor.size_bytes) for tensor in self.frontier]
+        about = {"model": type(trunk.model).__qualname__, "data": samples.name, "device": trunk.device.type}
+        phase.add(table=self.table.fingerprint, frontier=crossing, batch_size=samples.batch_size, **about)
 
     def fill(self, roll: Roll) -> NDArray[np.int64]:
         """Compute what is missing of a data set; give the place of every row."""
@@ -187,7 +196,9 @@ class _Extraction:
         writer: Any = None
         committed = time.perf_counter()
         try:
-            for where, keys, batch in self._watched(roll.read(indices), len(roll.keys) or None):
+            for where, keys, batch in self._phase.timed(
+                "read", self._watched(roll.read(indices), len(roll.keys) or None)
+            ):
                 missing = self._missing(keys, fresh)
                 missing = missing[division.mine(where[missing])]
                 fresh.update(key.tobytes() for key in keys[missing])
@@ -198,14 +209,19 @@ class _Extraction:
                     with self._trunk.placed():
                         writer.append(keys[missing], self._trunk.rows(part, where[missing]))
                     self.rows_computed += len(missing)
+                    self._phase.add(rows_computed=self.rows_computed)
                 if writer is not None and time.perf_counter() - committed > _COMMIT_S:
                     writer.flush()
                     committed = time.perf_counter()
                     division.release(but=where[-1:].tolist())
-                    self._lap()
+                self._phase.lap()
         finally:
             if writer is not None:
-                writer.close()
+                try:
+                    writer.close()
+                finally:
+                    told = {"rows": writer.rows_written, "size_bytes": writer.bytes_written}
+                    self._phase.aside("write", writer.write_s, **told)
         self.table.refresh()
 
     def _whole_batches(self, batch: int) -> int:
@@ -270,8 +286,3 @@ def _check_attempts(attempts: int, place: str) -> None:
             f"Cannot keep rows in '{place}': expected them to be there after they were written, got others or damaged "
             f"ones {attempts} times. Check the disk, or use a store elsewhere: ft.Store(path)"
         )
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()

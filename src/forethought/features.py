@@ -42,6 +42,10 @@ class ExtractionReport:
         energy_j: Joules; None where they were not measured.
         energy_source: What measured them, or why nothing did.
         precision: What storing them smaller saves and costs; None if they are exact.
+        avoided_s: Seconds that the reused rows would have taken, at what such rows took on this machine; None if they
+            never did here.
+        avoided_j: Joules, likewise; None where they were not measured.
+        avoided_source: Where these come from, or why there are none.
     """
 
     rows: int
@@ -52,6 +56,9 @@ class ExtractionReport:
     energy_j: float | None
     energy_source: str
     precision: PrecisionReport | None = None
+    avoided_s: float | None = None
+    avoided_j: float | None = None
+    avoided_source: str = ""
 
     def __str__(self) -> str:
         energy = "energy not measured" if self.energy_j is None else f"{self.energy_j:,.0f} J"

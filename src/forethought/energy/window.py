@@ -77,18 +77,18 @@ class Window:
         self._components: dict[str, float] = {}
         self._synchronize()
         asked_s = self._clock()
-        self._before = self._meter.read()
-        self._reason = self._meter.reason
+        self._before, self._reason = self._read()
         self._start_s = self._before_s = self._clock()
         self._overhead_s = self._start_s - asked_s
         return self
 
     def lap(self) -> None:
         """Read without closing, so that no counter wraps twice unseen. Nothing is waited for."""
-        after_s, after = self._clock(), self._meter.read()
+        after_s = self._clock()
+        after, reason = self._read()
         self._overhead_s += self._clock() - after_s
         if self._before is None or after is None:
-            self._reason = self._reason or self._meter.reason
+            self._reason = self._reason or reason
         elif self._reason is None:
             time_s = after_s - self._before_s
             try:
@@ -122,6 +122,13 @@ class Window:
                 " Read `window.reading` after the `with` block."
             )
         return self._reading
+
+    def _read(self) -> tuple[dict[str, float] | None, str | None]:
+        """Read; a meter that fails gives nothing, and the work that it would measure goes on."""
+        try:
+            return self._meter.read(), self._meter.reason
+        except Exception as error:
+            return None, f"{self._meter.instrument}: {str(error) or type(error).__name__}"
 
     def _close(self, time_s: float) -> Reading:
         meter, reason = self._meter, self._reason

@@ -14,6 +14,7 @@ from forethought.housekeeping.files import (
     open_table,
     segment_of,
 )
+from forethought.ledger.journal import MOST_BYTES, Journaled, journal_paths
 from forethought.store import DamagedSegmentError, Segment, Store
 from forethought.store.place import where
 from forethought.store.table import NOTE
@@ -124,7 +125,24 @@ def verify_store(store: Store, progress: Callable[[int], None] = lambda _: None)
             reason = "expected the digest of the note's key and content in its first line, got another."
             fix = _HARMLESS.format(home) if note.is_readable else _UNREADABLE
             faults.append(Fault(where(store.place, note.file.path), reason, fix))
+    faults += _lines_lost(store)
     return Findings(tables, segments, noted, size_bytes, tuple(faults))
+
+
+def _lines_lost(store: Store) -> Iterator[Fault]:
+    """Read the ledger; name each file with lines that are not what was written."""
+    for path in journal_paths(store.place):
+        found, path_in_words = Journaled(), where(store.place, path)
+        try:
+            found.read(store.place.get(path, MOST_BYTES) or b"")
+        except OSError as err:
+            yield Fault(path_in_words, f"expected a file, got {err.strerror or err}.", _UNREADABLE)
+            continue
+        if found.unreadable:
+            reason = f"expected lines that end with a digest of the rest, got {found.unreadable} that do not."
+            yield Fault(
+                path_in_words, reason, "No row is lost: the ledger tells what was spent, and does without them."
+            )
 
 
 def check_segments(store: Store, fingerprint: str) -> Iterator[Checked]:

@@ -30,6 +30,7 @@ from forethought.store.place import MARKER, Place, Stamp, where
 from forethought.store.table import NOTE, Table, check_same, listing_failed, local_folder, read_description
 
 TABLES = "tables"
+LEDGER = "ledger"  # what was spent on it, written beside it
 _MOST_MARKER_BYTES = 4096
 
 
@@ -311,8 +312,8 @@ def _reopen(place: Place, readonly: bool) -> Store:
 
 
 def _is_ours(name: str) -> bool:
-    """Say whether a file was left by a store being made: its marker, whole or not yet renamed."""
-    return name == MARKER or (name.startswith(f".{MARKER}.") and name.endswith(TEMPORARY))
+    """Say whether a file was left by a store being made: its marker, whole or not yet renamed; or is a ledger."""
+    return name in (MARKER, LEDGER) or (name.startswith(f".{MARKER}.") and name.endswith(TEMPORARY))
 
 
 def _restore_marker(place: Place) -> str:

@@ -1,6 +1,7 @@
 """Write rows as segments, each whole or absent."""
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,12 +22,20 @@ from forethought.store.segment import SUFFIX
 from forethought.store.task import Task
 
 
+class _Written(NamedTuple):
+    """One segment: its name, its bytes, and the seconds that hashing, writing and flushing it took."""
+
+    name: str
+    size_bytes: int
+    time_s: float
+
+
 class _Turn(NamedTuple):
     """Which buffer is filled, and what became of the other. Replaced as a whole: an interrupt finds one or the next."""
 
     filling: Buffer
     other: Buffer | None = None  # None where rows are written in the foreground
-    commit: Task[tuple[str, int]] | None = None  # of the other one, until its outcome was told
+    commit: Task[_Written] | None = None  # of the other one, until its outcome was told
 
 
 class Writer:
@@ -55,6 +64,7 @@ class Writer:
     ) -> None:
         self.rows_written = 0
         self.bytes_written = 0
+        self.write_s = 0.0  # seconds of work on what was committed, most of them in the background
         self._place = place
         self._folder = folder
         self._fingerprint = fingerprint
@@ -136,12 +146,12 @@ class Writer:
         if turn is None or turn.commit is None or turn.other is None or not (wait or turn.commit.is_done):
             return
         try:
-            name, size = turn.commit.result()
+            written = turn.commit.result()
         except Exception:
             self._turn = turn._replace(commit=None)
             raise
         self._turn = turn._replace(commit=None)
-        self._count(turn.other.rows, name, size)
+        self._count(turn.other.rows, written)
 
     def _commit_filling(self) -> None:
         if self._turn is None or self._turn.filling.rows == 0:
@@ -149,20 +159,22 @@ class Writer:
         buffer = self._turn.filling
         rows = buffer.rows
         try:
-            name, size = self._write(buffer)
+            written = self._write(buffer)
         except StoreError:
             buffer.clear()
             raise
         buffer.clear()
-        self._count(rows, name, size)
+        self._count(rows, written)
 
-    def _count(self, rows: int, name: str, size: int) -> None:
+    def _count(self, rows: int, written: _Written) -> None:
         self.rows_written += rows
-        self.bytes_written += size
-        self._committed(name)
+        self.bytes_written += written.size_bytes
+        self.write_s += written.time_s
+        self._committed(written.name)
 
-    def _write(self, buffer: Buffer) -> tuple[str, int]:
-        """Commit a buffer; return the name and the bytes of the segment. Changes nothing in memory."""
+    def _write(self, buffer: Buffer) -> _Written:
+        """Commit a buffer; say what was written. Changes nothing in memory."""
+        began = time.perf_counter()
         columns = layout(self._columns)
         contents = buffer.contents()
         digests = {name: blake3(content.data).hexdigest() for name, content in contents.items()}
@@ -175,7 +187,7 @@ class Writer:
         with writing(f"{buffer.rows} rows ({size / 1e6:.1f} MB)", self._place, self._folder):
             parts = (contents[name].data for name in names)
             self._place.put(f"{self._folder}/{file}", raw, *parts, keep=True)
-        return file, size
+        return _Written(file, size, time.perf_counter() - began)
 
     def close(self) -> None:
         """Commit what is buffered and take no more. Closing twice is harmless."""

@@ -1,4 +1,4 @@
-"""The ledger of a store: what the rows of each table cost to compute, and when they were last of use.
+"""Beside each table, what its rows cost to compute and when they were last of use: whoever reuses them knows the price.
 
 One note a run that computed rows, under a key that no other run draws, so that nothing is lost when many processes
 write at once; and one note a table for its last use, where a lost update costs nothing. A ledger that is lost or torn
@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from blake3 import blake3
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from forethought.energy.meters import LABELS, UNAVAILABLE
+from forethought.errors import StoreError
+from forethought.ledger.machine import this_machine
 from forethought.store import Store
 from forethought.store.notes import NOTES
 from forethought.store.table import listing_failed
@@ -25,6 +28,7 @@ from forethought.store.table import listing_failed
 DAY_S = 24 * 3600.0
 _PREFIX, _TIME, _RANDOM = 32, 16, 16  # hex digits of a key: whose table, when in nanoseconds, which run
 _USED = "0" * (_TIME + _RANDOM)
+_TEXTS = ("energy_source", "model", "dataset", "torch", "device", "machine", "label", "span")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Entry:
         dataset: The data set's class and length.
         torch: The version of torch.
         device: The type of device that it ran on.
+        machine: Where it ran, as `this_machine().id` names it.
+        label: How the joules are known.
+        span: Its name in the ledger.
     """
 
     time: float
@@ -52,6 +59,9 @@ class Entry:
     dataset: str = ""
     torch: str = ""
     device: str = ""
+    machine: str = ""
+    label: str = ""
+    span: str = ""
 
 
 def run_facts(report: Mapping[str, Any], model: nn.Module, dataset: Any, device: str) -> dict[str, Any]:
@@ -70,7 +80,70 @@ def run_facts(report: Mapping[str, Any], model: nn.Module, dataset: Any, device:
         "dataset": f"{' of '.join(kinds)} of {report['rows']:,}",
         "torch": str(torch.__version__),
         "device": device,
+        "machine": this_machine().id,
     }
+
+
+@dataclass(frozen=True)
+class Avoided:
+    """What rows that were there already would have taken to compute.
+
+    Attributes:
+        time_s: Seconds, at what such rows took on this machine and kind of device; None if they never did here.
+        energy_j: Joules, likewise; None where they were not measured.
+        label: How the joules are known.
+        remark: Where the numbers come from, or why there are none.
+    """
+
+    time_s: float | None
+    energy_j: float | None
+    label: str
+    remark: str
+
+
+def avoided(entries: Sequence[Entry], rows: int, machine: str, device: str) -> Avoided:
+    """Say what reusing rows avoided. Costs of other machines are told, never taken for ours.
+
+    Args:
+        entries: The runs that computed rows of their table.
+        rows: How many were reused.
+        machine: This one.
+        device: Where they would have run.
+    """
+    priced = [entry for entry in entries if entry.rows_computed and entry.time_s is not None]
+    here = [entry for entry in priced if entry.machine == machine and entry.device == device]
+    if not here:
+        where = dict.fromkeys(_where(entry) for entry in priced)
+        remark = "what these rows took was not recorded"
+        if priced:
+            seconds, count = sum(entry.time_s or 0.0 for entry in priced), sum(entry.rows_computed for entry in priced)
+            remark = f"measured elsewhere: {count:,} rows took {seconds:,.1f} s on {' and '.join(where)}"
+        return Avoided(None, None, UNAVAILABLE, remark)
+    share = rows / sum(entry.rows_computed for entry in here)
+    joules = [entry.energy_j for entry in here if entry.energy_j is not None]
+    is_measured = len(joules) == len(here)
+    label = max((entry.label for entry in here), key=lambda name: LABELS.index(name) if name in LABELS else len(LABELS))
+    return Avoided(
+        time_s=share * sum(entry.time_s or 0.0 for entry in here),
+        energy_j=share * sum(joules) if is_measured else None,
+        label=label if is_measured and label in LABELS else UNAVAILABLE,
+        remark=f"at what {sum(entry.rows_computed for entry in here):,} of these rows took on this machine",
+    )
+
+
+def price_of_reuse(store: Store, fingerprint: str, rows: int, device: str) -> Avoided:
+    """Say what reusing rows of a table avoided here; nothing where none was reused, or nothing can be known."""
+    if not rows:
+        return Avoided(None, None, UNAVAILABLE, "")
+    try:
+        entries = read_ledger(store, fingerprint)
+    except StoreError as err:
+        return Avoided(None, None, UNAVAILABLE, str(err))
+    return avoided(entries, rows, this_machine().id, device)
+
+
+def _where(entry: Entry) -> str:
+    return f"{entry.device or 'a device'} of machine {entry.machine[:8] or 'not recorded'}"
 
 
 def record_run(store: Store, fingerprint: str, facts: Mapping[str, Any]) -> None:
@@ -147,9 +220,7 @@ def _entry(note: Mapping[str, Any]) -> Entry | None:
     when, run = _number(note.get("time")), note.get("run")
     if when is None or not isinstance(run, dict):
         return None
-    texts = {
-        name: run[name] for name in ("energy_source", "model", "dataset", "torch", "device") if _is_text(run, name)
-    }
+    texts = {name: run[name] for name in _TEXTS if _is_text(run, name)}
     return Entry(
         time=when,
         rows_computed=int(_number(run.get("rows_computed")) or 0),

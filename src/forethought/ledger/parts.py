@@ -1,0 +1,154 @@
+"""A part of a span: every meter read at both ends, and what each component drew as rows that are not yet named."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from forethought.energy import Load, Meter, MeterReport, Reading, WallMeter, Window, find_meters
+from forethought.energy.load import FEW_CORES, own_processes
+from forethought.energy.meters import UNAVAILABLE, WALL
+from forethought.energy.nvml import NvmlMeter
+from forethought.energy.window import interval_of
+from forethought.errors import EnergyError
+from forethought.ledger.devices import visible_gpus
+from forethought.ledger.machine import this_machine
+from forethought.ledger.rows import Row
+
+AnyMeter = str | Callable[[], float] | Meter | MeterReport | Sequence[Meter] | None
+_LAP_S = 5.0
+Names = Mapping[int, tuple[str, ...]]
+
+
+def find(meter: AnyMeter) -> MeterReport:
+    """Turn what a user gives as `meter=` into meters.
+
+    Raises:
+        EnergyError: it is no meter.
+    """
+    if meter is None:
+        return MeterReport(unavailable=(("not asked for", "meter=None"),))
+    if isinstance(meter, MeterReport):
+        return meter
+    if meter == "auto":
+        return find_meters(gpus=visible_gpus())
+    if isinstance(meter, str | WallMeter) or (callable(meter) and not hasattr(meter, "read")):
+        return find_meters(gpus=visible_gpus(), wall=meter)
+    meters = tuple(meter) if isinstance(meter, list | tuple) else (meter,)
+    if not meters or not all(hasattr(each, "read") and hasattr(each, "limits") for each in meters):
+        raise EnergyError(
+            f"Cannot measure with {meter!r}: expected 'auto', a command, a function that gives kWh, a meter or None. "
+            "ft.Ledger(place, meter='auto')"
+        )
+    return MeterReport(meters)
+
+
+def components_of(report: MeterReport) -> dict[int, tuple[str, ...]]:
+    """Read each meter once: what it counts, by its position."""
+    return {at: tuple(meter.read() or {meter.instrument: 0.0}) for at, meter in enumerate(report.meters)}
+
+
+class Part:
+    """Begins when it is made. Nothing is waited for.
+
+    Args:
+        report: The meters.
+        names: What each of them counts.
+        refused: Components that somebody else counts, and who.
+    """
+
+    def __init__(self, report: MeterReport, names: Names, refused: Mapping[str, str]) -> None:
+        self.time_s = 0.0
+        self._report, self._names, self._refused = report, names, dict(refused)
+        began = time.perf_counter()
+        self._load, self._strangers = Load.read(), strangers_at(report)
+        self._windows = {
+            at: Window(meter)
+            for at, meter in enumerate(report.meters)
+            if any(name not in refused for name in names[at])
+        }
+        for window in self._windows.values():
+            window.__enter__()
+        self._start, self._began = time.time(), time.perf_counter()
+        self._lapped = self._began
+        self._overhead_s = self._began - began
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._began
+
+    def lap(self) -> None:
+        """Read the counters that wrap, unless they were read a moment ago."""
+        if time.perf_counter() - self._lapped < _LAP_S:
+            return
+        self._lapped = time.perf_counter()
+        for at, window in self._windows.items():
+            if self._report.meters[at].limits:
+                window.lap()
+
+    def close(self) -> list[Row]:
+        """Read every meter; give a row for each component, without a span yet."""
+        ended = time.perf_counter()
+        self.time_s = ended - self._began
+        for window in self._windows.values():
+            window.__exit__(None, None, None)
+        others, shared = self._company()
+        self._overhead_s += time.perf_counter() - ended
+        about: dict[str, Any] = {
+            "span": "",
+            "phase": "",
+            "machine": this_machine().id,
+            "start": self._start,
+            "time_s": self.time_s,
+            "others_cores": others,
+            "is_shared": shared,
+            "overhead_s": self._overhead_s,
+        }
+        rows = [row for at in range(len(self._report.meters)) for row in self._rows_of(at, about)]
+        if not rows:
+            reasons = (f"{instrument}: {reason}" for instrument, reason in self._report.unavailable)
+            rows = [Row(**about, reason="; ".join(reasons) or "no meter")]
+        return _within_walls(rows)
+
+    def _rows_of(self, at: int, about: Mapping[str, Any]) -> list[Row]:
+        """The rows of one meter."""
+        meter, window = self._report.meters[at], self._windows.get(at)
+        reading = window.reading if window is not None else None
+        return [self._row(meter, reading, name, about) for name in self._names[at]]
+
+    def _row(self, meter: Meter, reading: Reading | None, name: str, about: Mapping[str, Any]) -> Row:
+        drawn = reading.components.get(name) if reading is not None else None
+        told: dict[str, Any] = {**about, "component": name, "instrument": meter.instrument, "scope": meter.scope}
+        reason = self._refused.get(name)
+        if reason is None and not drawn:
+            # A counter that stood still did not measure: 0 J is no answer.
+            reason = (reading.reason if reading is not None else None) or f"{name}: the counter did not move"
+        if reason is not None or drawn is None or reading is None:
+            return Row(**told, label=UNAVAILABLE, reason=reason)
+        interval_j = interval_of(drawn, reading.time_s, meter)
+        return Row(**told, label=meter.label, energy_j=drawn, interval_j=interval_j)
+
+    def _company(self) -> tuple[float | None, bool | None]:
+        """Cores that others kept busy, and whether anybody else was at work."""
+        after = Load.read()
+        others = self._load.others_cores(after) if self._load is not None and after is not None else None
+        counts = [count for count in (self._strangers, strangers_at(self._report)) if count is not None]
+        signs = [others > FEW_CORES] if others is not None else []
+        signs += [max(counts) > 0] if counts else []
+        return others, any(signs) if signs else None
+
+
+def strangers_at(report: MeterReport) -> int | None:
+    """Count the processes of others on the GPUs that are counted; None where no driver tells."""
+    counts = [meter.strangers(own_processes()) for meter in report.meters if isinstance(meter, NvmlMeter)]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _within_walls(rows: Sequence[Row]) -> list[Row]:
+    """Mark what a wall meter has seen too: it must not be added to what that says."""
+    wall = next((row.component for row in rows if row.label == WALL), None)
+    if wall is None:
+        return list(rows)
+    return [row if row.label == WALL else replace(row, inside=wall) for row in rows]
