@@ -181,7 +181,7 @@ def _state(model):
         ({"until": 0.0}, ALL),
         ({"until": 1.0}, set()),
     ],
-    ids=str,
+    ids=lambda given: str(sorted(given) if isinstance(given, set) else given),
 )
 def test_what_is_chosen_is_frozen_and_nothing_else(chosen, trains):
     """A path stands for all that is below it, never for another path that begins with the same letters."""
