@@ -19,14 +19,12 @@ from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
+from forethought.padding import CARRIERS
 from forethought.precision import Coding, PrecisionReport, parts_of
 from forethought.replay import Split
 from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
-
-# torch moves rows of any type by index, but not of each in each way: rows are moved as numbers of the same width.
-_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -317,7 +315,7 @@ class _Column:
 
     def _tensor(self, rows: NDArray[np.uint8]) -> Tensor:
         flat = torch.from_numpy(rows.reshape(-1))
-        return flat.view(_CARRIERS[self._dtype.itemsize]).reshape(len(rows), *self._shape)
+        return flat.view(CARRIERS[self._dtype.itemsize]).reshape(len(rows), *self._shape)
 
     def rows(self, at: slice | Tensor) -> Tensor:
         """Give rows (B, *shape): a view where they lie together in one segment, a copy where they do not."""
@@ -330,7 +328,7 @@ class _Column:
         first = int(segment_of[0])
         if bool((segment_of == first).all()):
             return self._from(self._segments[first], row_of, is_slice=isinstance(at, slice))
-        out = torch.empty((len(row_of), *self._shape), dtype=_CARRIERS[self._dtype.itemsize])
+        out = torch.empty((len(row_of), *self._shape), dtype=CARRIERS[self._dtype.itemsize])
         for number in torch.unique(segment_of).tolist():
             chosen = (segment_of == number).nonzero().squeeze(1)
             out[chosen] = self._segments[number].index_select(0, row_of[chosen])

@@ -7,19 +7,20 @@ what is covered and what cannot be seen.
 """
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from forethought import nesting
 from forethought.errors import IdentityError
-from forethought.forms import linear_size
+from forethought.forms import Form, Size, linear_size
 from forethought.identity import Digest
 from forethought.numerics import numeric_state
 from forethought.operations import code_of, name_of
 from forethought.plan import Plan
-from forethought.recording import Call, Operation, Position, Read, Value
+from forethought.recording import Call, Operation, Position, Read, Recording, Value
 from forethought.sources import is_library, names, numerics_version
 
 VERSION = 2
@@ -34,8 +35,9 @@ def fingerprint_of(plan: Plan) -> str:
     digest = Digest()
     digest.add("forethought trunk", VERSION, numerics_version())
     digest.add(numeric_state(plan.frontier[0].form.device.type))
-    for tensor in plan.frontier:
-        digest.add(tensor.form.shape, str(tensor.dtype))
+    for at, tensor in enumerate(plan.frontier):
+        others = [sibling.frontier[at].form for sibling in plan.siblings]
+        digest.add(_shape(plan, tensor.form, others), str(tensor.dtype))
     _Writer(plan, digest).write()
     return digest.hex()
 
@@ -111,9 +113,17 @@ class _Writer:
         self._digest = digest
         self._operations = plan.recording.operations
         self._numbers: dict[Any, int] = {}
-        larger = plan.larger.operations if plan.larger else []
-        aligned = len(larger) == len(self._operations)
-        self._larger = larger if aligned and all(a.func == b.func for a, b in zip(larger, self._operations)) else []  # noqa: B905
+        self._larger = self._aligned(plan.larger)
+        self._siblings = [(self._aligned(each.recording), self._aligned(each.larger)) for each in plan.siblings]
+        if not all(same and larger for same, larger in self._siblings):
+            digest.add("recorded at", plan.curves.points if plan.curves else ())
+            self._siblings = []
+
+    def _aligned(self, recording: Recording | None) -> list[Operation]:
+        """Give the operations of another run, if they are the same ones."""
+        others = recording.operations if recording else []
+        is_same = len(others) == len(self._operations)
+        return others if is_same and all(a.func == b.func for a, b in zip(others, self._operations)) else []  # noqa: B905
 
     def write(self) -> None:
         """Write everything the frontier follows from, then the frontier."""
@@ -177,10 +187,15 @@ class _Writer:
     def _operation(self, op: Operation) -> None:
         self._digest.add("operation", name_of(op.func), code_of(op.func))
         self._digest.add([str(made.dtype) for made in op.made])  # what an autocast region inside the forward changes
-        larger = self._larger[op.ordinal].arguments if self._larger else op.arguments
-        self._argument(op.arguments, larger)
-        for read in op.reads:
+        seen = [(op.arguments, self._larger[op.ordinal].arguments if self._larger else op.arguments)]
+        seen += [(same[op.ordinal].arguments, larger[op.ordinal].arguments) for same, larger in self._siblings]
+        self._argument(seen)
+        for at, read in enumerate(op.reads):
             self._read(read)
+            for same, _ in self._siblings:
+                other = same[op.ordinal].reads[at] if at < len(same[op.ordinal].reads) else None
+                if other is not None and other.value is None and other.outside is not read.outside:
+                    self._read(other)  # a constant of the inputs' size
 
     def _read(self, read: Read) -> None:
         if read.value is not None:
@@ -195,7 +210,8 @@ class _Writer:
             self._digest.add("no value")
         elif value[0] < 0:
             _, form = self._plan.inputs[value[1]]
-            self._digest.add("input", value[1], form.shape, str(form.dtype))
+            others = [sibling.inputs[value[1]][1] for sibling in self._plan.siblings]
+            self._digest.add("input", value[1], _shape(self._plan, form, others), str(form.dtype))
         else:
             op = self._operations[value[0]]
             unit = self._unit(op)
@@ -205,24 +221,66 @@ class _Writer:
     def _number(self, ordinal: int) -> int:
         return self._numbers[id(self._unit(self._operations[ordinal]))]
 
-    def _argument(self, argument: Any, larger: Any) -> None:
-        """Write one argument; a whole number that grows with the batch is written as a * batch + c."""
-        if isinstance(argument, Position):
+    def _argument(self, seen: Sequence[tuple[Any, Any]]) -> None:
+        """Write one argument; a whole number that grows with the batch is written as a * batch + c.
+
+        Args:
+            seen: The argument, and the same one of a run with more samples; then both for inputs of each other size.
+        """
+        argument = seen[0][0]
+        if any(type(other) is not type(argument) for pair in seen for other in pair):
+            self._digest.add([repr(other) for pair in seen for other in pair])
+        elif isinstance(argument, Position):
             self._digest.add("tensor", argument.at)
         elif isinstance(argument, torch.device) or (isinstance(argument, str) and _is_device(argument)):
             self._digest.add("device")  # where, not what
         elif isinstance(argument, slice):
             self._digest.add("slice")
             for name in ("start", "stop", "step"):
-                self._argument(getattr(argument, name), getattr(larger, name))
+                self._argument([(getattr(a, name), getattr(b, name)) for a, b in seen])
+        elif isinstance(argument, list | tuple | dict) and len({len(each) for pair in seen for each in pair}) > 1:
+            self._digest.add([repr(other) for pair in seen for other in pair])
         elif isinstance(argument, list | tuple | dict):
             self._digest.add(type(argument).__name__, len(argument))
-            for part, other in zip(_flat(argument), _flat(larger), strict=True):
-                self._argument(part, other)
+            for parts in zip(*(_flat(each) for pair in seen for each in pair), strict=True):
+                self._argument(list(zip(parts[::2], parts[1::2], strict=True)))
         elif isinstance(argument, int) and not isinstance(argument, bool):
-            self._digest.add("size", linear_size(argument, larger, self._plan.batch, self._plan.more))
+            self._digest.add(
+                "size",
+                _size(
+                    self._plan,
+                    [self._linear(self._plan, *seen[0])]
+                    + [self._linear(plan, *pair) for plan, pair in zip(self._plan.siblings, seen[1:], strict=False)],
+                ),
+            )
         else:
             self._digest.add(argument)
+            self._digest.add(*(other for other, _ in seen[1:] if not nesting.is_same_plain(other, argument)))
+
+    def _linear(self, plan: Plan, argument: int, larger: int) -> Size:
+        return linear_size(argument, larger, plan.batch, plan.more)
+
+
+def _shape(plan: Plan, form: Form, others: Sequence[Form]) -> Any:
+    """Write a shape for any number of samples, and for inputs of any size: nothing foretells what has no curve."""
+    if not others:
+        return form.shape
+    sizes = zip(form.shape, *(other.shape for other in others), strict=True)
+    return [_curves(plan, list(same)) for same in sizes]
+
+
+def _size(plan: Plan, seen: Sequence[Size]) -> Any:
+    """Write a number for any number of samples, and for inputs of any size: as all that was seen, if by no curve."""
+    if len(seen) == 1:
+        return seen[0]
+    return _curves(plan, seen) or (plan.curves.points if plan.curves else (), list(seen))
+
+
+def _curves(plan: Plan, seen: Sequence[Size]) -> Any:
+    """Write sizes that were seen for inputs of several sizes as polynomials in these; None if no such one fits."""
+    assert plan.curves is not None
+    found = [plan.curves.fit(numbers) for numbers in zip(*seen, strict=True)]
+    return None if None in found else found
 
 
 def _place(call: Call, value: Value) -> int:

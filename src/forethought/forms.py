@@ -1,6 +1,7 @@
 """Shapes that hold for any batch size, and the tensors of the frontier as rows."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,13 @@ class FrontierTensor:
         form: Its shape (with the batch), strides, dtype and device.
         row_axis: The axis along which samples lie, or None if the tensor has none.
         fold: How many entries along that axis belong to one sample.
+        open_axes: Axes whose size cannot be foretold: what `form` says of them was seen for other inputs.
     """
 
     name: str
     form: Form
     batch: int
+    open_axes: tuple[int, ...] = ()
 
     @property
     def row_axis(self) -> int | None:
@@ -88,6 +91,12 @@ class FrontierTensor:
         rest = shape[:axis] + shape[axis + 1 :]
         return (self.fold, *rest) if self.fold > 1 else rest
 
+    def fits(self, shape: tuple[int, ...], batch: int) -> bool:
+        """Say whether so many samples give a tensor of this shape; an open axis may have any size."""
+        foretold = self.form.at(batch)[0]
+        sizes = enumerate(zip(foretold, shape, strict=False))
+        return len(foretold) == len(shape) and all(at in self.open_axes or a == b for at, (a, b) in sizes)
+
     def to_rows(self, value: Tensor) -> Tensor:
         """Lay a tensor that crosses the frontier out as rows (B, *shape). Undone by `from_rows`."""
         axis = self.row_axis
@@ -108,7 +117,11 @@ class FrontierTensor:
         else:
             value = rows.movedim(0, axis)
         shape, stride = self.form.at(batch)
-        if value.stride() == stride or not _is_dense(shape, stride):
+        if not _is_dense(shape, stride):
+            return value
+        if shape != tuple(value.shape):  # inputs of other sizes: the same order of axes
+            shape, stride = tuple(value.shape), _in_order_of(stride, value.shape)
+        if value.stride() == stride:
             return value
         return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -143,6 +156,14 @@ class FrontierTensor:
     def size_bytes(self) -> int:
         """Bytes of one sample's row."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def _in_order_of(stride: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
+    """Give dense strides for a shape, with axes in the order that other strides have."""
+    made, step = [0] * len(shape), 1
+    for axis in sorted(range(len(shape)), key=lambda axis: (stride[axis], -axis)):
+        made[axis], step = step, step * shape[axis]
+    return tuple(made)
 
 
 def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

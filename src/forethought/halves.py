@@ -43,8 +43,8 @@ class Owner(Protocol):
         """Note which path made these values."""
         ...
 
-    def plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
-        """Find the path, and the batch size, that made these values, or values of these shapes."""
+    def plans_of(self, values: tuple[Tensor, ...]) -> list[tuple[Plan, int]]:
+        """Find the path, and the batch size, that made these values; or several, that make values of these shapes."""
         ...
 
 
@@ -117,6 +117,29 @@ class _kept:  # noqa: N801  (a context manager, read as an adjective)
                 tensor.copy_(before)
 
 
+class _undone_on_error:  # noqa: N801  (a context manager, read as an adjective)
+    """Put buffers and random states back if a run along the wrong path ends in an error."""
+
+    def __init__(self, body: nn.Module) -> None:
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in body.buffers()]
+        self._chance = torch.get_rng_state()
+        devices = {p.device.index or 0 for p in body.parameters() if p.is_cuda}
+        self._chances = {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error: Any, *_: object) -> None:
+        if error is None:
+            return
+        torch.set_rng_state(self._chance)
+        for device, state in self._chances.items():
+            torch.cuda.set_rng_state(state, device)
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
+
+
 class Head(nn.Module):
     """The half of a split that trains: maps the frontier's tensors to the model's output.
 
@@ -138,7 +161,16 @@ class Head(nn.Module):
     def forward(self, values: Values) -> Any:
         """Run what trains on (B, ...) features; returns what the model returns."""
         values = (values,) if isinstance(values, Tensor) else tuple(values)
-        plan, batch = self._owner[0].plan_of(values)
+        *others, last = self._owner[0].plans_of(values)
+        for plan, batch in others:
+            try:
+                with _undone_on_error(self.body):
+                    return self._run(plan, values, batch)
+            except ReplayDriftError:
+                continue  # these samples take another path
+        return self._run(last[0], values, last[1])
+
+    def _run(self, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
         if self._follower is not None:
             self._follower.follow(plan.paths_of_head)
         return run_head(shell(self.body) if plan.keeps_state else self.body, plan, values, batch)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
-from forethought.errors import InvisibleOperationError, ReplayDriftError
+from forethought.errors import ForethoughtError, InvisibleOperationError, ReplayDriftError, ShapeError
 from forethought.forms import Form
 from forethought.levels import Level, Walk, filled
 from forethought.operations import Function, asks_size, counts, func_name, is_about, is_turned, shape_only
@@ -115,7 +115,13 @@ class HeadRun(Walk):
             raise self._unshaped()
         return func(*args, **kwargs)
 
-    def _unshaped(self) -> InvisibleOperationError:
+    def _unshaped(self) -> ForethoughtError:
+        if self._plan.is_stretched:
+            return ShapeError(
+                "Cannot run the head: expected to be told the size of the model's inputs, which it asks for in "
+                f"'{self._level.step.path or 'the forward'}', got features of a shape that does not tell. "
+                "Give it the values that features.batches(...) or split.trunk(...) gave, and no copies of them."
+            )
         return InvisibleOperationError(
             "Cannot replay: expected shapes that do not depend on values, got one that does "
             f"in '{self._level.step.path or 'the forward'}'. "

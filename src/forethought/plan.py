@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from forethought.curves import Curves
 from forethought.errors import FrozenBranchError
 from forethought.forms import Form, FrontierTensor
 from forethought.recording import Made, Operation, Read, Recording, Value
@@ -83,6 +84,9 @@ class Plan:
     crossing_of: dict[Value, int]  # values that are not written into afterwards -> place in the frontier
     doubts: frozenset[Value]  # values whose size Python is told, though nothing but the values themselves tells it
     written: list[Read]  # the model's own tensors that constant operations write into, where both halves walk
+    is_stretched: bool = False  # for sizes that were not recorded: it follows from plans for others
+    siblings: tuple["Plan", ...] = ()  # of the same path, recorded on inputs of other sizes
+    curves: Curves | None = None  # what writes numbers seen in this plan and its siblings
 
     def whole_call(self, path: str, inputs: list[Value | None]) -> Step | None:
         """Find a call that is one step by what it was given."""

@@ -21,10 +21,12 @@ from forethought.candidates import find_candidates, within
 from forethought.errors import ShapeError, SplitError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Trunk
+from forethought.padding import Padding
 from forethought.placement import placed
 from forethought.plan import Plan
 from forethought.recording import Label
-from forethought.trials import batch_of, inputs_of, record_plan, signature_of
+from forethought.stretching import Stretch
+from forethought.trials import batch_of, inputs_of, plain, record_plan, signature_of
 from forethought.variations import telling
 
 _MOST_PATHS = 16  # remembered for inputs of one form
@@ -124,6 +126,7 @@ class Split:
         self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._home = _home_of(model)
         self._plans: dict[Any, list[Plan]] = {}
+        self._paths: Stretch | None = None  # of inputs that differ in size
         # The trunk's tensors -> plan and batch size that made them.
         self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
         inputs = inputs_of(args, kwargs)
@@ -151,8 +154,7 @@ class Split:
     @property
     def plan(self) -> Plan:
         """The path recorded on the example inputs, of the model as it is now."""
-        args, kwargs = nesting.replace(self._arguments, lambda tensor: _placed(tensor, self._home, self.model))
-        return self.plans_for(args, kwargs)[0]
+        return self.plans_for(*self._example())[0]
 
     @property
     def example(self) -> list[Tensor]:
@@ -179,7 +181,7 @@ class Split:
         if _names(plan.frontier) != _names(self.frontier):
             # A batch without padding may take another path than one with it: in company it takes the example's.
             batch = batch_of(nesting.tensors((args, kwargs)))
-            company = iter(self.example)
+            company = iter(self._company(args, kwargs))
             args, kwargs = nesting.replace((args, kwargs), lambda tensor: _joined(tensor, next(company), batch))
             values, plan = self._values(args, kwargs)
             if _names(plan.frontier) != _names(self.frontier):
@@ -192,18 +194,46 @@ class Split:
             return [row[:batch] for row in rows]
         return [tensor.to_rows(value) for tensor, value in zip(plan.frontier, values, strict=True)]
 
+    def _company(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Give the example's samples, of the size of these inputs."""
+        sizes = None if self._paths is None else self._paths.padding.sizes_in(nesting.tensors((args, kwargs)))
+        return self.example if sizes is None else self._paths.padding.resized(self.example, sizes)  # type: ignore[union-attr]
+
     def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Plan]:
         values = self.trunk(*args, **kwargs)
         values = (values,) if isinstance(values, Tensor) else values
-        return values, self.plan_of(values)[0]
+        return values, self.plans_of(values)[0][0]
 
     def plans_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Plan]:
         """Find the recorded paths for inputs of this form, or record one."""
         self._follow()
         signature = self._signature(args, kwargs)
         if signature not in self._plans:
+            if self._paths is not None and (stretched := self._paths.plans_for(args, kwargs, self._example())):
+                return stretched
             self._record(args, kwargs)
         return self._plans[signature]
+
+    def _example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give the example inputs as they fit the model where it is now."""
+        return nesting.replace(self._arguments, lambda tensor: _placed(tensor, self._home, self.model))  # type: ignore[no-any-return]
+
+    def stretch(self, padding: Padding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let both halves take inputs of any size along some axes, by what is recorded at a few sizes.
+
+        Args:
+            padding: The axes.
+            args: Example inputs, the largest there are, at least two of them of different sizes.
+            kwargs: Example keyword inputs.
+
+        Raises:
+            ReplayDriftError: the model takes other steps for other sizes.
+            SplitError: another frontier was found.
+        """
+        self._paths = Stretch(self.model, self.at, padding)
+        self._arguments = nesting.replace((args, kwargs), plain)
+        self._plans.clear()
+        self._check_frontier("these inputs of several sizes cross another one")
 
     def renew(self) -> None:
         """Record the model as it is now, whatever was recorded before.
@@ -213,17 +243,27 @@ class Split:
         """
         self._follow()
         self.trunk.rebuild()
-        self._plans.clear()
+        self._forget()
+        self._check_frontier("the model has changed since")
+
+    def _check_frontier(self, why: str) -> None:
         names = _names(self.plan.frontier)
         if names != _names(self.frontier):
             raise SplitError(
                 f"Cannot use this split of {type(self.model).__name__}: expected the frontier "
-                f"{_names(self.frontier)}, as it was split, got {names}: the model has changed "
-                "since. Split it again: ft.split(model, x)"
+                f"{_names(self.frontier)}, as it was split, got {names}: {why}. Split it again: ft.split(model, x)"
             )
+
+    def _forget(self) -> None:
+        """Forget what was recorded."""
+        self._plans.clear()
+        if self._paths is not None:
+            self._paths.forget()
 
     def record_as_given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """Record one path more: that of this very batch."""
+        if self._paths is not None and (plan := self._paths.record_as_given(args, kwargs)) is not None:
+            return plan
         return self._record(args, kwargs, as_given=True)
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False) -> Plan:
@@ -248,24 +288,22 @@ class Split:
                 f"Cannot run the trunk of {type(self.model).__name__}: expected the modules and the frozen parameters "
                 "that were there when it was split, got others. Split it again: ft.split(model, x)"
             )
-        kept = {"training"} | {name for plans in self._plans.values() for plan in plans for name in plan.writes}
-        if changed - kept:
-            self._plans.clear()
+        known = [plan for plans in self._plans.values() for plan in plans]
+        known += [] if self._paths is None else self._paths.plans
+        if changed - {"training"} - {name for plan in known for name in plan.writes}:
+            self._forget()
 
     def remember(self, values: tuple[Tensor, ...], plan: Plan, batch: int) -> None:
         """Note which path made these values."""
         self._made_by[values[0]] = plan, batch
 
-    def plan_of(self, values: tuple[Tensor, ...]) -> tuple[Plan, int]:
-        """Find the recorded path, and the batch size, that features of these shapes belong to."""
+    def plans_of(self, values: tuple[Tensor, ...]) -> list[tuple[Plan, int]]:
+        """Find the recorded path, and the batch size, that made features; or all that make features of such shapes."""
         made_by = self._made_by.get(values[0]) if values else None
         if made_by is not None:
-            return made_by  # type: ignore[no-any-return]
-        found = []
-        for plan in [plan for plans in self._plans.values() for plan in plans]:
-            batch = _batch_of_values(plan, values)
-            if batch is not None:
-                found.append((plan, batch))
+            return [made_by]
+        known = [] if self._paths is None else self._paths.plans_of(values)
+        found = _fitting(known, values) or _fitting([plan for plans in self._plans.values() for plan in plans], values)
         if not found:
             raise ShapeError(
                 f"Cannot run the head: expected tensors shaped {[_shown(t) for t in self.frontier]} (B the batch), "
@@ -277,7 +315,13 @@ class Split:
                 "several shapes, or with several numbers or flags, that give features of one shape. "
                 "Make one split for each: ft.split(model, x)"
             )
-        return found[0]
+        return found
+
+
+def _fitting(plans: Sequence[Plan], values: tuple[Tensor, ...]) -> list[tuple[Plan, int]]:
+    """Find the plans, and the batch sizes, that give a frontier of these shapes."""
+    found = [(plan, _batch_of_values(plan, values)) for plan in plans]
+    return [(plan, batch) for plan, batch in found if batch is not None]
 
 
 def _home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -309,7 +353,7 @@ def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:
     if batch is None:
         return None  # nothing tells how many samples there were
     for tensor, value in zip(plan.frontier, values, strict=True):
-        if tensor.form.at(batch)[0] != tuple(value.shape) or tensor.dtype != value.dtype:
+        if not tensor.fits(tuple(value.shape), batch) or tensor.dtype != value.dtype:
             return None
     return batch
 

@@ -25,6 +25,7 @@ from forethought.frontier import Recorder
 from forethought.head_run import HeadRun
 from forethought.identity import Digest
 from forethought.joining import make_plan
+from forethought.padding import Padding
 from forethought.plan import Plan
 from forethought.recording import Position, Recording, Value
 from forethought.shell import active, shell
@@ -358,14 +359,21 @@ def batch_of(inputs: Sequence[Tensor]) -> int:
     return next((tensor.shape[0] for tensor in inputs if tensor.ndim), 0)
 
 
-def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Tell inputs apart by everything that the recorded path may depend on, but not by the batch size."""
+def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any], padding: Padding | None = None) -> Any:
+    """Tell inputs apart by everything that the recorded path may depend on, but not by the batch size.
+
+    Args:
+        args: The inputs.
+        kwargs: Keyword inputs.
+        padding: Which of their axes do not count either.
+    """
     inputs = nesting.tensors((args, kwargs))
     batch = batch_of(inputs)
-    forms = tuple(
-        (tuple(t.shape[1:]) if t.ndim and t.shape[0] == batch else (None, *t.shape), t.dtype, t.device.type, _order(t))
-        for t in inputs
-    )
+    shapes = [list(t.shape[1:]) if t.ndim and t.shape[0] == batch else [None, *t.shape] for t in inputs]
+    for shape, leaf in zip(shapes, padding.leaves if padding else (), strict=False):
+        for axis, measure in leaf.axes:
+            shape[axis - 1] = (measure,)
+    forms = tuple((tuple(shape), t.dtype, t.device.type, _order(t)) for shape, t in zip(shapes, inputs, strict=True))
     autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
     rest = nesting.outline((args, kwargs))
     try:

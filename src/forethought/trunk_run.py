@@ -149,6 +149,11 @@ class TrunkRun(Walk):
         for at, (made, _) in step.changed.items():
             if not isinstance(leaves[at], Placeholder):
                 self._tracker.wrote(leaves[at], Label.TRAINABLE, made.value or (0, 0), self._ordinal)
+        if self._plan.is_stretched and not all(form.is_steady for _, form in step.made):
+            raise ShapeError(
+                f"Cannot run the trunk on inputs of another size than was recorded: expected to know the size of "
+                f"what {step.operation} gives, got none that follows from theirs."
+            )
         results = [
             leaves[made.argument] if made.argument is not None else Placeholder(made.value, form, self._batch)
             for made, form in step.made
