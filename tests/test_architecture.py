@@ -94,6 +94,7 @@ MAY_IMPORT = {
     "extraction": {
         "dataset", "division", "energy", "features", "frozen", "ledger", "precision", "replay", "roll", "store",
     },
+    "savings": {"dataset", "energy", "features", "halves", "ledger", "store"},
     "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store"},
     "housekeeping": {
         "dataset", "features", "frozen", "ledger", "manifest", "precision", "replay", "store", "verification",

@@ -340,6 +340,9 @@ def test_what_is_no_meter_is_refused(tmp_path, meter):
     """A wrong meter is said when it is first asked for, with what would do."""
     with pytest.raises(EnergyError, match="meter='auto'"), ft.Ledger(tmp_path, meter=meter).phase("work"):
         pass
+    with ft.Ledger(tmp_path, meter=None).phase("after") as phase:
+        pass
+    assert phase.rows[0].parent is None  # the one that could not begin is around nothing
 
 
 def test_meters_are_what_the_user_gives(tmp_path):
@@ -502,7 +505,8 @@ def test_a_process_writes_one_file(tmp_path):
         with ft.Ledger(tmp_path, meter=None).phase("work"):
             pass
     assert len(list((tmp_path / "ledger").iterdir())) == 1
-    assert [line["kind"] for line in lines(tmp_path)] == ["header", "meters", "phase", "phase", "phase"]
+    kinds = [line["kind"] for line in lines(tmp_path)]
+    assert kinds == ["header", "meters", *["begin", "phase"] * 3]  # one that is killed was there all the same
     assert lines(tmp_path)[0]["machine"]["id"] == this_machine().id
 
 

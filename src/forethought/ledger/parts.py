@@ -3,17 +3,19 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from forethought.energy import Load, Meter, MeterReport, Reading, WallMeter, Window, find_meters
+from forethought.energy.amounts import Amount
 from forethought.energy.load import FEW_CORES, own_processes
 from forethought.energy.meters import UNAVAILABLE, WALL
 from forethought.energy.nvml import NvmlMeter
 from forethought.energy.window import interval_of
 from forethought.errors import EnergyError
-from forethought.ledger.devices import visible_gpus
+from forethought.ledger.devices import synchronize, visible_gpus
 from forethought.ledger.machine import this_machine
 from forethought.ledger.rows import Row
+from forethought.ledger.sums import amount_of
 
 AnyMeter = str | Callable[[], float] | Meter | MeterReport | Sequence[Meter] | None
 _LAP_S = 5.0
@@ -55,46 +57,54 @@ class Part:
         report: The meters.
         names: What each of them counts.
         refused: Components that somebody else counts, and who.
+        clock: Seconds, monotonic.
     """
 
-    def __init__(self, report: MeterReport, names: Names, refused: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        report: MeterReport,
+        names: Names,
+        refused: Mapping[str, str],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.time_s = 0.0
+        self._clock = clock
         self._report, self._names, self._refused = report, names, dict(refused)
-        began = time.perf_counter()
+        began = clock()
         self._load, self._strangers = Load.read(), strangers_at(report)
         self._windows = {
-            at: Window(meter)
+            at: Window(meter, clock=clock)
             for at, meter in enumerate(report.meters)
             if any(name not in refused for name in names[at])
         }
         for window in self._windows.values():
             window.__enter__()
-        self._start, self._began = time.time(), time.perf_counter()
+        self._start, self._began = time.time(), clock()
         self._lapped = self._began
         self._overhead_s = self._began - began
 
     @property
     def age_s(self) -> float:
         """Seconds since it began."""
-        return time.perf_counter() - self._began
+        return self._clock() - self._began
 
     def lap(self) -> None:
         """Read the counters that wrap, unless they were read a moment ago."""
-        if time.perf_counter() - self._lapped < _LAP_S:
+        if self._clock() - self._lapped < _LAP_S:
             return
-        self._lapped = time.perf_counter()
+        self._lapped = self._clock()
         for at, window in self._windows.items():
             if self._report.meters[at].limits:
                 window.lap()
 
     def close(self) -> list[Row]:
         """Read every meter; give a row for each component, without a span yet."""
-        ended = time.perf_counter()
+        ended = self._clock()
         self.time_s = ended - self._began
         for window in self._windows.values():
             window.__exit__(None, None, None)
         others, shared = self._company()
-        self._overhead_s += time.perf_counter() - ended
+        self._overhead_s += self._clock() - ended
         about: dict[str, Any] = {
             "span": "",
             "phase": "",
@@ -137,6 +147,44 @@ class Part:
         signs = [others > FEW_CORES] if others is not None else []
         signs += [max(counts) > 0] if counts else []
         return others, any(signs) if signs else None
+
+
+class Block:
+    """A piece of a phase, measured and not written down. Made by `Phase.block`."""
+
+    def __init__(self, begin: Callable[[], Part]) -> None:
+        self._begin = begin
+        self._rows: list[Row] = []
+
+    def __enter__(self) -> Self:
+        synchronize()
+        self._part = self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            synchronize()
+        self._rows = self._part.close()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it began."""
+        return self._part.age_s
+
+    @property
+    def time_s(self) -> float:
+        """Seconds that it took."""
+        return self._part.time_s
+
+    @property
+    def amount(self) -> Amount:
+        """The joules, with how they are known."""
+        return amount_of(self._rows)
+
+    @property
+    def is_shared(self) -> bool | None:
+        """Whether others were at work meanwhile; None if not known."""
+        return self._rows[0].is_shared if self._rows else None
 
 
 def strangers_at(report: MeterReport) -> int | None:

@@ -17,7 +17,7 @@ from forethought.errors import EnergyError, ForethoughtError
 from forethought.ledger.devices import synchronize
 from forethought.ledger.journal import Journal, journal_of
 from forethought.ledger.machine import this_machine
-from forethought.ledger.parts import AnyMeter, Names, Part, components_of, find
+from forethought.ledger.parts import AnyMeter, Block, Names, Part, components_of, find
 from forethought.ledger.rows import Row
 from forethought.ledger.sums import amount_of
 from forethought.store import Store
@@ -26,6 +26,7 @@ from forethought.store.place import Place
 
 T = TypeVar("T")
 _END: Any = object()
+BEGIN = "begin"
 PART_S = 60.0  # what a kill may cost of the account, for work that calls `lap`
 _log = logging.getLogger("forethought")
 _active: ContextVar["Ledger | None"] = ContextVar("forethought_ledger", default=None)
@@ -44,6 +45,7 @@ class Ledger:
             command, or a function, that gives a wall meter's total in kWh adds that; meters of your own are read
             instead; None reads nothing.
         watts: What the machine draws, as you state it: used where nothing measures, and labelled "declared".
+        clock: Seconds, monotonic.
 
     Raises:
         EnergyError: a meter or watts that cannot be used.
@@ -58,7 +60,12 @@ class Ledger:
     """
 
     def __init__(
-        self, place: str | os.PathLike[str] | Store | None, *, meter: AnyMeter = "auto", watts: float | None = None
+        self,
+        place: str | os.PathLike[str] | Store | None,
+        *,
+        meter: AnyMeter = "auto",
+        watts: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if place is not None and not isinstance(place, Store):
             path = os.fspath(place)
@@ -69,7 +76,8 @@ class Ledger:
             [journal_of(self.place, makes_root=isinstance(place, Path))] if is_kept and self.place is not None else []
         )
         self._meter = meter
-        self._declared = None if watts is None else DeclaredMeter(watts)
+        self._declared = None if watts is None else DeclaredMeter(watts, clock)
+        self._clock = clock
         self._found: tuple[MeterReport, Names] | None = None
         self._tokens: list[Token[Ledger | None]] = []
 
@@ -169,13 +177,16 @@ class Phase:
     def __enter__(self) -> Self:
         if self._part is not None or self._rows:
             raise EnergyError("Cannot begin a phase twice: expected a new one. with ledger.phase('my work') as phase:")
+        self._report, self._names = self._ledger._resolve()
         self._parent = _current.get()
-        self._token = _current.set(self)
-        report, names = self._ledger._resolve()
         self._owner = Ownership()
-        self._report, self._names = report, names
+        if self._parent is None and self._journals:
+            # A run that is killed before its first row was there all the same.
+            self.write({"kind": BEGIN, "span": self.span, "phase": self._name, "machine": this_machine().id,
+                        "time": time.time()})  # fmt: skip
         synchronize()
         self._open()
+        self._token = _current.set(self)  # last: a phase that could not begin is around nothing
         return self
 
     def __exit__(
@@ -199,6 +210,19 @@ class Phase:
     def add(self, **facts: Any) -> None:
         """Say more of what is done: `rows=`, `size_bytes=`."""
         self.facts |= facts
+
+    def block(self) -> Block:
+        """Measure a piece of this phase, in a `with` block, without writing it down."""
+        return Block(self._begin)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a line of another kind wherever the phase is written down."""
+        self._ledger._write(self._journals, [line])
+
+    @property
+    def meters(self) -> MeterReport:
+        """What there is to measure with, and why not more."""
+        return self._ledger.meters
 
     def aside(self, name: str, time_s: float, **facts: Any) -> None:
         """Tell of something that went on within this phase, beside its other work: its seconds are known alone."""
@@ -272,8 +296,11 @@ class Phase:
 
     def _open(self) -> None:
         counted = self._counted()
-        refused = {name: reason for name, reason in self._owner.refused.items() if name not in counted}
-        self._part = Part(self._report, self._names, refused)
+        self._refused = {name: reason for name, reason in self._owner.refused.items() if name not in counted}
+        self._part = self._begin()
+
+    def _begin(self) -> Part:
+        return Part(self._report, self._names, self._refused, self._ledger._clock)
 
     def _close(self, outcome: str | None) -> None:
         part, self._part = self._part, None
