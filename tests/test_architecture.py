@@ -94,13 +94,13 @@ MAY_IMPORT = {
     "extraction": {
         "dataset", "division", "energy", "features", "frozen", "ledger", "precision", "replay", "roll", "store",
     },
-    "savings": {"dataset", "energy", "features", "halves", "ledger", "store"},
     "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store"},
     "housekeeping": {
         "dataset", "features", "frozen", "ledger", "manifest", "precision", "replay", "store", "verification",
     },
     # What is made of it.
     "fitting": {"heads"},
+    "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},
     "assembly": {"halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
     "regress": {"assembly", "features", "halves", "heads", "nesting", "placeholder", "recording", "replay"},
     # What a person touches stands on the facade; nobody stands on it.

@@ -9,17 +9,24 @@ import random
 from statistics import fmean
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import forethought as ft
 from forethought.energy import MeterReport
 from forethought.energy.amounts import Amount
-from forethought.errors import EnergyError
+from forethought.errors import DataError, EnergyError
 from forethought.ledger import parts
+from forethought.ledger.journal import read_journal
+from forethought.ledger.rows import Row
+from forethought.ledger.spans import outermost, overlapping, spans_of
 from forethought.savings import Comparison, Estimate, Saving, Side, break_even, read_comparison, sample
 from forethought.savings.intervals import student_t
 from forethought.savings.saving import saved_text, two
+from forethought.savings.spending import spent_on
+from forethought.store.folder import Folder
 
 COUNTER = "measured:counter"
 
@@ -355,3 +362,155 @@ def test_sampling_for_no_time_is_refused(wrong):
 def test_numbers_have_two_digits(number, text):
     """More digits would be made up."""
     assert two(number) == text
+
+
+# -------------------------------------------------------------------------------------------------- for real
+
+
+def make_features(path, rows=96, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 1))
+    for layer in model[:4]:
+        layer.requires_grad_(False)
+    data = (torch.randn(rows, 64), torch.randn(rows, 1))
+    return ft.extract(model, data, path, **options)
+
+
+def test_measure_saving_runs_both_and_charges_itself(tmp_path):
+    """Real steps; what they cost is part of what the store cost; found again beside the store."""
+    train = make_features(tmp_path)
+    seen = []
+
+    def step(values, targets):
+        seen.append((tuple(values.shape), tuple(targets.shape)))
+
+    saving = ft.measure_saving(train, step, batch_size=32, seconds=0.05)
+    assert set(seen) == {((32, 512), (32, 1))}
+    assert saving.comparison.epoch_rows == 96
+    assert set(saving.comparison.uncached.rows) | set(saving.comparison.cached.rows) <= set(range(32, 10**7, 32))
+    phases = {row.phase: row for row in read_journal(Folder(tmp_path)).rows}
+    assert saving.spent_s == pytest.approx(phases["extract"].time_s + phases["measure"].time_s)
+    (line,) = read_journal(Folder(tmp_path)).others[-1:]
+    assert read_comparison(line) == saving.comparison
+    assert saving.comparison.facts["table"] == train.table.fingerprint
+    assert (saving.joules, saving.fed_rows) == (None, 0)
+
+
+def test_measure_saving_trains_copies(tmp_path):
+    """Neither the head nor the model nor the random state of the user changes, but for the order of batches."""
+    train = make_features(tmp_path)
+    head = nn.Linear(512, 1)
+    before = [p.clone() for p in (*head.parameters(), *train.split.model.parameters())]
+    ft.measure_saving(train, head, seconds=0.05)
+    after = [*head.parameters(), *train.split.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert head.training
+    assert all(p.grad is None for p in after)
+
+
+def test_measure_saving_reads_as_a_training_loop_does(tmp_path):
+    """The other side reads the data set itself, every sample once an epoch, with its own collate function and targets."""
+    read = []
+
+    class Data(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            read.append(index)
+            return {"input": torch.full((4,), float(index)), "label": torch.tensor([float(index)])}
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    model[0].requires_grad_(False)
+    train = ft.extract(model, Data(), tmp_path, batch_size=4)
+    read.clear()
+    targets = []
+    ft.measure_saving(train, lambda values, given: targets.append(given), batch_size=8, seconds=0.02)
+    epochs = [sorted(read[at : at + 20]) for at in range(0, len(read) - 20, 20)]
+    assert epochs
+    assert all(epoch == list(range(20)) for epoch in epochs)
+    assert read[:20] != sorted(read[:20])
+
+
+def test_measure_saving_needs_what_it_measures(tmp_path):
+    """A pickled copy has no data set; a module needs one tensor of targets."""
+    import pickle
+
+    train = make_features(tmp_path)
+    with pytest.raises(DataError, match="pickled copy"):
+        ft.measure_saving(pickle.loads(pickle.dumps(train)), nn.Linear(512, 1), seconds=0.01)
+    model = train.split.model
+    bare = ft.extract(model, torch.randn(8, 64), tmp_path / "bare")
+    with pytest.raises(DataError, match="Pass a function instead"):
+        ft.measure_saving(bare, nn.Linear(512, 1), seconds=0.01)
+    with pytest.raises(DataError, match="leave device out"):
+        ft.measure_saving(train, nn.Linear(512, 1), device="meta", seconds=0.01)
+
+
+# -------------------------------------------------------------------------------------------------- spending
+
+
+def row(span, phase="extract", *, start=1e9, time_s=10.0, energy_j=100.0, machine="m", **about):
+    label = "unavailable" if energy_j is None else COUNTER
+    return Row(
+        span,
+        phase,
+        machine,
+        start,
+        time_s,
+        component="gpu0",
+        energy_j=energy_j,
+        label=label,
+        **{"outcome": "done", **about},
+    )
+
+
+def test_spans_are_put_together_from_any_ledgers():
+    """A row that two ledgers tell counts once; parts add up; seconds of components that ran side by side do not."""
+    parts = [
+        row("a", part=0, outcome=None, facts={"rows": 1}),
+        row("a", part=1, start=1e9 + 10, facts={"rows": 2}),
+        Row("a", "extract", "m", 1e9 + 10, 10.0, part=1, component="cpu", energy_j=7.0, label=COUNTER, outcome="done", facts={"rows": 2}),
+    ]  # fmt: skip
+    (span,) = spans_of([*parts, *parts])
+    assert (span.time_s, span.amount.energy_j, span.facts, span.outcome) == (20.0, 207.0, {"rows": 2}, "done")
+    assert {name: amount.energy_j for name, amount in span.components.items()} == {"gpu0": 200.0, "cpu": 7.0}
+    assert span.end == 1e9 + 20
+
+
+def test_what_another_span_holds_is_not_added():
+    """Inner spans are told, and not added to the one around them; one that was killed holds only what it wrote."""
+    outer = row("outer", time_s=100.0, outcome="done")
+    inner, late = row("inner", start=1e9 + 5, parent="outer"), row("late", start=1e9 + 95, time_s=50.0, parent="outer")
+    deep = row("deep", start=1e9 + 6, time_s=1.0, parent="inner")
+    assert [span.id for span in outermost(spans_of([outer, inner, deep]))] == ["outer"]
+    killed = row("outer", time_s=60.0, outcome=None)
+    assert [span.id for span in outermost(spans_of([killed, inner, late]))] == ["outer", "late"]
+    assert [span.id for span in outermost(spans_of([inner, late]))] == ["inner", "late"]
+    loop = [row("x", parent="y"), row("y", parent="x")]  # nonsense from elsewhere ends
+    assert len(outermost(spans_of(loop))) <= 2
+
+
+def test_joules_that_two_spans_may_both_have_counted_are_found():
+    """Locks cannot reach into containers: overlapping counts of one component are told."""
+    spans = spans_of([row("a"), row("b", start=1e9 + 5), row("c", start=1e9 + 15.5), row("d", start=1e9, machine="n")])
+    assert [(a.id, b.id) for a, b in overlapping(spans)] == [("a", "b")]
+    assert overlapping(spans_of([row("a", time_s=100.0), row("b", start=1e9 + 5), row("c", start=1e9 + 50)])) != []
+    assert overlapping(spans_of([row("a"), row("b", start=1e9 + 5, energy_j=None)])) == []
+
+
+def test_everything_that_was_done_for_a_table_is_charged_to_it():
+    """Rule 5 and 6: extractions, failed ones too, hits, verifying and measuring; other machines are told, not added;
+    a pass over the data counts once."""
+    facts = {"table": "t"}
+    spans = spans_of([
+        row("a", facts=facts), row("b", facts=facts, outcome="failed", start=2e9), row("c", "verify", facts=facts, start=3e9),
+        row("d", "measure", facts=facts, start=4e9), row("e", facts={"table": "u"}, start=5e9),
+        row("f", facts=facts, machine="n", start=6e9),
+        row("g", "fit", facts={"fed": {"t": 500, "u": 3}, "heads": [{}, {}]}, start=7e9), row("h", "fit", facts={"fed": {"t": 100}}, start=8e9),
+        row("i", "fit", facts={"fed": {"t": 10**6}}, machine="n", start=9e9), row("j", "fit", facts={"fed": "x"}, start=10e9),
+    ])  # fmt: skip
+    found = spent_on("t", "m", spans)
+    assert (found.time_s, found.amount.energy_j, found.fed_rows) == (40.0, 400.0, 600)
+    assert [span.id for span in found.elsewhere] == ["f"]
+    assert spent_on("t", "nowhere", spans).amount.energy_j is None

@@ -19,6 +19,7 @@ from forethought import housekeeping  # isort: skip
 from forethought.housekeeping import inventory  # isort: skip
 from forethought.explanation import Explanation, explain  # isort: skip
 from forethought.fitting import HeadResult, Results, fit  # isort: skip
+from forethought.savings import Saving, measure_saving  # isort: skip
 from forethought.regress import as_regressor  # isort: skip
 from forethought.assembly import Assembled, assemble, load  # isort: skip
 from forethought.errors import ForethoughtError  # isort: skip
@@ -35,6 +36,7 @@ __all__ = [
     "HeadResult",
     "Ledger",
     "Results",
+    "Saving",
     "Split",
     "Store",
     "Trunk",
@@ -50,6 +52,7 @@ __all__ = [
     "housekeeping",
     "inventory",
     "load",
+    "measure_saving",
     "split",
     "thaw",
     "timing",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
@@ -174,6 +175,24 @@ class Samples:
             yield from self._loaded(self._dataset, self._batch_size, self._workers, self._lent)
         else:  # each worker would read all of a plain iterable
             yield from self._loaded(Stream(self._dataset), self._batch_size, 0, {})
+
+    def as_trained(self, batch_size: int) -> Iterator[Batch]:
+        """Read once in a random order, as a training loop without a store does; nothing is watched."""
+        if self._columns is not None:
+            order = torch.randperm(len(self)).numpy()
+            for at in range(0, len(order), batch_size):
+                yield self._parting.part(rows_of(self._columns, order[at : at + batch_size]))
+            return
+        is_plain = self.is_indexed or isinstance(self._dataset, IterableDataset)
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset if is_plain else Stream(self._dataset),
+            batch_size,
+            shuffle=self.is_indexed,
+            num_workers=self._workers if is_plain else 0,
+            collate_fn=Collated(self._collate),
+            **(self._lent if is_plain else {}),
+        )
+        yield from map(self._parting.part, loader)
 
     def _batches(self, indices: np.ndarray | None) -> list[np.ndarray]:
         """Part ascending indices into batches: those of a reading of all, to round alike, unless scattered."""

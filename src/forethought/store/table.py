@@ -67,6 +67,11 @@ class Table:
         return f"Table('{self.url}')"
 
     @property
+    def place(self) -> Place:
+        """The store's place that it lies in."""
+        return self._place
+
+    @property
     def path(self) -> Path:
         """The folder of a table of a local store.
 
