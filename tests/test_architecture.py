@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "relabelling": {"recording"},
     "candidates": {"forms", "operations", "recording", "relabelling", "thrift"},
     "sizes": {"nesting", "operations", "recording"},
-    "strangers": {"recording"},
+    "strangers": {"operations", "recording"},
     "plan": {"curves", "forms", "recording"},
     "joining": {"forms", "nesting", "operations", "plan", "recording", "sizes", "strangers"},
     "placeholder": {"forms", "nesting", "operations", "recording", "shell"},

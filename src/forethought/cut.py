@@ -98,8 +98,8 @@ class Cut:
         if read.value is None:
             raise InvisibleOperationError(
                 f"Cannot split: expected to see every operation that leads to {what}{f' in {path}' if path else ''}, "
-                "got a tensor made by code that torch functions do not show (scripted code, a C++ extension, numpy). "
-                "Cut before it: ft.split(model, x, at=<an earlier module>)"
+                "got a tensor made by code that torch functions do not show (scripted code, a C++ extension, numpy, "
+                "vmap). Cut before it: ft.split(model, x, at=<an earlier module>)"
             )
         if read.value in self._real or read.value in self._again:
             return None
@@ -109,6 +109,23 @@ class Cut:
             self._index[key] = len(self.crossings)
             self.crossings.append(Crossing(*key, rewritten=later > key[1]))
         return self._index[key]
+
+    def hand_over(self) -> frozenset[Value]:
+        """Choose the tensors that the head is given as they are, from where they are made.
+
+        They are those that nobody writes into and that no frozen step reads where both halves run. The head's own code
+        then meets no placeholder, whatever it does and however it decides. To be asked once everything has crossed.
+        """
+        settled = {c.value for c in self.crossings if not c.rewritten and c.settled <= c.value[0]}
+        handed = {value for value in settled if value[1] >= 0} | self._again
+        walked = [op for op in self._operations if op.call.outermost_whole() is None]
+        for op in walked:
+            if op.changed or (op.label is Label.FROZEN and (not op.in_head or op.is_again)):
+                handed.difference_update([read.value for read in op.reads])
+        real = handed | self._real
+        for op in walked:
+            op.meets_frozen = any(read.label is Label.FROZEN and read.value not in real for read in op.reads)
+        return frozenset(handed)
 
     def _give_to_head(self, op: Operation) -> None:
         """Let the head run a frozen operation too, and what it follows from down to tensors with rows."""

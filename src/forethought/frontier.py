@@ -29,7 +29,7 @@ from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.held import tensors_of
-from forethought.operations import Function, asks_size, counts, func_name, is_about, packed, shape_only
+from forethought.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
 from forethought.recording import (
     MIXED,
     Call,
@@ -39,6 +39,7 @@ from forethought.recording import (
     Position,
     Read,
     Recording,
+    Sized,
     Value,
     forbid_leaks,
 )
@@ -72,7 +73,7 @@ class Tracker:
     def storage(self, tensor: Tensor, label: Label | None = None) -> _Storage | None:
         """Find the memory behind a tensor; with a label, begin to know it."""
         try:
-            storage = tensor.untyped_storage()
+            storage = bare(tensor).untyped_storage()
         except (NotImplementedError, RuntimeError):
             return None  # sparse tensors and placeholders have none
         known = self._storages.get(storage._cdata)
@@ -82,6 +83,7 @@ class Tracker:
 
     def read(self, tensor: Tensor) -> tuple[Label, Value | None]:
         """Tell the label and the value of a tensor as it is now."""
+        tensor = bare(tensor)
         storage = self.storage(tensor)
         known = self._known.get(tensor)
         if storage is not None and storage.trains:
@@ -96,6 +98,7 @@ class Tracker:
 
     def note(self, tensor: Tensor, label: Label, value: Value | None) -> None:
         """Remember a tensor that an operation has just given."""
+        tensor = bare(tensor)
         self._known[tensor] = (label, value)
         storage = self.storage(tensor, label)
         if storage is not None and value is not None:
@@ -190,7 +193,7 @@ class Recorder(TorchFunctionMode):
         outputs = [tensor.detach() for tensor in nesting.tensors(output)]
         return Recording(
             self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
-            self._asked_for(),
+            self._asked_for(), cut.hand_over(),
         )  # fmt: skip
 
     def _asked_for(self) -> list[Read]:
@@ -319,8 +322,8 @@ class Recorder(TorchFunctionMode):
                 op.changed[at] = _made(tensor, value, op.label)
         for at, tensor in enumerate(outputs):
             argument = next((i for i, leaf in enumerate(leaves) if leaf is tensor), None)
-            if argument is None:
-                self._tracker.note(tensor, op.label, (op.ordinal, at))
+            if argument is None:  # what is made inside of vmap is nothing outside of it
+                self._tracker.note(tensor, op.label, (op.ordinal, at) if bare(tensor) is tensor else None)
             label, known = self._tracker.read(tensor)
             op.made.append(_made(tensor, known, label, argument))
         op.result = nesting.outline(result, Position)
@@ -345,6 +348,8 @@ def _version(tensor: Tensor) -> int:
 
 
 def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | None = None) -> Made:
+    if tensor.is_nested:  # its parts have shapes, it has none
+        return Made(value, label, (), (), tensor.dtype, tensor.device, argument, Sized.VALUES)
     stride = () if tensor.layout is not torch.strided else tuple(tensor.stride())
     return Made(value, label, tuple(tensor.shape), stride, tensor.dtype, tensor.device, argument)
 

@@ -31,7 +31,9 @@ class HeadRun(Walk):
 
     def __init__(self, plan: Plan, values: tuple[Tensor, ...], batch: int) -> None:
         super().__init__(plan, batch)
-        self._values = values
+        # Other objects over the same memory: what is set on them (`requires_grad_`) stays out of the stored ones.
+        self._values = tuple([v if v.requires_grad or v.is_inference() else v.detach() for v in values])
+        self._versions = [0 if v.is_inference() else v._version for v in values]
         self._shadows: dict[int, tuple[Tensor, Placeholder]] = {}  # real constants that frozen code wrote into
         self._hollow: dict[int, Tensor] = {}  # their memories: other views of them hold no values either
 
@@ -41,7 +43,16 @@ class HeadRun(Walk):
         return args, kwargs
 
     def output(self, result: Any) -> Any:
-        """Put stored tensors in the place of placeholders in the model's output."""
+        """Put stored tensors in the place of placeholders in the model's output.
+
+        Raises:
+            ReplayDriftError: the forward wrote into a stored tensor, which no recorded run did.
+        """
+        if any(not v.is_inference() and v._version != was for v, was in zip(self._values, self._versions, strict=True)):
+            raise ReplayDriftError(
+                "Cannot replay: expected the head not to write into features, as when it was split, got one that is "
+                "written in place. Give it copies: split.head(values.clone())"
+            )
         return nesting.replace(result, self._resolved)
 
     def _resolved(self, tensor: Tensor) -> Tensor:
@@ -107,7 +118,7 @@ class HeadRun(Walk):
             given = self._given(step, leaves)
             return iter(given) if func_name(func) == "__iter__" else given
         result = self._crossed(step, func, args, kwargs, leaves)
-        return nesting.replace(result, _done_again(step)) if op.is_again else result
+        return nesting.replace(result, self._done_again(step)) if op.is_again else result
 
     def _about(self, func: Function, args: Any, kwargs: Any) -> Any:
         """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""
@@ -191,10 +202,26 @@ class HeadRun(Walk):
                 results.append(self._placeholder(made, form))
         return filled(step.result, results)
 
-    def _placeholder(self, made: Made, form: Form) -> Placeholder:
+    def _done_again(self, step: OperationStep) -> Callable[[Tensor], Tensor]:
+        """Let frozen operations see placeholders still, and only what trains the tensors that were made again."""
+        values = iter([made.value for made, _ in step.made])
+
+        def stand_for(tensor: Tensor) -> Tensor:
+            value = next(values)
+            if value in self._plan.recording.handed:
+                return tensor
+            placeholder = Placeholder.like(tensor, value)
+            placeholder.again = tensor
+            return placeholder
+
+        return stand_for
+
+    def _placeholder(self, made: Made, form: Form) -> Tensor:
         crossing = self._plan.crossing_of.get(made.value) if made.value else None
+        if crossing is not None and made.value in self._plan.recording.handed:
+            return self._values[crossing]
         is_sure = form.is_steady and not made.sized
-        if crossing is not None and not is_sure:  # its shape may depend on values, but they are here
+        if crossing is not None and not is_sure and not self._values[crossing].is_nested:  # its shape is known here
             placeholder = Placeholder.like(self._values[crossing], made.value)
         else:
             placeholder = Placeholder(made.value, form, self._batch)
@@ -216,18 +243,6 @@ class HeadRun(Walk):
         else:
             self._shadows[id(tensor)] = (tensor, Placeholder(made.value, form, self._batch))
             self._hollow[_memory(tensor)] = tensor
-
-
-def _done_again(step: OperationStep) -> Callable[[Tensor], Tensor]:
-    """Let frozen operations see placeholders still, and only what trains the tensors that were made again."""
-    made = iter(step.made)
-
-    def stand_for(tensor: Tensor) -> Tensor:
-        placeholder = Placeholder.like(tensor, next(made)[0].value)
-        placeholder.again = tensor
-        return placeholder
-
-    return stand_for
 
 
 def _is_unshaped(tensor: Tensor) -> bool:

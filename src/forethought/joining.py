@@ -5,7 +5,7 @@ the recordings if it then fits them all; otherwise it depends on values, or does
 foretold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from forethought import nesting
@@ -38,7 +38,7 @@ def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: 
         )
     check_strangers(example, recordings[1])
     mark_sizes(recordings)
-    joiner = _Joiner(sizes, [recording.last for recording in recordings])
+    joiner = _Joiner(sizes, [recording.last for recording in recordings], example.handed)
     root = joiner.call([recording.root for recording in recordings])
     inputs = [joiner.made(made) for made in zip(*(recording.inputs for recording in recordings), strict=True)]
     larger = next((at for at, size in enumerate(sizes) if size != batch), None)
@@ -76,7 +76,8 @@ class _Joiner:
         is_even: Whether every size met is the same in all recordings, or a multiple of the batch.
     """
 
-    def __init__(self, sizes: Sequence[int], lasts: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], lasts: Sequence[int], handed: Collection[Value]) -> None:
+        self._handed = handed
         self._sizes = sizes
         self._lasts = lasts
         self._other = next((at for at, size in enumerate(sizes) if size != sizes[0]), None)
@@ -103,7 +104,8 @@ class _Joiner:
             [op for op in call.trainable() if op.ordinal <= last] for call, last in zip(calls, self._lasts, strict=True)
         ]
         trainable = self._operations(first, needed, made)
-        return CallStep(first.path, None, children, touching, meeting, trainable, first.inputs, _binds(first))
+        binds = _binds(first, self._handed)
+        return CallStep(first.path, None, children, touching, meeting, trainable, first.inputs, binds)
 
     def _shared_children(self, calls: Sequence[Call]) -> list[tuple[str, int]]:
         """List the calls inside that all recordings made; once the trunk has ended, what only trains may differ."""
@@ -182,7 +184,7 @@ class _Joiner:
         return form if is_steady else None
 
 
-def _binds(call: Call) -> dict[Value, int] | None:
+def _binds(call: Call, handed: Collection[Value]) -> dict[Value, int] | None:
     """Say which arguments of a call to take from the frontier so that it can run as it is; None if that is not enough.
 
     It is enough if nothing frozen is computed inside, or comes from elsewhere, or is written into, or given back.
@@ -195,6 +197,8 @@ def _binds(call: Call) -> dict[Value, int] | None:
                 return None
             for at, crossing in op.crossing.items():
                 read = op.reads[at]
+                if read.value in handed:
+                    continue
                 if read.value not in call.direct or read.settled > read.value[0] or at in op.changed or read.seen:
                     return None
                 found[read.value] = crossing

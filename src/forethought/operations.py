@@ -16,7 +16,7 @@ _ABOUT = {
     "is_complex", "is_signed", "is_same_size", "get_device", "element_size", "is_pinned", "is_shared", "has_names",
     "is_inference", "is_conj", "is_neg", "is_tensor", "is_storage", "result_type", "can_cast", "__len__", "dim_order",
     "is_coalesced", "sparse_dim", "dense_dim", "__hash__", "register_hook", "retain_grad",
-    "is_distributed", "names",
+    "is_distributed", "names", "requires_grad_",
 }  # fmt: skip
 
 # Functions whose result depends on the shape, dtype and device of their first argument, not on its values.
@@ -121,3 +121,10 @@ def packed(func: Function, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """Make a real tensor of a placeholder's shape, strides, dtype and device; its values are never read."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
+def bare(tensor: torch.Tensor) -> torch.Tensor:
+    """Give the tensor inside the wrappers that `torch.func` puts around it (vmap, grad)."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

@@ -181,6 +181,7 @@ class Recording:
     strangers: list[tuple[Tensor, Operation]]
     outputs: list[Tensor]  # what the model gave, without a graph
     asked: list[Read]  # frozen tensors whose size Python was told, where both halves run
+    handed: frozenset[Value]  # values that the head is given as they are
 
     @property
     def last(self) -> int:

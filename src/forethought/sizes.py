@@ -66,7 +66,7 @@ class _Sizes:
                 self._mark(op)
         for call in root.walk():
             for made in (*call.made, *call.changed.values()):
-                made.sized = self._of(made.value)
+                made.sized = max(made.sized, self._of(made.value))
 
     def _mark(self, op: Operation) -> None:
         whole = self._wholes[id(op.call)]
@@ -74,8 +74,12 @@ class _Sizes:
         if (self._has_read or id(whole) in self._reading) and _takes_numbers(op):
             sized = max(sized, Sized.NUMBERS)
         for made in op.made:
-            if sized and made.argument is None and made.value is not None and made.shape:
-                self._known[made.value] = made.sized = sized
+            if (
+                made.argument is None
+                and made.value is not None
+                and (total := max(made.sized, sized * bool(made.shape)))
+            ):
+                self._known[made.value] = made.sized = Sized(total)
         for at, made in op.changed.items():  # what is written into keeps its size
             if made.value is not None and (kept := self._of(op.reads[at].value)):
                 self._known[made.value] = made.sized = kept

@@ -3,6 +3,7 @@
 import torch
 
 from forethought.errors import InvisibleOperationError
+from forethought.operations import bare
 from forethought.recording import Recording
 
 
@@ -17,13 +18,14 @@ def check_strangers(a: Recording, b: Recording) -> None:
             continue
         raise InvisibleOperationError(
             f"Cannot split: expected to see where every tensor comes from, got one read by {op} that code made which "
-            "torch functions do not show (scripted code, a C++ extension, numpy). "
+            "torch functions do not show (scripted code, a C++ extension, numpy, vmap). "
             "Cut before it: ft.split(model, x, at=<an earlier module>)"
         )
 
 
 def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    a, b = bare(a), bare(b)
     try:
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
     except RuntimeError:
-        return False  # a tensor of vmap has no values of its own
+        return False  # of kinds that do not compare

@@ -138,6 +138,7 @@ class TrunkRun(Walk):
     def _settle(self, crossing: int) -> None:
         tensor = self._taken[crossing]
         assert tensor is not None
+        tensor = tensor.detach() if tensor.requires_grad else tensor  # set by the forward itself
         self._taken[crossing] = tensor.clone() if self._plan.rewritten[crossing] else tensor
         self._final += 1
         if self._final == len(self._taken):
