@@ -99,7 +99,8 @@ def _logits_of(owner: Split) -> nn.Module:
     args, kwargs = nesting.replace(plan.arguments, lambda position: owner.example[position.at], Position)
     values = owner.trunk(*args, **kwargs)
     linear, seen = last_linear(owner.head, values)
-    return linear if len(seen) == 1 and seen[0] is values else _Logits(owner.head, linear)
+    is_direct = len(seen) == 1 and isinstance(values, Tensor) and seen[0].is_set_to(values)
+    return linear if is_direct else _Logits(owner.head, linear)
 
 
 def last_linear(head: Head, values: Values) -> tuple[nn.Linear, list[Any]]:
