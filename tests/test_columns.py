@@ -9,6 +9,7 @@ import torch
 from test_dataset import LABELS, N, Net, X, assert_right
 
 import forethought as ft
+from forethought.batch import Batch
 from forethought.columns import columns_of, length_of, rows_of
 from forethought.dataset import Samples
 from forethought.errors import DataError
@@ -98,3 +99,81 @@ def test_what_is_missing_is_read_in_the_batches_of_all_unless_scattered(missing)
     assert len(batches) <= 1 + 1.25 * len(indices) / 10
     whole = [len(part) for part in np.split(indices, np.flatnonzero(np.diff(indices // 10)) + 1)]
     assert batches == whole or len(whole) > 1 + 1.25 * len(indices) / 10
+
+
+class Counted:
+    """Counts the rows that are hashed one by one."""
+
+    def __init__(self, monkeypatch):
+        self.rows = 0
+        row_keys = Batch.row_keys
+
+        def counted(batch):
+            self.rows += batch.rows
+            return row_keys(batch)
+
+        monkeypatch.setattr(Batch, "row_keys", counted)
+
+
+def many(rows=200):
+    return torch.randn(rows, 4, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    "form", [lambda x: x, lambda x: x.numpy(), lambda x: (x, torch.arange(200)), lambda x: {"x": x}]
+)
+def test_columns_are_known_again_by_one_hash(form, tmp_path, monkeypatch):
+    """A complete hit hashes the columns as a whole, and few rows; labels are those of now."""
+    ft.extract(Net(), form(many()), tmp_path)
+    counted = Counted(monkeypatch)
+    assert ft.extract(Net(), form(many()), tmp_path).report.rows_computed == 0
+    assert counted.rows <= 20
+    again = ft.extract(Net(), (many(), torch.arange(200) * 2), tmp_path)
+    assert torch.equal(again.targets, torch.arange(200) * 2)
+    assert again.report.rows_computed == 0
+
+
+@pytest.mark.parametrize("at", [0, 77, 199])
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.numpy(), lambda x: {"x": x, "y": list(range(200))}])
+def test_one_bit_of_a_column_is_seen(form, at, tmp_path):
+    """One row in many, written in place, between two calls."""
+    x = many()
+    data = form(x)
+    ft.extract(Net(), data, tmp_path)
+    x.view(torch.int32)[at, 3] ^= 1
+    for computed in (1, 0):
+        made = ft.extract(Net(), data, tmp_path)
+        assert made.report.rows_computed == computed
+        assert_right(made, x)
+
+
+def test_columns_that_are_written_into_meanwhile_are_not_known_again(tmp_path, monkeypatch):
+    """What was hashed as a whole must be what the rows were hashed from."""
+    x, row_keys = many(), Batch.row_keys
+
+    def writes(batch):
+        x[150] = 7
+        return row_keys(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "row_keys", writes)
+        ft.extract(Net(), x, tmp_path)
+    for data in (many(), x, many()):
+        assert_right(ft.extract(Net(), data, tmp_path), data)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.numpy()])
+def test_what_is_hashed_is_what_is_computed(form, tmp_path, monkeypatch):
+    """Columns that are written into between the two: the row under a key is that of the content it was made from."""
+    x, before, row_keys = many(), many(), Batch.row_keys
+
+    def writes(batch):
+        keys = row_keys(batch)
+        if batch.rows == 64:
+            x[:] = 7
+        return keys
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "row_keys", writes)
+        ft.extract(Net(), form(x), tmp_path)
+    assert_right(ft.extract(Net(), before, tmp_path), before)

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 import forethought as ft
+from forethought.dataset import Samples
 from forethought.division import Division
+from forethought.manifest import name_of
 from forethought.store import Store
 
 ROWS = 512
@@ -114,7 +116,8 @@ def test_a_living_claim_is_waited_for_and_a_stale_one_is_not(tmp_path, monkeypat
     """Rows that somebody else is at are left to him; when he gives up, they are computed."""
     store = Store(tmp_path / "store")
     table = ft.extract(make_net(), make_data()[:1], store, progress=False).table
-    mine = Division(store, (table.fingerprint, f"Tensor {ROWS}"), ROWS, 64)
+    name = name_of(Samples(make_data(), make_net()).account())
+    mine = Division(store, (table.fingerprint, name), ROWS, 64)
     assert mine.mine(np.arange(64)).all()
     done = []
     net = make_net()

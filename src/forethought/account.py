@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import ConcatDataset, Subset, default_collate
 
 from forethought.errors import IdentityError
@@ -51,6 +52,30 @@ def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, 
     except IdentityError:
         return None
     return parts
+
+
+def parts_of_columns(inputs: list[tuple[str, Any]], rest: Any) -> dict[str, str] | None:
+    """Identify what the model is given of tensors and arrays in memory, column by column; targets do not count.
+
+    Args:
+        inputs: Columns by name.
+        rest: Whatever else decides what the model is given, plain values.
+
+    Returns:
+        Hexadecimal digests by name; None where reading all of a file would be needed.
+    """
+    if any(_is_mapped(column) for _, column in inputs):
+        return None
+    return {name: _digest(column) for name, column in inputs} | {"reading": _digest(rest)}
+
+
+def _is_mapped(column: Any) -> bool:
+    """Say whether an array lies in a file, which may be larger than memory."""
+    while isinstance(column, np.ndarray):
+        if isinstance(column, np.memmap):
+            return True
+        column = column.base
+    return False
 
 
 def _has_slots(dataset: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
+from forethought.columns import Column, Columns
 from forethought.errors import DataError
 from forethought.identity import Digest, row_keys
 
@@ -92,6 +93,21 @@ class Parting:
         self.parameters = tuple(parameters)
         self._order = tuple(name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL)
 
+    @property
+    def rule(self) -> Any:
+        """All that decides how a batch is parted, plain values."""
+        return self.inputs, self.parameters, self._order
+
+    def of_columns(self, columns: Columns) -> tuple[list[tuple[str, Column]], Any]:
+        """Part the columns of a data set as each batch of it is: inputs, named, in the order of a batch; targets."""
+        args, kwargs, targets = self._parted(columns)
+        named = [(str(at), column) for at, column in enumerate(args)]
+        return [*named, *self._in_order(kwargs).items()], targets
+
+    def _in_order(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        place = {name: at for at, name in enumerate(self.parameters)}
+        return dict(sorted(kwargs.items(), key=lambda item: place.get(item[0], len(place))))
+
     def part(self, collated: Any) -> Batch:
         """Make a batch of what a collate function gave.
 
@@ -99,9 +115,7 @@ class Parting:
             DataError: it holds nothing that the model can be given.
         """
         args, kwargs, targets = self._parted(collated)
-        place = {name: at for at, name in enumerate(self.parameters)}
-        kwargs = dict(sorted(kwargs.items(), key=lambda item: place.get(item[0], len(place))))
-        batch = Batch(args, kwargs, targets, self._order)
+        batch = Batch(args, self._in_order(kwargs), targets, self._order)
         if not batch.tensors:
             raise DataError(
                 f"Cannot give the model a {type(collated).__name__}: expected tensors among its inputs, got none. "

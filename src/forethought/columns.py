@@ -46,8 +46,10 @@ def length_of(columns: Columns) -> int:
     return len(next(iter(_each(columns))))
 
 
-def rows_of(columns: Columns, at: slice | np.ndarray) -> Any:
+def rows_of(columns: Columns | None, at: slice | np.ndarray) -> Any:
     """Give the rows at these indices as a collated batch: tensors, and lists of what is no number."""
+    if columns is None:
+        return None
     if isinstance(columns, dict):
         return {name: _rows(column, at) for name, column in columns.items()}
     if isinstance(columns, tuple):
@@ -110,11 +112,9 @@ def _each(columns: Columns) -> list[Column]:
 
 
 def _rows(column: Column, at: slice | np.ndarray) -> Tensor | list[Any]:
+    """Copy rows: what is hashed is what is computed, whoever writes into the column meanwhile."""
     if isinstance(column, Tensor):
-        return column[at if isinstance(at, slice) else torch.from_numpy(at)]
+        return column[at].clone() if isinstance(at, slice) else column[torch.from_numpy(at)]
     if isinstance(column, list):
         return column[at] if isinstance(at, slice) else [column[index] for index in at.tolist()]
-    part = column[at]
-    if not part.flags.writeable or not part.dtype.isnative or any(step < 0 for step in part.strides):
-        part = np.array(part, dtype=part.dtype.newbyteorder("="))  # torch cannot share it
-    return torch.from_numpy(part)
+    return torch.from_numpy(np.array(column[at], dtype=column.dtype.newbyteorder("="), order="C"))

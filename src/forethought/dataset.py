@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
-from forethought.account import parts_of
+from forethought.account import parts_of, parts_of_columns
 from forethought.batch import Batch, Parting
 from forethought.chance import RandomStatesKept
 from forethought.columns import columns_of, length_of, rows_of
 from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError
 from forethought.reading import Collated, Reader, Stream, load
+from forethought.targets import join_targets
 from forethought.watching import Seen
 
 _MORE_BATCHES = 1.25  # of those that would be needed: the cost of rows that round as they did
@@ -115,12 +116,26 @@ class Samples:
 
     def account(self) -> dict[str, str] | None:
         """Identify the data set, part by part, without reading a sample; None where it does not show its content."""
-        if not self.is_indexed or self._columns is not None or self._lent.get("worker_init_fn") is not None:
+        if self._columns is not None:
+            inputs, _ = self._parting.of_columns(self._columns)
+            return parts_of_columns(inputs, (self._parting.rule, len(self)))
+        if not self.is_indexed or self._lent.get("worker_init_fn") is not None:
             return None
         size = None if self._collate is default_collate else self._batch_size
         return parts_of(
             self._dataset, self._collate, (self._parting.inputs, self._parting.parameters, size, self._draw, len(self))
         )
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it is columns, which need no reading: keys follow from their bytes, targets lie beside them."""
+        return self._columns is not None
+
+    def targets(self) -> Any:
+        """Give the targets of columns as they are now."""
+        assert self._columns is not None
+        _, targets = self._parting.of_columns(self._columns)
+        return join_targets([rows_of(targets, slice(None))], [len(self)])
 
     def fetch(self, indices: Sequence[int]) -> Batch:
         """Read these samples here and now, and leave every random state as it was."""

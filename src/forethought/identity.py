@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import IdentityError
+from forethought.marks import SCALARS, flat_mark, scalar_mark
 from forethought.sources import (
     CLASS_BOOKKEEPING,
     check_reach,
@@ -36,7 +37,6 @@ from forethought.sources import (
 from forethought.tensors import TensorHash, tensor_bytes
 
 KEY_BYTES = 16
-_SCALARS = {bool, int, float, complex, str}
 _NAMED_BY_STR = {torch.dtype, torch.layout, torch.memory_format, torch.device, range}
 _CONTAINERS = {dict, OrderedDict, defaultdict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size, object}
 _PLAIN = {dict, OrderedDict, list, tuple, torch.Size}
@@ -106,9 +106,8 @@ class Digest:
 
     def _add(self, value: Any) -> None:
         kind = type(value)
-        if value is None or value is Ellipsis or kind in _SCALARS:
-            text = value.hex() if kind is float else f"{value:x}" if kind is int else repr(value)
-            self._mark(kind.__name__, text.encode())
+        if value is None or value is Ellipsis or kind in SCALARS:
+            self._hash.update(scalar_mark(value))
         elif kind is bytes:
             self._mark("bytes", value)
         elif isinstance(value, Tensor):
@@ -118,15 +117,17 @@ class Digest:
         elif kind is np.ndarray or isinstance(value, np.generic):
             if value.dtype.hasobject:
                 raise _unknown(value)
-            self._mark(f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
+            content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+            self._hash.update(f"array {value.dtype.str} {value.shape}:{len(content)}:".encode())
+            self._hash.update(content)
         elif isinstance(value, enum.Enum):
             self._mark("enum", f"{qualified(kind)}.{value.name}".encode())
             self.add(value.value)
         elif kind is slice:
             self._mark("slice")
             self.add(value.start, value.stop, value.step)
-        elif kind in _PLAIN and _is_flat(value):
-            self._content(value)
+        elif kind in _PLAIN and (flat := flat_mark(value)) is not None:
+            self._hash.update(flat)
         else:
             self._once(value)
 
@@ -325,7 +326,7 @@ class Digest:
         is_library = self._is_library(value.__name__)
         for name in sorted(read & vars(value).keys()) if depth < 4 else ():
             item = vars(value)[name]
-            if not is_library or isinstance(item, Tensor) or type(item) in _SCALARS or _is_foreign(item):
+            if not is_library or isinstance(item, Tensor) or type(item) in SCALARS or _is_foreign(item):
                 self.add(name)
                 self._global(item, read, depth + 1)
 
@@ -358,18 +359,17 @@ def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
         extra: Whatever else the rows depend on.
 
     Returns:
-        (B, 16) bytes: BLAKE3 over dtype, shape and bytes of each column's row.
+        (B, 16) bytes: keyed BLAKE3 over the bytes of each column's row; the key is that of dtypes, shapes and extra.
     """
     batch = len(columns[0])
     head = extra + "".join(f"{c.dtype} {tuple(c.shape[1:])};" for c in columns).encode()
     views = [np.frombuffer(tensor_bytes(c), np.uint8).reshape(batch, -1) for c in columns]
-    keys = np.empty((batch, KEY_BYTES), np.uint8)
-    for row in range(batch):
-        digest = blake3.blake3(head)
-        for view in views:
-            digest.update(view[row].data)
-        keys[row] = np.frombuffer(digest.digest(length=KEY_BYTES), np.uint8)
-    return keys
+    rows = views[0] if len(views) == 1 else np.concatenate(views, axis=1)
+    size, raw, hashed = rows.shape[1], rows.reshape(-1).data, blake3.blake3
+    key = hashed(head).digest()
+    at = range(0, batch * size, size) if size else [0] * batch
+    digests = b"".join([hashed(raw[i : i + size], key=key).digest(length=KEY_BYTES) for i in at])
+    return np.frombuffer(bytearray(digests), np.uint8).reshape(batch, KEY_BYTES)
 
 
 def _is_foreign(item: Any) -> bool:
@@ -383,12 +383,6 @@ def _unknown(value: Any) -> IdentityError:
         f"Cannot establish the identity of a {kind}: expected plain values, tensors, modules or functions, got an "
         "object that does not show its content. Keep it out of the frozen part, or hold its content in attributes."
     )
-
-
-def _is_flat(value: Any) -> bool:
-    """Say whether a container holds plain values only, so that it is written faster than remembered."""
-    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    return all(part is None or type(part) in _SCALARS for part in parts)
 
 
 def _content(cell: Any) -> Any:

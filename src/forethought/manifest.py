@@ -17,7 +17,7 @@ from torch import Tensor
 from forethought.identity import KEY_BYTES, Digest
 from forethought.watching import UNPROVEN, Seen, Stamp, stamp
 
-VERSION = 1
+VERSION = 2
 _PLAIN = (str, int, float, bool, type(None))
 
 

@@ -43,7 +43,7 @@ class Roll:
         rows = len(samples) if samples.is_indexed else 0
         known = self._known
         self.keys = np.zeros((rows, KEY_BYTES), np.uint8) if known is None else known[0].keys
-        self.targets: Any = None if known is None else known[0].targets
+        self.targets: Any = None if known is None else samples.targets() if samples.is_in_memory else known[0].targets
         self._is_known = np.zeros(rows, bool) if known is None else known[1]
         self._opened = OpenedFiles(rows, None if known is None else known[0])
         self._was_read = False
@@ -104,20 +104,23 @@ class Roll:
 
     def note(self, indices: Sequence[int] | NDArray[np.int64], seen: list[Seen]) -> None:
         """Take in which files were opened for samples that were read."""
-        if self._name is not None:
+        if self._name is not None and not self._samples.is_in_memory:
             self._opened.note(indices, seen)
 
     def keep(self) -> None:
         """Write the manifest, where the data set can have one and something of it was read."""
         if self._name is None or not self._was_read or not self._store.is_writable:
             return
+        targets = None if self._samples.is_in_memory else self.targets  # those in memory lie beside the inputs
+        if self._samples.is_in_memory and self._samples.account() != self.parts:
+            return  # they were written into while they were read
         self._opened.share(self._samples.probed)
         self._samples.probed.add(self._opened.unpaired)
         if not self._opened.is_whole:
             return
         facts = {"parts": self.parts, "name": self._samples.name, "when": time.time()}
         try:
-            raw = self._opened.manifest(self.keys, self.targets, facts).to_bytes()
+            raw = self._opened.manifest(self.keys, targets, facts).to_bytes()
         except TypeError:  # targets that only Python can keep: the samples are read each time
             return
         self._store.write_manifest(self._name, raw)
@@ -142,8 +145,10 @@ class Roll:
         seed = int(str(self._name)[:16], 16)
         chosen = np.sort(np.random.default_rng(seed).choice(some, min(_CHECKED, len(some)), replace=False))
         batch = self._samples.fetch(chosen.tolist())
+        if not (batch.row_keys() == known.keys[chosen]).all():
+            return False
         targets = join_targets([batch.targets], [batch.rows])
-        return bool((batch.row_keys() == known.keys[chosen]).all()) and is_same(take(known.targets, chosen), targets)
+        return self._samples.is_in_memory or is_same(take(known.targets, chosen), targets)
 
 
 class Reading:
