@@ -166,7 +166,7 @@ def test_equal_heads_run_stacked(head):
 
     def loss(p, b, run):
         return torch.func.functional_call(
-            _Method(head, run), ({f"head.{k}": v for k, v in (p | b).items()},), (x, targets)
+            _Method(heads[0], run), ({f"head.{k}": v for k, v in (p | b).items()},), (x, targets)
         )
 
     y = torch.func.vmap(lambda p, b: loss(p, b, "forward"))(parameters, buffers)
