@@ -7,7 +7,9 @@
 A head never sees the model that its features came from.
 """
 
+from forethought.heads.calibrator import AnchorCalibrator
 from forethought.heads.certificate import Certificate, Claim
+from forethought.heads.circular import CircularSpline
 from forethought.heads.conversion import as_regressor
 from forethought.heads.corn import CornHead
 from forethought.heads.cumulative import CumulativeLink
@@ -15,12 +17,17 @@ from forethought.heads.falsification import Counterexample, Falsification
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
 from forethought.heads.mlp import MLPHead
+from forethought.heads.multi import MultiHead
+from forethought.heads.partial import PartialMonotone
+from forethought.heads.prototypes import PrototypeExact, class_prototypes
 from forethought.heads.registry import from_config
 from forethought.heads.spline import AnchorSpline
 
 __all__ = [
+    "AnchorCalibrator",
     "AnchorSpline",
     "Certificate",
+    "CircularSpline",
     "Claim",
     "CornHead",
     "Counterexample",
@@ -29,6 +36,10 @@ __all__ = [
     "Head",
     "HistogramHead",
     "MLPHead",
+    "MultiHead",
+    "PartialMonotone",
+    "PrototypeExact",
     "as_regressor",
+    "class_prototypes",
     "from_config",
 ]

@@ -71,14 +71,9 @@ class Anchors(nn.Module):
         # values from before the change come back on the device that was asked for.
         before = self.values
         super()._apply(fn, recurse)
-        self.values = unrounded(before, self.values)
+        if torch.promote_types(self.values.dtype, torch.float32) != self.values.dtype:
+            self.values = before.to(self.values.device)
         return self
-
-
-def unrounded(before: Tensor, after: Tensor) -> Tensor:
-    """Return a buffer as it is after a cast, or, were it narrower than float32, as before it on the new device."""
-    is_wide = torch.promote_types(after.dtype, torch.float32) == after.dtype
-    return after if is_wide else before.to(after.device)
 
 
 def _as_vector(anchors: Sequence[float] | Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 
 from forethought.errors import BundleError, CertificateError
 
-MONOTONE, RANGE = "monotone", "range"
+MONOTONE, RANGE, CODE = "monotone", "range", "code"
 AS_FUNCTION, AT_PROTOTYPES, AT_VERTICES = (
     "anchors as a function",
     "anchors at prototypes",
@@ -32,7 +32,8 @@ class Claim:
     """One property, proved or not.
 
     Attributes:
-        what: "monotone", "range", "anchors as a function", "anchors at prototypes" or "anchors at one-hot vertices".
+        what: "monotone", "range", "anchors as a function", "anchors at prototypes", "anchors at one-hot vertices"; or
+            "code", when that is not the one that was proved.
         variable: What is varied: "latent", "exceedance", "rank logits", a feature's name.
         says: The property in words.
         scope: For which values of the variable.
@@ -63,7 +64,7 @@ class Certificate:
     Attributes:
         kind: Of the head.
         claims: Proved or not, each says.
-        dtype: In which the claims hold.
+        dtype: In which the claims hold; "" where the code is not known.
         device: On which the numbers were read.
         arithmetic: Under which the claims hold.
         weights: BLAKE3 of every tensor and option of the head, hex.

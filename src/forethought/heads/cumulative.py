@@ -196,13 +196,13 @@ class CumulativeLink(Head):
 
     def trials(self) -> tuple[list[Walk], list[Hit]]:
         """Return what `falsify` runs: y along the latent, and at the anchors."""
-        walk = self.line.walk(LATENT, self.runs_in())
+        walk = self.line.walk(LATENT, self.runs_in(), self.curve)
         if self.decode == "remap":
-            return [walk], [self.line.hit(LATENT, self.runs_in())]
+            return [walk], [self.line.hit(LATENT, self.runs_in(), self.curve)]
         values = self.scale.values.to(self.runs_in())
         at = vertices(len(values), 0, values)
         hit = vertex_hit(self._expected, at, self.scale, EXCEEDANCE, self.claims()[-1])
-        return [dataclasses.replace(walk, function=lambda x: self.curve(x[:, 0]), within=self.scale.ends)], [hit]
+        return [dataclasses.replace(walk, within=self.scale.ends)], [hit]
 
     def _expected(self, c: Tensor) -> Tensor:
         return from_exceedances(c, self.scale.values, self.scale)

@@ -145,11 +145,11 @@ class _Hunt:
             (self._uphill, "along a gradient"),
             (self._climb, "near the closest call"),
         ]
-        if not len(self.moving):
-            ways = [(self._jumps, "random steps")]
+        if not len(self.moving):  # nothing is said of the order: only the outputs are looked at
+            ways = [(lambda start: start[None], "at and near the places")]
         while self.run < tries:
             most = max(1, _CHUNK * 16 // (16 + len(self.signs)))  # wide inputs in smaller chunks: memory
-            rows = max(1, min(most, (tries - self.run) // (_LADDER * len(ways)) + 1))
+            rows = max(1, min(most, (tries - self.run) // (_LADDER * len(ways)) + 1)) if len(self.moving) else most
             for way, name in ways:
                 self._check(way(self._starts(rows)), name)
             if MONOTONE in self.found and (self.walk.within is None or RANGE in self.found):

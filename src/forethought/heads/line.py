@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forethought.heads.anchors import Anchors, unrounded
+from forethought.errors import FitError
+from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import AS_FUNCTION, MONOTONE, RANGE, Claim
 from forethought.heads.curve import interpolate, overhang, piece_of
+from forethought.heads.exact import unrounded
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.options import check_option
 from forethought.heads.proofs import not_at_least, not_rising, steepness
@@ -104,6 +106,22 @@ class AnchorCurve(nn.Module):
         first, last = points[:1] - widths[:1] / 2, points[-1:] + widths[-1:] / 2
         return torch.cat([first, points[:-1] + widths / 2, last])
 
+    def place(self, knots: Tensor) -> None:
+        """Set the knots (K,) of a curve whose knots are "placed".
+
+        Raises:
+            FitError: not one a class, or not strictly ascending once rounded to the curve's dtype.
+        """
+        assert self.places is not None
+        held = knots.to(self.places)
+        against = not_rising("knots", held) if held.shape == self.places.shape else f"shape {tuple(held.shape)}"
+        if against is not None:
+            raise FitError(
+                f"Cannot place knots: expected {len(self.places)} ascending numbers, got {against}. "
+                "Centre and scale the scores, or pass dtype=torch.float64"
+            )
+        self.places.copy_(held)
+
     def slopes(self, knots: Tensor, values: Tensor) -> Tensor:
         """Return the slopes (K,) at the knots of a curve with smooth pieces, above 0 but for rounding."""
         slopes = gentle_slopes(knots, values)
@@ -111,15 +129,21 @@ class AnchorCurve(nn.Module):
             return slopes
         return slopes * (F.softplus(self.bends.to(slopes.dtype)) / math.log(2) + _MIN_STEP)
 
-    def forward(self, s: Tensor) -> Tensor:
-        """Return y = A(s), the same shape as s, in the anchors' unit. Undone by `inverse`."""
-        y = self.straight(s) if self.extrapolate == "linear" else self._inside(*self.on_line(s))
+    def forward(self, s: Tensor, rest: Tensor | None = None) -> Tensor:
+        """Return y = A(s), the same shape as s, in the anchors' unit. Undone by `inverse`.
+
+        Args:
+            s: Class units.
+            rest: How far around a knot straight pieces stay at its anchor, a scalar; None: not at all.
+        """
+        is_linear = self.extrapolate == "linear"
+        y = self.straight(s, rest) if is_linear else self._inside(*self.on_line(s), rest)
         return y * self.scale.sign
 
-    def straight(self, s: Tensor) -> Tensor:
+    def straight(self, s: Tensor, rest: Tensor | None = None) -> Tensor:
         """Return the curve whose ends go straight on, for ascending anchors: what a loss needs to have a gradient."""
         s, knots, values = self.on_line(s)
-        return self._inside(s, knots, values) + overhang(s, knots[[0, -1]], self._end_slopes(knots, values))
+        return self._inside(s, knots, values, rest) + overhang(s, knots[[0, -1]], self._end_slopes(knots, values))
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return the s (same shape as y) at which the curve takes the value y, in class units.
@@ -147,10 +171,10 @@ class AnchorCurve(nn.Module):
         dtype = torch.promote_types(x.dtype, self.scale.values.dtype)
         return x.to(dtype), self.knots.to(dtype), self.scale.values.to(dtype)
 
-    def _inside(self, s: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    def _inside(self, s: Tensor, knots: Tensor, values: Tensor, rest: Tensor | None = None) -> Tensor:
         if self.between == "rational":
             return bend(s, knots, values, self.slopes(knots, values), is_unit=self.is_unit)
-        return interpolate(s, knots, values, is_unit=self.is_unit)
+        return interpolate(s, knots, values, is_unit=self.is_unit, rest=rest)
 
     def _end_slopes(self, knots: Tensor, values: Tensor) -> Tensor:
         """Return the two slopes with which the ends go on, never quite flat."""
@@ -168,10 +192,10 @@ class AnchorCurve(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- certified
 
-    def claims(self, variable: str, dtype: torch.dtype) -> list[Claim]:
+    def claims(self, variable: str, dtype: torch.dtype, rest: Tensor | None = None) -> list[Claim]:
         """Return what is proved of the curve as a function of its argument."""
         _, knots, values = self.on_line(torch.zeros((), dtype=dtype))
-        against = self._against(knots, values)
+        against = self._against(knots, values, rest)
         name = str(knots.dtype).removeprefix("torch.")
         way = "rises" if self.scale.sign > 0 else "falls"
         scope = f"every {name} {variable}, infinities included"
@@ -193,11 +217,11 @@ class AnchorCurve(nn.Module):
                     against or "every piece is held between its anchors",
                 )
             )  # fmt: skip
-        return [*claims, self._anchored(variable, knots, against)]
+        return [*claims, self._anchored(variable, knots, against, rest)]
 
-    def _anchored(self, variable: str, knots: Tensor, against: str | None) -> Claim:
+    def _anchored(self, variable: str, knots: Tensor, against: str | None, rest: Tensor | None) -> Claim:
         with torch.no_grad():
-            off = (self(knots).double() - self.scale.given.double()).abs().cpu()
+            off = (self(knots, rest).double() - self.scale.given.double()).abs().cpu()
         holds = against is None and bool((off == 0).all())
         bad = (~(off == 0)).nonzero().flatten().tolist()
         violation = f"A(knots[{bad[0]}]) is {off[bad[0]].item()} away from its anchor" if bad else None
@@ -206,12 +230,17 @@ class AnchorCurve(nn.Module):
         bound = None if off.isnan().any() else off.max().item()
         return Claim(AS_FUNCTION, variable, says, f"{len(knots)} anchors", holds, why, bound, violation)
 
-    def _against(self, knots: Tensor, values: Tensor) -> str | None:
+    def _against(self, knots: Tensor, values: Tensor, rest: Tensor | None) -> str | None:
         """Say which condition of the proof the numbers break, or None."""
-        order = not_rising("knots", knots) or not_rising("anchors", values)
+        widths = knots.diff() if rest is None else knots.diff() - 2 * rest
+        order = (
+            not_rising("knots", knots)
+            or not_rising("anchors", values)
+            or not_at_least("room between knots", widths, torch.finfo(widths.dtype).tiny)
+        )
         if order is not None:
             return order
-        chords = values.diff() / knots.diff()
+        chords = values.diff() / widths
         if self.between == "linear":
             return not_at_least("slopes", chords, 0.0)
         slopes = self.slopes(knots, values)
@@ -222,20 +251,22 @@ class AnchorCurve(nn.Module):
             or not_at_least("slopes over the chord after", slopes[:-1] / chords, 0.0)
         )
 
-    def walk(self, variable: str, dtype: torch.dtype) -> Walk:
-        """Return the walk along the line for `falsify`."""
+    def walk(self, variable: str, dtype: torch.dtype, curve: Callable[[Tensor], Tensor] | None = None) -> Walk:
+        """Return the walk along the line for `falsify`, of the head's curve, or of this one."""
+        run = curve or self
         knots = self.on_line(torch.zeros((), dtype=dtype))[1].detach()
         middles = (knots[1:] + knots[:-1]) / 2
         far = torch.tensor([-math.inf, math.inf, 0.0, -0.0]).to(knots)
         return Walk(
             variable,
-            lambda x: self(x[:, 0]),
+            lambda x: run(x[:, 0]),
             torch.cat([knots, middles, far]).nan_to_num(0.0, math.inf, -math.inf)[:, None],
             torch.tensor([self.scale.sign]),
             within=self.scale.ends if self.extrapolate == "clamp" else None,
         )
 
-    def hit(self, variable: str, dtype: torch.dtype) -> Hit:
+    def hit(self, variable: str, dtype: torch.dtype, curve: Callable[[Tensor], Tensor] | None = None) -> Hit:
         """Return the anchors as `falsify` checks them: at the knots, to the last bit."""
+        run = curve or self
         _, knots, _ = self.on_line(torch.zeros((), dtype=dtype))
-        return Hit(AS_FUNCTION, variable, lambda x: self(x[:, 0]), knots.detach()[:, None], self.scale.given, 0.0)
+        return Hit(AS_FUNCTION, variable, lambda x: run(x[:, 0]), knots.detach()[:, None], self.scale.given, 0.0)

@@ -6,16 +6,31 @@ from typing import Any
 import torch
 
 from forethought.errors import BundleError
+from forethought.heads.calibrator import AnchorCalibrator
+from forethought.heads.circular import CircularSpline
 from forethought.heads.corn import CornHead
 from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
 from forethought.heads.mlp import MLPHead
+from forethought.heads.multi import MultiHead
+from forethought.heads.partial import PartialMonotone
+from forethought.heads.prototypes import PrototypeExact
 from forethought.heads.spline import AnchorSpline
 
-KINDS: dict[str, type[Head]] = {
-    kind.kind: kind for kind in (AnchorSpline, CornHead, CumulativeLink, HistogramHead, MLPHead)
-}
+_ALL: tuple[type[Head], ...] = (
+    AnchorCalibrator,
+    AnchorSpline,
+    CircularSpline,
+    CornHead,
+    CumulativeLink,
+    HistogramHead,
+    MLPHead,
+    MultiHead,
+    PartialMonotone,
+    PrototypeExact,
+)
+KINDS: dict[str, type[Head]] = {kind.kind: kind for kind in _ALL}
 _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -52,6 +67,8 @@ def from_config(config: Mapping[str, Any]) -> Head:
             f"Cannot build head: expected dtype to be one of {sorted(_DTYPES)}, got {dtype!r}. "
             "Pass what head.config() returned"
         )
+    if kind == MultiHead.kind:
+        return _several(options.get("heads"))
     try:
         return KINDS[kind](**options, dtype=_DTYPES[dtype])
     except TypeError as err:
@@ -59,3 +76,12 @@ def from_config(config: Mapping[str, Any]) -> Head:
             f"Cannot build head of kind {kind!r}: expected its own options, got {sorted(options)} "
             f"({err}). Pass what head.config() returned"
         ) from err
+
+
+def _several(heads: object) -> Head:
+    if not isinstance(heads, Mapping) or not all(isinstance(config, Mapping) for config in heads.values()):
+        raise BundleError(
+            f"Cannot build head of kind 'multi': expected descriptions by target name, got {type(heads).__name__}. "
+            "Pass what head.config() returned"
+        )
+    return MultiHead({str(name): from_config(config) for name, config in heads.items()})

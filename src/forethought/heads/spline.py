@@ -167,11 +167,11 @@ class AnchorSpline(Head):
 
     def trials(self) -> tuple[list[Walk], list[Hit]]:
         """Return what `falsify` runs: the curve along its latent, and at its knots."""
-        walks = [self.line.walk(LATENT, self.runs_in())]
+        walks = [self.line.walk(LATENT, self.runs_in(), self.curve)]
         if type(self.latent_net) is ExpectedClass:
             sign, like = self.scale.sign, self.knots.detach().to(self.runs_in())
             walks.append(exceedance_walk(lambda c: self.curve(total(c)), sign, len(self.scale), like))
-        return walks, [self.line.hit(LATENT, self.runs_in())]
+        return walks, [self.line.hit(LATENT, self.runs_in(), self.curve)]
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs, as JSON types.

@@ -32,7 +32,12 @@ def total(terms: Tensor) -> Tensor:
 
 def dot(x: Tensor, weights: Tensor) -> Tensor:
     """Return x @ weights.T, (*, V) and (H, V) -> (*, H): in each x monotone as its weight's sign says, in any batch."""
-    return total(x.unsqueeze(-2) * weights)
+    if weights.shape[0] == 1:
+        return total(x * weights[0]).unsqueeze(-1)
+    y = x.new_zeros(*x.shape[:-1], weights.shape[0])
+    for column, weight in zip(x.unbind(-1), weights.unbind(-1), strict=True):
+        y = y + column.unsqueeze(-1) * weight
+    return y
 
 
 def exp(x: Tensor) -> Tensor:

@@ -1,0 +1,441 @@
+"""The heads with a promise of their own: prototypes, named features, calibration, circles, several targets."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import nn
+
+import forethought as ft
+from forethought.errors import AnchorError, FitError, ShapeError
+from forethought.heads import (
+    AnchorCalibrator,
+    AnchorSpline,
+    CircularSpline,
+    CornHead,
+    MultiHead,
+    PartialMonotone,
+    PrototypeExact,
+    class_prototypes,
+    from_config,
+)
+from forethought.heads.calibrator import pool
+
+ANCHORS = [60.0, 61.5, 62.0, 67.25]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Batches this small gain nothing from threads and wait long for them on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# --------------------------------------------------------------------------------------------------- prototypes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prototypes_get_their_anchors_to_the_last_bit_after_training(dtype):
+    """Whatever is trained, alone, in any batch and in any order."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        width, classes = 5 + 40 * (seed % 3), 2 + seed % 4
+        anchors = torch.randn(classes).sort(descending=bool(seed % 2)).values * 100
+        prototypes = torch.randn(classes, width, dtype=dtype) * 10.0 ** (seed % 4 - 1) + seed
+        head = PrototypeExact(width, anchors, prototypes, dtype=dtype)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+        x, targets = torch.randn(64, width, dtype=dtype), torch.randn(64) * 100
+        for _ in range(20):
+            optimizer.zero_grad()
+            head.loss(x, targets).backward()
+            optimizer.step()
+        assert head.direction.abs().max() > 0.1
+        order = torch.randperm(classes)
+        batch = torch.cat([x, prototypes[order], x])
+        assert torch.equal(head(batch)[64 : 64 + classes], head.anchors[order].to(head.scale.values))
+        assert all(head(prototypes[[k]]) == head.anchors[k] for k in range(classes))
+        claim = head.certify().raise_if_failed().claim("anchors at prototypes")
+        assert claim.bound == 0.0
+        assert head.falsify(5_000).counterexamples == ()
+
+
+def test_prototypes_survive_casts_and_their_state():
+    """They are not rounded by .half(), and come back with the state."""
+    prototypes = torch.randn(4, 9) * 7
+    head = PrototypeExact(9, ANCHORS, prototypes)
+    torch.nn.init.normal_(head.direction)
+    for narrow in (copy.deepcopy(head).half(), copy.deepcopy(head).bfloat16(), copy.deepcopy(head).double()):
+        assert torch.equal(narrow.prototypes.float(), prototypes)
+        assert torch.equal(narrow(prototypes).float(), torch.tensor(ANCHORS))
+        assert narrow.certify().holds
+        again = from_config(json.loads(json.dumps(narrow.config())))
+        again.load_state_dict(narrow.state_dict())
+        assert torch.equal(again(prototypes), narrow(prototypes))
+
+
+@pytest.mark.parametrize(
+    ("prototypes", "says"),
+    [
+        (torch.ones(4, 6), "rank 1"),
+        (torch.eye(4, 6)[[0, 1, 2, 2]], "rank 3; a plane comes within 0.5 classes"),
+        (torch.randn(4, 2), "rank 3"),
+        (torch.eye(3, 6), r"\(4, 6\), got \(3, 6\)"),
+        (torch.full((4, 6), math.nan), "not finite"),
+    ],
+)
+def test_prototypes_that_cannot_be_met_are_refused(prototypes, says):
+    """Too few dimensions, one that is a mean of others, another shape: said, with how near a plane comes."""
+    with pytest.raises(FitError, match=says):
+        PrototypeExact(prototypes.shape[1], ANCHORS, prototypes)
+
+
+def test_prototypes_are_class_means():
+    """`class_prototypes` gives each class's mean, and names a class without samples."""
+    features, labels = torch.randn(200, 5), torch.arange(200) % 4
+    means = class_prototypes(features, labels, 4)
+    torch.testing.assert_close(means[2], features[labels == 2].mean(0))
+    head = PrototypeExact(5, ANCHORS, means)
+    assert torch.equal(head(means), torch.tensor(ANCHORS))
+    with pytest.raises(FitError, match="none of class 4"):
+        class_prototypes(features, labels, 5)
+    with pytest.raises(FitError, match="got class 3"):
+        class_prototypes(features, labels, 3)
+
+
+# ------------------------------------------------------------------------------------------------ named features
+
+
+def _shaken(head, size=1.0):
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter) * size)
+    return head.eval()
+
+
+@pytest.mark.parametrize("hidden", [(), (6,), (8, 8)])
+def test_equal_rows_are_equal_wherever_they_stand(hidden):
+    """In evaluation a row gives the same bits alone and anywhere in a batch, which a matrix product does not."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        head = _shaken(PartialMonotone(26, ANCHORS, [1, -1] + [0] * 24, hidden=hidden))
+        x = torch.randn(1, 26).expand(1003, 26).contiguous()
+        y = head.latent(x)
+        assert (y == y[0]).all()
+        assert torch.equal(head.latent(x[:1]), y[:1])
+        assert torch.equal(head.latent(x[:7]), y[:7])
+
+
+def test_training_and_evaluation_differ_by_rounding_only():
+    """The fast sums of training and the ordered ones of evaluation are the same sums."""
+    head = _shaken(PartialMonotone(6, ANCHORS, [1, 0, 0, -1, 0, 0], dtype=torch.float64), 0.3)
+    x = torch.randn(100, 6, dtype=torch.float64)
+    torch.testing.assert_close(head(x), head.train()(x), rtol=1e-10, atol=1e-10)
+
+
+def test_named_features_rise_and_fall_as_asked():
+    """By name, by position, by sequence; falling anchors change nothing about what y does."""
+    names = ["carat", "colour", "clarity"]
+    for monotone, given in (({"carat": 1, "clarity": -1}, names), ({0: 1, 2: -1}, None), ([1, 0, -1], None)):
+        for anchors in (ANCHORS, ANCHORS[::-1]):
+            head = _shaken(PartialMonotone(3, anchors, monotone, names=given, extrapolate="linear"), 0.5)
+            x = torch.randn(1, 3).repeat(50, 1)
+            x[:, 0] = torch.linspace(-3, 3, 50)
+            assert (head(x).diff() >= 0).all()
+            assert head(x)[-1] > head(x)[0]
+            x[:, 0] = 0.0
+            x[:, 2] = torch.linspace(-3, 3, 50)
+            assert (head(x).diff() <= 0).all()
+            assert head(x)[-1] < head(x)[0]
+            (claim, *_) = head.certify().raise_if_failed().claims
+            assert ("carat" in claim.says) == (given is not None)
+
+
+def test_corners_follow_the_data_and_constants_do_no_harm():
+    """`place` centres, scales and spreads the corners over quantiles; constant and tied features are fine."""
+    x = torch.stack([torch.rand(500) ** 4 * 100, torch.full((500,), 7.0), torch.randint(3, (500,)).float()], 1)
+    head = PartialMonotone(3, ANCHORS, [1, 1, -1]).place(x)
+    assert head.net.exact.corners[0].diff().min() < 0.1 * head.net.exact.corners[0].diff().max()
+    assert head(x).isfinite().all()
+    assert _shaken(head).certify().holds
+    with pytest.raises(FitError, match="finite features"):
+        head.place(torch.full((3, 3), math.nan))
+    with pytest.raises(ShapeError, match="in_features=2"):
+        head.place(torch.zeros(3, 2))
+
+
+def test_a_monotone_network_learns_an_interaction():
+    """A product of two rising features, which no sum of terms is."""
+    torch.manual_seed(0)
+    x = torch.rand(2000, 2)
+    y = 10 * x[:, 0] * x[:, 1]
+    errors = {}
+    for hidden in ((), (16, 16)):
+        torch.manual_seed(1)
+        head = PartialMonotone(2, [0.0, 10.0], [1, 1], hidden=hidden).place(x)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+        for _ in range(300):
+            optimizer.zero_grad()
+            head.loss(x, y).backward()
+            optimizer.step()
+        errors[hidden] = (head.eval()(x) - y).abs().mean().item()
+        assert head.certify().holds
+    assert errors[(16, 16)] < 0.2
+    assert errors[(16, 16)] < errors[()] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"monotone": [0, 0, 0]}, "none but 0"),
+        ({"monotone": [1, 0]}, "2 signs"),
+        ({"monotone": [1, 0, 2]}, "got 2"),
+        ({"monotone": {"x": 1}}, "'x'"),
+        ({"monotone": {3: 1}}, "positions below 3"),
+        ({"monotone": {"d": 1}, "names": ["a", "b", "c"]}, "names among"),
+        ({"monotone": {"a": 1}, "names": ["a", "b"]}, "3 different names"),
+        ({"monotone": [1, 0, 0], "keypoints": 0}, "sizes from 1 up"),
+        ({"monotone": [1, 0, 0], "hidden": (0,)}, "sizes from 1 up"),
+    ],
+)
+def test_signs_that_make_no_sense_are_refused(options, says):
+    """Unknown names, other signs, wrong lengths: a FitError with the fix."""
+    with pytest.raises(FitError, match=says):
+        PartialMonotone(3, ANCHORS, **options)
+
+
+# --------------------------------------------------------------------------------------------------- calibration
+
+
+def _scores(classes, rows=400, noise=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    places = torch.rand(classes, generator=generator).cumsum(0) * 3
+    return (places[labels] + noise * torch.randn(rows, generator=generator))[:, None], labels
+
+
+@pytest.mark.parametrize("middle", ["median", "mean"])
+@pytest.mark.parametrize("anchors", [ANCHORS, ANCHORS[::-1]], ids=["rising", "falling"])
+def test_the_middle_of_a_class_gets_its_anchor(anchors, middle):
+    """To the last bit, and certified."""
+    scores, labels = _scores(4)
+    head = AnchorCalibrator(anchors).calibrate(scores, labels, middle=middle)
+    if middle == "mean":
+        torch.testing.assert_close(head.knots[1], scores[labels == 1].mean())
+    assert torch.equal(head(head.knots[:, None]), torch.tensor(anchors))
+    assert head.certify().holds
+    assert not head.falsify(10_000).found
+    assert (head.missing, head.pooled) == ((), ())
+    again = from_config(json.loads(json.dumps(head.config())))
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(scores), head(scores))
+
+
+def test_classes_without_samples_lie_between_their_neighbours():
+    """Inside in proportion to the anchors, outside by the nearest slope; and they are named."""
+    scores, labels = _scores(5, noise=0.01)
+    keep = (labels != 0) & (labels != 2)
+    head = AnchorCalibrator([0.0, 1.0, 3.0, 4.0, 9.0]).calibrate(scores[keep], labels[keep])
+    assert head.missing == (0, 2)
+    k = head.knots
+    torch.testing.assert_close(k[2], k[1] + (k[3] - k[1]) * 2 / 3)
+    torch.testing.assert_close(k[0], k[1] - (k[3] - k[1]) / 3)
+
+
+def test_classes_out_of_order_are_pooled_and_named():
+    """Isotonic regression's blocks, side by side: still monotone, still exact at its knots."""
+    scores = torch.tensor([0.0, 2.0, 1.9, 5.0])[:, None]
+    head = AnchorCalibrator(ANCHORS).calibrate(scores, torch.arange(4))
+    assert head.pooled == ((1, 2),)
+    torch.testing.assert_close(head.knots[1:3].mean(), torch.tensor(1.95))
+    assert (head.knots.diff() > 0).all()
+    assert head.certify().holds
+
+
+def test_targets_between_the_anchors_place_the_classes_too():
+    """Where the isotonic regression of the targets on the scores takes an anchor's value, there is its knot."""
+    torch.manual_seed(0)
+    score = torch.rand(4000) * 4
+    targets = 60 + score.square() / 2 + 0.05 * torch.randn(4000)
+    head = AnchorCalibrator([60.5, 62.0, 64.0, 66.0]).calibrate(score[:, None], targets=targets)
+    expected = (2 * (torch.tensor([60.5, 62.0, 64.0, 66.0]) - 60)).sqrt()
+    torch.testing.assert_close(head.knots, expected, atol=0.05, rtol=0)
+    falling = AnchorCalibrator([66.0, 64.0, 62.0, 60.5]).calibrate(-score[:, None], targets=targets)
+    torch.testing.assert_close(falling.knots, -expected.flip(0), atol=0.05, rtol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@drawn(st.lists(st.tuples(st.floats(-9, 9), st.integers(1, 5)), min_size=1, max_size=30))
+def test_pooling_is_isotonic_regression(points):
+    """scikit-learn's answer, block by block."""
+    isotonic = pytest.importorskip("sklearn.isotonic")
+    values, weights = [value for value, _ in points], [float(weight) for _, weight in points]
+    mine = [value for block, value in pool(values, weights) for _ in block]
+    theirs = isotonic.isotonic_regression(values, sample_weight=weights).tolist()
+    assert mine == pytest.approx(theirs, abs=1e-9)
+
+
+def test_a_module_gives_the_score():
+    """Any frozen score: a classifier's expected class, here a linear layer."""
+    score = nn.Linear(5, 1)
+    x, labels = torch.randn(300, 5), None
+    labels = (score(x).detach().squeeze(1) > 0).long() + (score(x).detach().squeeze(1) > 1).long()
+    head = AnchorCalibrator([0.0, 5.0, 20.0], score).calibrate(x, labels)
+    assert head(x).shape == (300,)
+    assert (head.predict_class(x) == labels).float().mean() > 0.7
+    assert head.loss(x, head.line.straight(head.latent(x)).detach()) == 0
+    assert head.certify().holds
+    with pytest.raises(FitError, match="Linear"):
+        head.config()
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "says"),
+    [
+        (torch.arange(4.0), torch.tensor([3, 2, 1, 0]), "rise"),
+        (torch.zeros(4), torch.arange(4), "rise"),
+        (torch.arange(4.0), torch.zeros(4, dtype=torch.long), "at least 2 classes"),
+        (torch.arange(4.0), torch.tensor([0, 1, 2, 4]), "from 0 to 3"),
+        (torch.arange(4.0), torch.tensor([0, 1, 2, -1]), "from 0 to 3"),
+        (torch.arange(4.0), torch.arange(4.0), "targets="),
+        (torch.arange(4.0), torch.arange(3), r"as many labels or targets, \(4,\), got \(3,\)"),
+        (torch.full((4,), math.nan), torch.arange(4), "not finite"),
+        (torch.zeros(0), torch.zeros(0, dtype=torch.long), "from 0 to 3"),
+    ],
+)
+def test_scores_that_cannot_be_calibrated_are_refused(scores, labels, says):
+    """Falling scores, one class, labels that are none: said, and the head is as it was."""
+    head = AnchorCalibrator(ANCHORS)
+    with pytest.raises(FitError, match=says):
+        head.calibrate(scores[:, None], labels)
+    assert torch.equal(head.knots, torch.arange(4.0))
+
+
+# -------------------------------------------------------------------------------------------------------- circles
+
+
+CIRCLES = [
+    ([0.0, 90.0, 180.0, 270.0], 360.0, 0.0),
+    ([10.0, 20.0, 200.0], 360.0, 0.0),
+    ([350.0, 200.0, 20.0], 360.0, 0.0),
+    ([-3.0, 0.0, 1.5], 2 * math.pi, -math.pi),
+    ([-math.pi, 0.0, 1.5], 2 * math.pi, -math.pi),
+    ([0.0, 1.0], 24.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("anchors", "period", "start"), CIRCLES, ids=str)
+def test_circles_hit_their_anchors_and_close(anchors, period, start):
+    """Every anchor to the last bit, no jump at the seam but by a whole period, the inverse undone; no monotonicity."""
+    head = CircularSpline(3, anchors, period, start=start)
+    knots = torch.arange(float(len(anchors)))
+    assert torch.equal(head.curve(knots), head.anchors)
+    assert torch.equal(head.curve(torch.tensor([float(len(anchors))])), head.anchors[:1])
+    s = torch.linspace(0, len(anchors), 3001)
+    y = head.curve(s)
+    assert (y >= head.start).all()
+    assert (y < head.start + period).all()
+    assert head.distance(y[1:], y[:-1]).max() < 0.01 * period
+    there = torch.remainder(head.inverse(y) - s + 1, len(anchors)) - 1
+    assert there.abs().max() < 1e-3
+    certificate = head.certify().raise_if_failed()
+    assert certificate.claim("monotone") is None
+    assert not head.falsify(20_000).found
+
+
+def test_a_circle_learns_across_its_seam():
+    """Angles around 0 are learnt as well as any others; the straight way would average 359 and 1 to 180."""
+    torch.manual_seed(0)
+    angle = torch.rand(600) * 2 * math.pi
+    x = torch.stack([angle.cos(), angle.sin(), torch.randn(600)], 1)
+    targets = torch.rad2deg(angle)
+    head = CircularSpline(3, [0.0, 90.0, 180.0, 270.0], 360.0)
+    results = ft.fit(
+        (x, targets), (x, targets), {"angle": head}, lr=0.05, epochs=40, batch_size=200, metric=head.distance,
+        progress=False,
+    )  # fmt: skip
+    assert results["angle"].score < 2.0
+    assert (results["angle"].head.predict_class(x[:4]) == (targets[:4] / 90).round().long() % 4).all()
+
+
+def test_a_classifier_on_a_circle_is_read_by_its_mean_direction():
+    """Half the weight on the last class and half on the first: the middle of the gap between them."""
+    head = CircularSpline(4, [0.0, 90.0, 180.0, 270.0], 360.0, latent="classifier")
+    with torch.no_grad():
+        head.net[0].weight.copy_(20 * torch.eye(4))
+        head.net[0].bias.zero_()
+    x = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    torch.testing.assert_close(head(x), torch.tensor([315.0, 45.0, 180.0]), atol=1e-3, rtol=0)
+    again = from_config(head.config())
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(x), head(x))
+
+
+@pytest.mark.parametrize(
+    ("anchors", "period", "error", "says"),
+    [
+        ([0.0, 180.0, 360.0], 360.0, AnchorError, "once only"),
+        ([-10.0, 180.0], 360.0, AnchorError, "start=-10.0"),
+        ([0.0, 180.0], 0.0, FitError, "period > 0"),
+        ([0.0, 180.0], math.nan, FitError, "period > 0"),
+    ],
+)
+def test_circles_that_do_not_close_are_refused(anchors, period, error, says):
+    """The first class given twice, anchors outside one period, no period."""
+    with pytest.raises(error, match=says):
+        CircularSpline(3, anchors, period)
+
+
+# -------------------------------------------------------------------------------------------------- several targets
+
+
+def _several():
+    return MultiHead({"pitch": AnchorSpline(4, ANCHORS), "age": CornHead(4, [9.0, 3.0, 0.0])})
+
+
+def test_several_targets_are_columns():
+    """Each column is its head's answer, the loss the sum of theirs."""
+    head, x = _several(), torch.randn(7, 4)
+    assert torch.equal(head(x), torch.stack([head.heads["pitch"](x), head.heads["age"](x)], 1))
+    targets = torch.stack([torch.full((7,), 61.0), torch.full((7,), 3.0)], 1)
+    expected = head.heads["pitch"].loss(x, targets[:, 0]) + head.heads["age"].loss(x, targets[:, 1])
+    torch.testing.assert_close(head.loss(x, targets), expected)
+    assert head.names == ("pitch", "age")
+    with pytest.raises(FitError, match=r"one column for each of pitch, age, got \(7,\)"):
+        head.loss(x, targets[:, 0])
+
+
+def test_several_targets_are_certified_and_described_by_name():
+    """Claims carry the target's name; the description rebuilds all."""
+    head = _several()
+    variables = {claim.variable for claim in head.certify().raise_if_failed().claims}
+    assert variables == {"pitch: latent", "age: rank logits"}
+    assert not head.falsify(10_000).found
+    again = from_config(json.loads(json.dumps(head.config())))
+    again.load_state_dict(head.state_dict())
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), head(x))
+
+
+def test_several_targets_train_together():
+    """In ft.fit, as any head."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 4)
+    targets = torch.stack([63.0 + x[:, 0], 3.0 + x[:, 1]], 1)
+    results = ft.fit(
+        (x, targets), (x, targets), {"both": _several()}, lr=0.03, epochs=30, batch_size=64, progress=False
+    )
+    assert results["both"].score < 0.8
+
+
+@pytest.mark.parametrize("heads", [{}, {"a": nn.Linear(3, 1)}])
+def test_what_are_no_heads_is_refused(heads):
+    """No head, or a module without the interface."""
+    with pytest.raises(FitError, match="heads of forethought by target name"):
+        MultiHead(heads)
