@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
-BENCHES = ("epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index")
+BENCHES = (
+    "epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index", "purity",
+)  # fmt: skip
 
 
 def main() -> None:

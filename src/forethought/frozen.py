@@ -19,7 +19,7 @@ from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor
 from forethought.placement import devices_of
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
-from forethought.purity import probe
+from forethought.purity import check_still, probe
 from forethought.replay import At, Split, split
 from forethought.store import Column, Store, Table
 
@@ -102,7 +102,8 @@ class FrozenPart:
             split = self.split()
             if self._given is not None:
                 split.renew()
-            fingerprint = fingerprint_of(split.plan)
+            check_still(split)
+            fingerprint = self._fingerprint(split, example)
             before = store.note(fingerprint) or {}  # of whoever probed this trunk before
             is_probed = _is_number(before.get("probed")) and before["probed"] >= different
             purity = None if is_probed else probe(split, example.to(self.device))
@@ -114,6 +115,13 @@ class FrozenPart:
         self._write_note(store, fingerprint, probed)
         self._write_note(store, key, self._facts)
         return table, split.frontier
+
+    def _fingerprint(self, split: Split, example: Batch) -> str:
+        try:
+            return fingerprint_of(split.plan)
+        except IdentityError:
+            probe(split, example.to(self.device))  # what draws or counts is said to, rather than to have no identity
+            raise
 
     def _table(
         self,

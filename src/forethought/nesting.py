@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Kind = type | tuple[type, ...]
 PLAIN = (
     type(None),
     bool,
@@ -39,7 +40,7 @@ _ATOMS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device
 _EMPTY = _ATOMS | {set}  # hold no tensor that could be given back in its place
 
 
-def tensors(value: Any, kind: type = Tensor) -> list[Any]:
+def tensors(value: Any, kind: Kind = Tensor) -> list[Any]:
     """List the tensors (or the instances of another `kind`) inside a value, depth first.
 
     Example:
@@ -51,7 +52,18 @@ def tensors(value: Any, kind: type = Tensor) -> list[Any]:
     return found
 
 
-def _collect(value: Any, kind: type, found: list[Any], seen: frozenset[int]) -> None:
+def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """List the tensors among the arguments of a call: `tensors((args, kwargs))`, most often at once."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) not in _EMPTY:
+            _collect(value, Tensor, found, frozenset())
+    return found
+
+
+def _collect(value: Any, kind: Kind, found: list[Any], seen: frozenset[int]) -> None:
     exact = type(value)
     if exact in _EMPTY:
         return
@@ -73,7 +85,7 @@ def _collect(value: Any, kind: type, found: list[Any], seen: frozenset[int]) -> 
             _collect(item, kind, found, seen | {id(value)})
 
 
-def replace(value: Any, new: Callable[[Any], Any], kind: type = Tensor) -> Any:
+def replace(value: Any, new: Callable[[Any], Any], kind: Kind = Tensor) -> Any:
     """Rebuild a value with `new(tensor)` in the place of each tensor (or `kind`), in the order of `tensors`.
 
     Containers that hold tensors are copied, never changed; the rest is shared with the original.

@@ -1,37 +1,43 @@
 """Purity is probed, not assumed: a row may be stored only if it depends on its own sample alone.
 
-Before anything is stored the trunk runs on the same samples twice, in another order and in another batch size, with
-buffers compared before and after.
+Before anything is stored the trunk runs on a few samples: twice, with buffers compared before and after; then with
+other samples beside them; then in another order and number. Two runs must agree, and so must a sample that keeps its
+place in batches of one size whatever lies beside it: nothing rounds otherwise then, so on the CPU it is the last bit
+that counts. Only another place or number lets kernels add up in another order. How far that may move a row is not
+guessed: errors as large as another order's are added to the model's own run, see rounding.py.
 """
 
-import random
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forethought import nesting
 from forethought.batch import Batch
+from forethought.blame import first_to_differ, where_runs
 from forethought.chance import Alone
 from forethought.errors import ImpureTrunkError
-from forethought.recording import Call, Label, Operation
+from forethought.generators import Drawing, drawn_by, random_states
+from forethought.recording import Call, Label
 from forethought.replay import Split
+from forethought.rounding import Rounding
 from forethought.tensors import as_numbers
 
-# How far a sample's row may move when the rest of its batch changes, in units in the last place of the largest value of
-# its feature: some multiples of what the number of samples alone moves it (measured on copies of one sample, which have
-# nothing to learn from each other), but at least the first number and at most the second.
-_BOUNDS = dict.fromkeys((torch.float64, torch.float32, torch.complex64, torch.complex128), (16.0, 1024.0))
+# Units in the last place that a row may always move with its place and the number of samples: a kernel more or less.
+_EXACT = (torch.float64, torch.float32, torch.complex64, torch.complex128)
+_LEAST = dict.fromkeys(_EXACT, 16.0)
+_LEAST_HALF = 4.0
+_TIMES = 4.0  # what rounding explains, for two runs with random errors do not meet with the worst
+_MOST = 2.0**-8  # of a feature's largest value: an error of rounding that is larger is none
+# How far rows that are verified may lie apart: at least, and where it is unknown how far the model's own lie apart.
+_BOUNDS = dict.fromkeys(_EXACT, (16.0, 1024.0))
 _BOUNDS_HALF = (4.0, 16.0)
 _NOISE_TIMES = 8.0
-_RUNS_TO_BLAME = 8  # in each of which a generator moved, for it to be the trunk's doing
-# Generators that a module may hold for itself; one of torch is seen where an operation is given it.
-_OWN = (random.Random, np.random.Generator, np.random.RandomState)
+# Kernels whose work for one sample may depend on the values of others without any fault: they group samples.
+_GROUPS = ("grouped_mm", "nested", "pack_padded", "histc", "bincount")
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,14 @@ class Purity:
 
     Attributes:
         rows: Different samples probed.
-        moved_ulps: How far a row moved at most when the rest of its batch changed, in units in the last place of the
-            largest value of its feature.
-        noise_ulps: How far it moved when only the number of samples changed.
+        moved_ulps: How far a row moved at most when its place or the samples beside it changed, in units in the last
+            place of the largest value of its feature.
+        noise_ulps: How far errors of rounding move it; None if it moved so little that this was not measured.
     """
 
     rows: int
     moved_ulps: float
-    noise_ulps: float
+    noise_ulps: float | None
 
 
 def probe(split: Split, batch: Batch) -> Purity:
@@ -60,127 +66,200 @@ def probe(split: Split, batch: Batch) -> Purity:
     Raises:
         ImpureTrunkError: rows depend on chance, on state, or on the rest of the batch; the message names the modules.
     """
-    _check_rows(split)
-    _check_modes(split)
+    check_still(split)
     if batch.rows == 1:
         batch = batch.select(torch.zeros(2, dtype=torch.long))
     buffers = [(name, buffer, buffer.clone()) for name, buffer in split.model.named_buffers()]
     with Alone():
-        chance = _random_states(split)
-        first, second = rows_of(split, batch), rows_of(split, batch)
-        _check_chance(split, batch, chance)
+        chance = random_states(split.model)
+        with Drawing() as drawing:
+            first, decisions = _decided(split, batch)
+        second = rows_of(split, batch)
+        _check_chance(split, batch, chance, drawing.seen)
     for name, buffer, before in buffers:
         if not torch.equal(buffer, before):
             raise ImpureTrunkError(
                 f"Cannot store features of {_name(split)}: expected frozen buffers to stay as they are, got "
                 f"'{name}' changed by the forward. Call ft.freeze(model, until=...) or model.eval() first."
             )
-    noise = _noise(split, batch)
-    if any(distance(a, b) > (0 if a.device.type == "cpu" else bound) for a, b, bound in _bounded(first, second, noise)):
-        raise ImpureTrunkError(
-            f"Cannot store features of {_name(split)}: expected the frozen part to give the same output twice, got "
-            "two different ones: it draws random numbers or keeps a state. Call model.eval(), or cut before the "
-            "random part: ft.extract(model, ..., at=<an earlier module>)"
-        )
-    moved = 0.0
-    for chosen in companies(batch.rows):
-        for at, (whole, part, bound) in enumerate(_bounded(first, rows_of(split, batch.select(chosen)), noise)):
-            difference = distance(whole[chosen], part, scale=whole)
-            moved = max(moved, difference)
-            if difference > bound:
-                raise ImpureTrunkError(
-                    f"Cannot store features of {_name(split)}: expected '{split.frontier[at].name}' of a sample not to "
-                    f"depend on the rest of its batch, got a change of {difference:.3g} units in the last place, where "
-                    f"rounding explains {bound:.3g}, when samples were given in another order or number. "
-                    "It splits, but cannot be stored: use split.trunk live."
-                )
-    return Purity(len({key.tobytes() for key in batch.row_keys()}), moved, max(noise))
+    probing = _Probe(split, batch, first, decisions)
+    probing.check_repeats(second)
+    probing.check_company()
+    probing.check_order()
+    return Purity(len({key.tobytes() for key in batch.row_keys()}), probing.moved, probing.measured)
 
 
-def _random_states(split: Split) -> list[Any]:
-    """Read every generator that the trunk may draw from."""
-    cuda = {p.device.index or 0 for p in split.model.parameters() if p.device.type == "cuda"}
-    held = [value for module in split.model.modules() for value in vars(module).values() if isinstance(value, _OWN)]
-    return [
-        torch.get_rng_state().numpy().tobytes(),
-        *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in sorted(cuda)),
-        random.getstate(),
-        *(repr(part) if isinstance(part, str | int | float) else part.tobytes() for part in np.random.get_state()),
-        *(_state(generator) for generator in held if not isinstance(generator, random.SystemRandom)),
-    ]
+def check_still(split: Split) -> None:
+    """Refuse, without running it, a trunk that shows that its rows are none: by their shape, a mode, or a generator.
 
-
-def _state(generator: Any) -> str:
-    """Write all that a generator of numpy's or Python's own holds."""
-    if isinstance(generator, random.Random):
-        return repr(generator.getstate())
-    state = generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else None
-    state = generator.bit_generator.state if state is None else state
-    with np.printoptions(threshold=sys.maxsize):
-        return repr(state)
-
-
-def _check_chance(split: Split, batch: Batch, before: list[Any]) -> None:
-    """Refuse a trunk that drew random numbers: rare or small effects need not show in a few rows.
-
-    Generators belong to the process, so another thread may have moved them (a DataLoader draws a seed at each start).
-    A trunk that draws does so in every run on one batch: if a run leaves them as they were, it was somebody else.
+    Raises:
+        ImpureTrunkError: the message names the modules.
     """
-    drawn = [str(op) for op in split.plan.recording.operations if _draws(op)]
-    runs = 0
-    while not drawn and _random_states(split) != before and runs < _RUNS_TO_BLAME:
-        before = _random_states(split)
-        with _Drawing() as drawing:
-            rows_of(split, batch)
-        drawn, runs = drawing.seen, runs + 1
-    if not drawn and runs < _RUNS_TO_BLAME:
+    _check_rows(split)
+    _check_modes(split)
+    recording = split.plan.recording
+    for op in recording.operations[: recording.last + 1]:
+        if op.label is not Label.TRAINABLE and isinstance(op.arguments[1].get("generator"), torch.Generator):
+            raise _drawn(split, str(op))
+
+
+class _Probe:
+    """Compares what a trunk gives of samples that are given in other ways.
+
+    Attributes:
+        moved: How far a row moved at most, in ulps.
+        measured: How far errors of rounding move it, in ulps; None as long as nobody had to know.
+    """
+
+    def __init__(self, split: Split, batch: Batch, first: list[Tensor], decisions: list[Any]) -> None:
+        self._split = split
+        self._batch = batch
+        self._first = first
+        self._decisions = decisions
+        self.moved = 0.0
+        self.measured: float | None = None
+
+    def check_repeats(self, second: list[Tensor]) -> None:
+        """Compare with what the same batch gave the second time."""
+        every = torch.arange(self._batch.rows)
+        for at, (one, other) in enumerate(zip(self._first, second, strict=True)):
+            if distance(one, other) > (0 if one.device.type == "cpu" else self._bound(at)):
+                raise ImpureTrunkError(
+                    f"Cannot store features of {_name(self._split)}: expected the frozen part to give the same output "
+                    f"twice, got two different ones{self._blamed(self._batch, every)}: it draws random numbers or "
+                    "keeps a state. Call model.eval(), or cut before the random part: "
+                    "ft.extract(model, ..., at=<an earlier module>)"
+                )
+
+    def check_company(self) -> None:
+        """Leave samples where they are, and put others beside them."""
+        for chosen in _swaps(self._batch.rows):
+            kept = torch.nonzero(chosen == torch.arange(self._batch.rows))[:, 0]
+            other = self._batch.select(chosen)
+            given, decisions = _decided(self._split, other)
+            for at, (one, rows) in enumerate(zip(self._first, given, strict=True)):
+                apart = distance(one[kept], rows[kept], scale=one)
+                self.moved = max(self.moved, apart)
+                is_exact = one.device.type == "cpu" and decisions == self._decisions
+                if apart > (bound := 0.0 if is_exact else self._bound_beyond(at, apart)):
+                    self._refuse(at, apart, bound, "other samples lay beside it", self._blamed(other, kept))
+
+    def check_order(self) -> None:
+        """Give the samples in other orders and numbers."""
+        for chosen in companies(self._batch.rows):
+            rows = rows_of(self._split, self._batch.select(chosen))
+            for at, (one, other) in enumerate(zip(self._first, rows, strict=True)):
+                apart = distance(one[chosen], other, scale=one)
+                self.moved = max(self.moved, apart)
+                if apart > (bound := self._bound_beyond(at, apart)):
+                    self._refuse(at, apart, bound, "samples were given in another order or number")
+
+    def _bound_beyond(self, at: int, apart: float) -> float:
+        """Give the bound; what no bound is below is allowed without finding out."""
+        least = _least(self._first[at].dtype)
+        return least if apart <= least else self._bound(at)
+
+    def _bound(self, at: int) -> float:
+        """Say how far another order of adding up may move a row."""
+        dtype, noise = self._first[at].dtype, self._noise[at]
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return 0.0
+        return min(max(_least(dtype), _TIMES * noise), max(_MOST / torch.finfo(dtype).eps, _least(dtype)))
+
+    @cached_property
+    def _noise(self) -> list[float]:
+        noise = [0.0] * len(self._first)
+        for seed in (0, 1):
+            with Rounding(seed):
+                rows = rows_of(self._split, self._batch)
+            moved = [distance(one, other) for one, other in zip(self._first, rows, strict=True)]
+            noise = [max(pair) for pair in zip(noise, moved, strict=True)]
+        self.measured = max(noise)
+        return noise
+
+    def _blamed(self, other: Batch, rows: Tensor) -> str:
+        try:
+            given = [(batch.args, batch.kwargs) for batch in (self._batch, other)]
+            a, b = nesting.replace(given, torch.clone)
+            found = first_to_differ(self._split.trunk.body, a, b, self._batch.rows, rows)
+        except Exception:  # whatever a model says when it is run as a whole: it is only about a name
+            found = None
+        return f", the first in {found}" if found else ""
+
+    def _refuse(self, at: int, apart: float, bound: float, when: str, where: str = "") -> None:
+        explained = f"rounding explains {bound:.3g}" if bound else "rounding explains none"
+        raise ImpureTrunkError(
+            f"Cannot store features of {_name(self._split)}: expected '{self._split.frontier[at].name}' of a sample "
+            f"not to depend on the rest of its batch, got a change of {apart:.3g} units in the last place, where "
+            f"{explained}, when {when}{where}. It splits, but cannot be stored: use split.trunk live, or cut before: "
+            "ft.extract(model, ..., at=<an earlier module>)"
+        )
+
+
+def _check_chance(split: Split, batch: Batch, before: dict[str, Any], kernels: list[str]) -> None:
+    """Refuse a trunk that drew random numbers, even if it put the generator back."""
+    drawn = kernels[0] if kernels else drawn_by(split.model, lambda: rows_of(split, batch), before)
+    if not drawn:
         return
-    where = f" by {drawn[0]}" if drawn else ", or other threads that drew all the while"
-    raise ImpureTrunkError(
+    try:
+        where = where_runs(drawn, split.trunk.body, nesting.replace((batch.args, batch.kwargs), torch.clone))
+    except Exception:  # whatever a model says when it is run as a whole: it is only about a name
+        where = None
+    raise _drawn(split, drawn + (f" in {where}" if where else ""))
+
+
+def _drawn(split: Split, by: str) -> ImpureTrunkError:
+    return ImpureTrunkError(
         f"Cannot store features of {_name(split)}: expected the frozen part to give the same output every time, got "
-        f"random numbers drawn{where}. Call model.eval(), or cut before the random part: "
+        f"random numbers drawn by {by}. Call model.eval(), or cut before the random part: "
         "ft.extract(model, ..., at=<an earlier module>)"
     )
 
 
-class _Drawing(TorchDispatchMode):
-    """Sees the kernels that draw random numbers in this thread, scripted and compiled ones too."""
+def _least(dtype: torch.dtype) -> float:
+    return _LEAST.get(dtype, _LEAST_HALF)
+
+
+def _swaps(rows: int) -> list[Tensor]:
+    """Choose other company for samples that keep their place: every second one, or the first or last alone."""
+    every = torch.arange(rows)
+    even = every - every % 2
+    odd = torch.clamp(even + 1, max=rows - 1)
+    first, last = torch.zeros_like(every), torch.full_like(every, rows - 1)
+    first[-1], last[0] = rows - 1, 0
+    return [even, odd, first, last] if rows > 2 else [even, odd]
+
+
+def _decided(split: Split, batch: Batch) -> tuple[list[Tensor], list[Any]]:
+    """Run the trunk; give what values decided on the way: numbers that Python read, and sizes."""
+    with _Deciding() as deciding:
+        rows = rows_of(split, batch)
+    return rows, deciding.seen
+
+
+class _Deciding(TorchDispatchMode):
+    """Sees what values decide in this thread: how much kernels are given, or which are run.
+
+    Where that differs, a sample may be rounded otherwise without any fault: a mask that is left out if it masks
+    nothing, tokens that are sorted by expert.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[str] = []
+        self.seen: list[Any] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags and not _is_switched_off(func, args, kwargs or {}):
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def _is_switched_off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Say whether a kernel that may drop values, as attention does, was told to drop none."""
-    told = {argument.name: argument.default_value for argument in func._schema.arguments}
-    told |= dict(zip(told, args, strict=False)) | kwargs
-    drops = told.get("dropout_p", told.get("dropout", 1.0))
-    return drops == 0 or told.get("train", told.get("training", True)) is False
-
-
-def _draws(op: Operation) -> bool:
-    """Say whether a frozen or constant operation uses a generator of the model's own."""
-    return op.label is not Label.TRAINABLE and isinstance(op.arguments[1].get("generator"), torch.Generator)
-
-
-def _noise(split: Split, batch: Batch) -> list[float]:
-    """Measure how far the number of samples alone moves a row: copies of one sample, in several numbers."""
-    noise = [0.0] * len(split.frontier)
-    row = batch.rows - 1
-    whole = rows_of(split, batch.select(torch.full((batch.rows,), row)))
-    for copies in (2, 2 * batch.rows):
-        part = rows_of(split, batch.select(torch.full((copies,), row)))
-        moved = [distance(a[:1], b[:1]) for a, b in zip(whole, part, strict=True)]
-        noise = [max(pair) for pair in zip(noise, moved, strict=True)]
-    return noise
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.data_dependent_output in func.tags:
+            self.seen.append(repr(result))
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            self.seen.append([tuple(tensor.shape) for tensor in nesting.tensors(result)])
+        elif any(part in str(func) for part in _GROUPS):
+            whole = [tensor for tensor in nesting.tensors((args, kwargs)) if not tensor.is_floating_point()]
+            self.seen.append([tensor.tolist() for tensor in whole])
+        return result
 
 
 def companies(rows: int) -> list[Tensor]:
@@ -194,15 +273,17 @@ def companies(rows: int) -> list[Tensor]:
     ]
 
 
-def _bounded(first: list[Tensor], second: list[Tensor], noise: list[float]) -> Iterator[tuple[Tensor, Tensor, float]]:
-    for a, b, moved in zip(first, second, noise, strict=True):
-        yield a, b, bound_of(a.dtype, moved)
-
-
 def bound_of(dtype: torch.dtype, noise: float) -> float:
-    """Say how far rows may lie apart, where the company that they keep moves them so far, both in ulps."""
-    least, most = _BOUNDS.get(dtype, _BOUNDS_HALF)
-    return min(max(least, _NOISE_TIMES * noise), most)
+    """Say how far rows that are verified may lie apart, in ulps.
+
+    Args:
+        dtype: Theirs.
+        noise: How far the model's rows lie apart when samples come in other orders and numbers; infinite if unknown.
+    """
+    least, unknown = _BOUNDS.get(dtype, _BOUNDS_HALF)
+    if noise == float("inf") or not (dtype.is_floating_point or dtype.is_complex):
+        return unknown
+    return min(max(least, _NOISE_TIMES * noise), max(_MOST / torch.finfo(dtype).eps, unknown))
 
 
 def _check_rows(split: Split) -> None:
