@@ -87,20 +87,20 @@ class HeadRun(Walk):
     ) -> Any:
         """Run one operation, or give placeholders for what is frozen."""
         kwargs = kwargs or {}
-        if not self._concerns(args) and not self._concerns(kwargs.values()):
+        leaves = nesting.given(args, kwargs)
+        if not self._concerns(leaves):
             return func(*args, **kwargs)
         if is_about(func, args, kwargs):
             return self._about(func, args, kwargs)
-        leaves = [self._current(tensor) for tensor in nesting.tensors((args, kwargs))]
+        leaves = [self._current(leaf) for leaf in leaves]
         hollow = shape_only(func)
         if hollow is not None and _is_unshaped(leaves[hollow]):
             raise self._unshaped()
-        touches = any(isinstance(leaf, Placeholder) for at, leaf in enumerate(leaves) if at != hollow)
-        if not touches:
+        if not any(type(leaf) is Placeholder and at != hollow for at, leaf in enumerate(leaves)):
             return run_on(func, args, kwargs, leaves, hollow)
         step = self._level.next_meeting(func)
         op = step.operation
-        if is_turned(func, op.func) and _fits(op, leaves[::-1]) and not _fits(op, leaves):
+        if not _fits(op, leaves) and is_turned(func, op.func) and _fits(op, leaves[::-1]):
             func, args, leaves = op.func, args[::-1], leaves[::-1]
         if len(leaves) != len(op.reads):
             raise ReplayDriftError(f"Cannot replay {op}: expected {len(op.reads)} tensors there, got {len(leaves)}.")
@@ -153,19 +153,9 @@ class HeadRun(Walk):
 
         return tuple([given(value) for value in args]), {name: given(value) for name, value in kwargs.items()}
 
-    def _concerns(self, values: Any) -> bool:
-        """Say whether a placeholder is among the arguments."""
-        for value in values:
-            kind = type(value)
-            if kind is Placeholder or (self._shadows and isinstance(value, Tensor) and self._is_hollow(value)):
-                return True
-            if kind in (list, tuple) and self._concerns(value):
-                return True
-            if kind is slice and self._concerns((value.start, value.stop, value.step)):
-                return True
-            if kind is dict and self._concerns(value.values()):
-                return True
-        return False
+    def _concerns(self, tensors: list[Tensor]) -> bool:
+        """Say whether a placeholder is among them, or a tensor that holds no values either."""
+        return any(type(tensor) is Placeholder or (self._shadows and self._is_hollow(tensor)) for tensor in tensors)
 
     def _is_hollow(self, tensor: Tensor) -> bool:
         """Say whether frozen code would have written into this real tensor, or into its memory."""

@@ -1,5 +1,7 @@
 """What kinds of torch functions there are, seen from a function mode: which read shapes, and which read values."""
 
+import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +37,9 @@ _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne
 
 Function = Callable[..., Any]
 
+# Kinds of functions that live as long as torch does: what is remembered of one keeps no model alive.
+_LASTING = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
+
 
 def name_of(func: Function) -> str:
     """Name a torch function, the same in every process: `torch.nn.functional.linear`, `Tensor.add_`."""
@@ -69,13 +74,22 @@ def is_turned(func: Function, other: Function) -> bool:
 
 def is_about(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
     """Say whether a call only asks about shape, dtype or place, so that a placeholder can answer it."""
+    asks = _known_to_ask(func) if isinstance(func, _LASTING) else _asks(func)
+    return asks if asks is not None else len(args) == 1 and not kwargs
+
+
+def _asks(func: Function) -> bool | None:
+    """Say whether a function only asks about a tensor; None for `type`, which may convert it."""
     name = func_name(func)
+    if name == "type":
+        return None
     if name in {"__get__", "__set__", "__delete__"}:
         attribute = getattr(getattr(func, "__self__", None), "__name__", "")
         return not (name == "__get__" and attribute in _TENSOR_ATTRIBUTES)
-    if name == "type":
-        return len(args) == 1 and not kwargs
     return name in _ABOUT
+
+
+_known_to_ask = functools.lru_cache(maxsize=2048)(_asks)
 
 
 def asks_size(func: Function) -> bool:
@@ -101,10 +115,10 @@ def is_native(func: Function) -> bool:
 
 def shape_only(func: Function) -> int | None:
     """Give the position, among the tensors of a call, of one that lends its shape but not its values."""
-    name = func_name(func)
-    if name in _LIKE:
-        return 0
-    return 1 if name in _SHAPED_BY_OTHER else None
+    return _shaped_by(func_name(func))
+
+
+_shaped_by = (dict.fromkeys(_LIKE, 0) | dict.fromkeys(_SHAPED_BY_OTHER, 1)).get
 
 
 def packed(func: Function, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,12 +17,12 @@ class Placeholder(Tensor):
     """Stands for a tensor that this half does not compute."""
 
     value: Value | None
-    bound: Tensor | None  # the real tensor, once the head has written into it
-    again: Tensor | None  # what it stands for, where the head has done it again for what trains
-    stored: Tensor | None  # its values, where it crosses the frontier: for a checkpoint that runs again in backward
-    run: Any  # the head's run that made it
-    is_mixed: bool  # another view of a constant that frozen code wrote into
-    is_unshaped: bool  # its shape depends on values that are not here
+    bound: Tensor | None = None  # the real tensor, once the head has written into it
+    again: Tensor | None = None  # what it stands for, where the head has done it again for what trains
+    stored: Tensor | None = None  # its values, where it crosses the frontier: for a checkpoint that runs in backward
+    run: Any = None  # the head's run that made it
+    is_mixed: bool = False  # another view of a constant that frozen code wrote into
+    is_unshaped: bool = False  # its shape depends on values that are not here
 
     @staticmethod
     def __new__(cls: Any, value: Value | None, form: Form, batch: int) -> "Placeholder":
@@ -31,9 +31,6 @@ class Placeholder(Tensor):
             cls, shape, strides=stride or None, dtype=form.dtype, device=form.device
         )
         made.value = value
-        made.bound = made.again = None
-        made.stored = made.run = None
-        made.is_mixed = made.is_unshaped = False
         return made
 
     @staticmethod
