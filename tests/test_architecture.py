@@ -84,8 +84,10 @@ MAY_IMPORT = {
     "ledger": {"energy", "store"},
     "precision": {"forms", "identity"},
     "verification": {"batch", "dataset", "precision", "purity", "replay", "tensors"},
+    "outcome": {"precision"},
     "features": {
-        "dataset", "forms", "halves", "nesting", "padding", "precision", "replay", "store", "targets", "verification",
+        "dataset", "forms", "halves", "nesting", "outcome", "padding", "precision", "replay", "store", "targets",
+        "verification",
     },
     "testing": {"store"},
     "calibration": {"batch", "dataset", "forms", "identity", "precision", "store"},
@@ -98,11 +100,13 @@ MAY_IMPORT = {
     "roll": {"batch", "dataset", "identity", "manifest", "store", "targets", "watching"},
     "division": {"identity", "store"},
     "extraction": {
-        "dataset", "division", "energy", "features", "frozen", "ledger", "precision", "replay", "roll", "store",
+        "dataset", "division", "energy", "features", "frozen", "ledger", "outcome", "precision", "replay", "roll",
+        "store",
     },
     "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store"},
     "housekeeping": {
-        "dataset", "features", "frozen", "ledger", "manifest", "precision", "replay", "store", "verification",
+        "dataset", "features", "frozen", "ledger", "manifest", "outcome", "precision", "replay", "store",
+        "verification",
     },
     # What is made of it.
     "fitting": {"heads"},

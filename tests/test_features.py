@@ -1,8 +1,11 @@
 """The laws of features: each row once, as the head was given it, from the disk and not from copies."""
 
 import gc
+import os
 import pickle
+import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import forethought as ft
+from forethought import features as module
 from forethought.errors import DataError, ForethoughtError
+from forethought.store import DamagedSegmentWarning, Segment, files
 
 N = 23
 
@@ -384,6 +389,106 @@ def test_a_pickle_of_rows_that_are_gone_says_so(store):
         segment.unlink()
     with pytest.raises(ForethoughtError, match=r"ft\.extract"):
         pickle.loads(raw).numpy()
+
+
+def harm(path, how):
+    """Change a file in place, or put another one in its place."""
+    raw = bytearray(path.read_bytes())
+    if how == "cut":
+        os.truncate(path, len(raw) - 8)
+    elif how == "flipped":
+        raw[-1] ^= 1
+        with path.open("r+b") as file:
+            file.write(raw)
+    elif how == "another":  # whole and sealed, but not the one that was located
+        other = path.parent / "other"
+        with (
+            ft.Store(other)
+            .table(path.parent.name, ft.Store(path.parents[2]).table(path.parent.name).columns)
+            .writer() as w
+        ):
+            w.append(np.zeros((N, 16), np.uint8), [np.zeros((N, 8), np.float32)])
+        next(other.glob("tables/*/*.safetensors")).replace(path)
+        shutil.rmtree(other)
+    else:
+        path.write_bytes(b"")
+        path.write_bytes(raw)
+        if how == "copied over":
+            os.utime(path, ns=(0, 0))
+
+
+READERS = {
+    "batches": lambda features: torch.cat([values for values, _ in features.batches(5)]),
+    "numpy": lambda features: torch.from_numpy(features.numpy().copy()),
+    "items": lambda features: torch.stack([features[i][0] for i in range(N)]),
+    "verify": lambda features: features.verify(4),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("how", ["flipped", "cut", "another"])
+def test_a_file_that_changes_after_it_was_checked_is_not_fed(how, read, store):
+    """A hit is right, or it is not a hit: also in the process that wrote the rows, checked them, and fed them before."""
+    features = ft.extract(Net(), (make_x(), torch.arange(N)), store)
+    read(features)
+    (segment,) = store.glob("tables/*/*.safetensors")
+    harm(segment, how)
+    for _ in range(2):
+        with pytest.raises(ForethoughtError, match=segment.name):
+            read(features)
+    # Another one is sound: it just has none of these rows.
+    with pytest.warns(DamagedSegmentWarning) if how != "another" else nullcontext():
+        again = ft.extract(Net(), (make_x(), torch.arange(N)), store)
+    assert again.report.rows_computed == N
+    assert torch.equal(READERS["batches"](again), Net().layer(make_x()))
+
+
+@pytest.mark.parametrize("how", ["rewritten", "copied over", "removed", "all removed"])
+def test_a_file_that_was_rewritten_as_it_was_or_removed_is_fed(how, store):
+    """What is mapped stays, and what has the same bytes is the same: nobody is stopped."""
+    features = ft.extract(Net(), (make_x(), torch.arange(N)), store, segment_rows=8)
+    rows = READERS["batches"](features)
+    for segment in store.glob("tables/*/*.safetensors"):
+        segment.unlink() if "removed" in how else harm(segment, how)
+    if how == "all removed":
+        shutil.rmtree(store)
+    for read in ("batches", "numpy", "items"):
+        assert torch.equal(READERS[read](features), rows)
+
+
+def test_a_file_that_changes_during_an_epoch_is_seen_in_it(store, monkeypatch):
+    """A long epoch is looked after while it lasts."""
+    features = ft.extract(Net(), (make_x(), torch.arange(N)), store)
+    batches = features.batches(4)
+    next(batches)
+    harm(*store.glob("tables/*/*.safetensors"), "flipped")
+    monkeypatch.setattr(module, "_LOOK_S", -1.0)
+    with pytest.raises(ForethoughtError, match="BLAKE3"):
+        next(batches)
+
+
+def test_looking_after_files_costs_one_question_each_and_no_second_check(store, monkeypatch):
+    """An epoch of files that are as they were reads none of them."""
+    features = ft.extract(Net(), (make_x(), torch.arange(N)), store, segment_rows=8)
+    for segment in store.glob("tables/*/*.safetensors"):
+        os.utime(segment, ns=(0, 0))
+    monkeypatch.setattr(files, "_TICK_NS", -1)  # as if some time had passed
+    rows = READERS["batches"](features)
+    monkeypatch.setattr(Segment, "_check", lambda *_: pytest.fail("checked again"))
+    assert torch.equal(READERS["batches"](features), rows)
+    assert torch.equal(READERS["items"](features), rows)
+
+
+def test_a_clock_that_runs_ahead_does_not_have_files_checked_again_and_again(store, monkeypatch):
+    """Where files always seem to have changed just now, what was checked twice is settled."""
+    features = ft.extract(Net(), (make_x(), torch.arange(N)), store)
+    monkeypatch.setattr(files, "_TICK_NS", 10**18)
+    checks = []
+    check = Segment._check
+    monkeypatch.setattr(Segment, "_check", lambda *args: checks.append(1) or check(*args))
+    for _ in range(4):
+        READERS["batches"](features)
+    assert len(checks) <= 1
 
 
 def test_features_outlive_their_model_and_the_store_object(store):

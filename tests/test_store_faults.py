@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 import forethought as ft
 from forethought.errors import StoreError
+from forethought.frozen import FrozenPart
 from forethought.store import Column, DamagedSegmentError, Store
 
 ROWS, BATCH, SEGMENT_ROWS = 24, 4, 8
@@ -337,6 +338,53 @@ def test_a_user_without_rights_is_served_what_may_be_read(shared):
     assert "chmod" in fork(as_nobody, lambda: extract(path))
     path.chmod(0o755)
     assert fork(as_nobody, lambda: extract(path).report.rows_computed) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize("closed", ["tables/*", "**/*"])
+def test_who_may_not_write_is_told_before_anything_is_computed(shared, closed):
+    """Rows that cannot be kept are not computed, nor samples read for them; what is there is served."""
+    path = shared / "store"
+    extract(path)
+    for folder in (path, *path.rglob("*")):
+        os.chown(folder, 65534, 65534)
+    for folder in path.glob(closed):
+        os.chown(folder, 0, 0)
+
+    def more():
+        ran = []
+        FrozenPart.rows = lambda *_: ran.append(1)
+        try:
+            extract(path, INPUTS + 1)
+        except StoreError as err:
+            return str(err), len(ran)
+
+    assert fork(as_nobody, lambda: (are_right(extract(path)), extract(path).report.rows_computed)) == (True, 0)
+    said, ran = fork(as_nobody, more)
+    assert "may only read" in said
+    assert "cp -r" in said
+    assert ran == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize("closed", ["notes", "manifests", "claims"])
+def test_what_only_saves_work_may_be_unwritable(shared, closed):
+    """Rows are computed, kept and served where notes, manifests or claims cannot be written; a warning says so."""
+    path = shared / "store"
+    extract(path)
+    for kind in ("notes", "manifests", "claims"):
+        (path / kind).mkdir(exist_ok=True)
+    for folder in (path, *path.rglob("*")):
+        os.chown(folder, 65534, 65534)
+    os.chown(path / closed, 0, 0)
+
+    def more():
+        features = extract(path, [*(INPUTS + 1)])
+        return features.report.rows_computed, extract(path, [*(INPUTS + 1)]).report.rows_computed
+
+    (computed, said) = fork(as_nobody, lambda: warned(more))
+    assert computed == (ROWS, 0)
+    assert all("No row is lost" in each and closed[:-1] in each for each in said)
 
 
 def as_nobody(work):

@@ -13,7 +13,8 @@ from forethought.replay import Split, split  # isort: skip
 from forethought.store import Store  # isort: skip
 from forethought.ledger import Ledger  # isort: skip
 from forethought.extraction import extract  # isort: skip
-from forethought.features import ExtractionReport, Features  # isort: skip
+from forethought.outcome import ExtractionReport  # isort: skip
+from forethought.features import Features  # isort: skip
 from forethought.verification import Verification  # isort: skip
 from forethought import housekeeping  # isort: skip
 from forethought.housekeeping import inventory  # isort: skip

@@ -19,9 +19,10 @@ from torch import nn
 from forethought.dataset import Samples
 from forethought.division import Division
 from forethought.errors import DataError, StoreError
-from forethought.features import ExtractionReport, Features, View
+from forethought.features import Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
 from forethought.ledger import Phase, phase_in, price_of_reuse, record_run, run_facts
+from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
@@ -167,6 +168,8 @@ class _Extraction:
         attempts = 0
         try:
             places, lacking = self._find(roll)
+            if roll.unknown is not None and bool(((places[:, 0] < 0) & ~roll.unknown).any()):
+                self._check_writable()
             while lacking is None or len(lacking):
                 before = self.rows_computed
                 self._pass(roll, lacking, division)
@@ -180,6 +183,13 @@ class _Extraction:
         finally:
             division.release()
         return places
+
+    def _check_writable(self) -> None:
+        """Find out before samples are read and rows computed that they cannot be kept."""
+        self.table.check_writable()
+        refused = self._trunk.refused
+        if refused is not None and not isinstance(refused.__cause__, PermissionError):  # that is of the notes' folder
+            raise refused
 
     def _find(self, roll: Roll) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Find the place of each row, and the samples that must be read: None for all of an iterable."""
@@ -204,6 +214,7 @@ class _Extraction:
                 fresh.update(key.tobytes() for key in keys[missing])
                 if len(missing):
                     if writer is None:
+                        self._check_writable()
                         writer = self.table.writer(segment_rows=self._whole_batches(len(keys)))
                     part = batch if len(missing) == len(keys) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():

@@ -4,6 +4,7 @@ Rows are read straight from the mapped segments of the store. What a batch holds
 same shapes, types and memory order.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,52 +20,15 @@ from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
+from forethought.outcome import ExtractionReport
 from forethought.padding import CARRIERS
-from forethought.precision import Coding, PrecisionReport, parts_of
+from forethought.precision import Coding, parts_of
 from forethought.replay import Split
 from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 
-
-@dataclass(frozen=True)
-class ExtractionReport:
-    """What it took to have the features.
-
-    Attributes:
-        rows: Samples in the data set.
-        rows_computed: Rows that this call computed and stored. Trial runs do not count.
-        rows_reused: Rows that were there, or equal another sample of the data set.
-        size_bytes: Bytes of the features, as stored.
-        time_s: Seconds, from the call to its return.
-        energy_j: Joules; None where they were not measured.
-        energy_source: What measured them, or why nothing did.
-        precision: What storing them smaller saves and costs; None if they are exact.
-        avoided_s: Seconds that the reused rows would have taken, at what such rows took on this machine; None if they
-            never did here.
-        avoided_j: Joules, likewise; None where they were not measured.
-        avoided_source: Where these come from, or why there are none.
-    """
-
-    rows: int
-    rows_computed: int
-    rows_reused: int
-    size_bytes: int
-    time_s: float
-    energy_j: float | None
-    energy_source: str
-    precision: PrecisionReport | None = None
-    avoided_s: float | None = None
-    avoided_j: float | None = None
-    avoided_source: str = ""
-
-    def __str__(self) -> str:
-        energy = "energy not measured" if self.energy_j is None else f"{self.energy_j:,.0f} J"
-        stored = f" as {self.precision.dtype}" if self.precision else ""
-        return (
-            f"{self.rows_computed:,} rows computed, {self.rows_reused:,} reused, "
-            f"{self.size_bytes / 1e6:,.1f} MB{stored}, {self.time_s:.1f} s, {energy}"
-        )
+_LOOK_S = 1.0  # how often files are looked at within an epoch, beside its beginning
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +64,8 @@ class Features(Dataset[Any]):
     samples: Samples | None = field(default=None, repr=False)
     codings: tuple[Coding | None, ...] = ()
     _split: Split | None = None
+    _segments: dict[int, list[int]] = field(default_factory=dict, repr=False)
+    _looked: float = field(default=0.0, repr=False)
     _columns: dict[int, list["_Column | _Coded"]] = field(default_factory=dict, repr=False)
     _epochs: int = 0  # fed without a number
 
@@ -149,6 +115,7 @@ class Features(Dataset[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"Cannot give row {index}: expected one of {len(self)}.")
         at = torch.tensor([index % len(self)])
+        self._look([int(self.drawn[0].places[index, 0])])
         rows = tuple(column.rows(at)[0] for column in self._open(0))
         row = rows[0] if len(rows) == 1 else rows
         return row if self.targets is None else (row, take(self.targets, at, one=True))
@@ -193,11 +160,14 @@ class Features(Dataset[Any]):
         if epoch is None:
             self._epochs += 1
         view = (self._epochs - 1 if epoch is None else epoch) % self.views
+        self._look(self._numbers(view))
         order = _order(len(self), shuffle, seed, epoch)
         stop = len(self) - len(self) % batch_size if drop_last else len(self)
         for start in range(0, stop, batch_size):
             end = min(start + batch_size, stop)
             at = slice(start, end) if order is None else order[start:end]
+            if time.monotonic() > self._looked + _LOOK_S:
+                self._look(self._numbers(view))
             yield self._values(view, at, device), _moved(take(self.drawn[view].targets, at), device)
 
     def numpy(self, view: int = 0) -> Any:
@@ -208,6 +178,7 @@ class Features(Dataset[Any]):
         """
         if not 0 <= view < self.views:
             raise DataError(f"Cannot give view {view}: expected one of {self.views}. features.numpy(view=0)")
+        self._look(self._numbers(view))
         everything = slice(0, len(self))
         arrays = []
         for column, tensor in zip(self._open(view), self.frontier, strict=True):
@@ -254,6 +225,7 @@ class Features(Dataset[Any]):
                 "Cannot verify features: expected features from this process, got a pickled copy, which has no data "
                 "set. Verify those that were pickled, or extract again: ft.extract(model, dataset, store).verify()"
             )
+        self._look(self._numbers(0))
         numbers = spread(len(self), n, seed)
         columns = self._open(0)
         chosen = Chosen(
@@ -263,6 +235,18 @@ class Features(Dataset[Any]):
         )
         split = self.split
         return compare(split, self.samples, chosen, elsewhere(self.table.provenance, split), self.codings)
+
+    def _numbers(self, view: int) -> list[int]:
+        """The segments that a view is in."""
+        if view not in self._segments:
+            self._segments[view] = np.flatnonzero(np.bincount(self.drawn[view].places[:, 0])).tolist()
+        return self._segments[view]
+
+    def _look(self, segments: Sequence[int]) -> None:
+        """Have the bytes of segments checked once more whose files are not what they were when they were checked."""
+        self._looked = time.monotonic()
+        if self.table.recheck(segments):
+            self._columns.clear()
 
     def _keys(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Read which samples the stored rows are said to be of."""

@@ -14,14 +14,14 @@ from forethought.accuracy import measure, report_of
 from forethought.batch import Batch
 from forethought.calibration import Trial, choose_stored
 from forethought.dataset import Samples
-from forethought.errors import IdentityError, SplitError
+from forethought.errors import IdentityError, SplitError, StoreError
 from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor
 from forethought.placement import devices_of
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.purity import check_still, probe
 from forethought.replay import At, Split, split
-from forethought.store import Column, Store, Table
+from forethought.store import Column, Store, Table, warn_not_kept
 
 _PROBE_ROWS = 6
 _DTYPES = {
@@ -81,6 +81,7 @@ class FrozenPart:
         self._example: Batch | None = None
         self._believed: str | None = None  # the fingerprint that a note gave
         self._facts: dict[str, Any] | None = None
+        self.refused: StoreError | None = None  # why a note was not written: a complete hit can do without
 
     def table(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
         """Find the table of this trunk's rows; where the store knows the model as it stands, without running it."""
@@ -170,10 +171,15 @@ class FrozenPart:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
         if self._facts is not None and self._example is not None:
             self._write_note(store, self._key(self._example), self._facts)
+        if self.refused is not None:
+            warn_not_kept(self.refused)
 
     def _write_note(self, store: Store, key: str | None, facts: dict[str, Any]) -> None:
         if key and store.is_writable:
-            store.write_note(key, facts)
+            try:
+                store.write_note(key, facts)
+            except StoreError as err:
+                self.refused = err
 
     def _key(self, example: Batch) -> str | None:
         """Identify the model as it stands; None if something in it does not show its content."""

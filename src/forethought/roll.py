@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from forethought import manifest
 from forethought.batch import Batch
 from forethought.dataset import Samples
-from forethought.errors import DataError
+from forethought.errors import DataError, StoreError
 from forethought.identity import KEY_BYTES
 from forethought.manifest import Manifest, OpenedFiles
-from forethought.store import Store
+from forethought.store import Store, warn_not_kept
 from forethought.targets import is_same, join_targets, put, take
 from forethought.watching import Seen
 
@@ -123,7 +123,10 @@ class Roll:
             raw = self._opened.manifest(self.keys, targets, facts).to_bytes()
         except TypeError:  # targets that only Python can keep: the samples are read each time
             return
-        self._store.write_manifest(self._name, raw)
+        try:
+            self._store.write_manifest(self._name, raw)
+        except StoreError as err:
+            warn_not_kept(err)
 
     def _believed(self) -> tuple[Manifest, NDArray[np.bool_]] | None:
         """Find what is known of this data set, and of which samples it still holds."""

@@ -340,7 +340,7 @@ def test_segment_that_may_not_be_read_is_a_named_miss(store, sound, monkeypatch)
 
 
 @pytest.mark.parametrize("after", ["header", "keys"])
-@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "replace"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "replace"])
 def test_segment_harmed_after_it_was_opened_is_a_miss(store, sound, harm, after):
     """Bytes are checked when they are first read, not when the table was opened."""
     path = plant(store, sound)
@@ -350,15 +350,35 @@ def test_segment_harmed_after_it_was_opened_is_a_miss(store, sound, harm, after)
         assert table.rows == ROWS
     raw = bytearray(sound)
     raw[-2] ^= 1
-    if harm == "remove":
-        path.unlink()
-    else:
-        path.write_bytes({"cut": sound[:-20], "flip": raw, "replace": b"x" * len(sound)}[harm])
+    path.write_bytes({"cut": sound[:-20], "flip": raw, "replace": b"x" * len(sound)}[harm])
     with pytest.raises(DamagedSegmentError, match=r"x\.safetensors") as caught:
         table.segment(0).column("1")
     with pytest.warns(DamagedSegmentWarning):
         table.drop(0, caught.value)
     assert (table.locate(KEYS) == -1).all()
+
+
+@pytest.mark.parametrize("after", ["header", "keys"])
+def test_segment_removed_after_it_was_opened_is_no_damage(store, sound, after):
+    """Somebody may remove a segment at any time: its rows are absent, nobody is told to delete it, nothing is named."""
+    path = plant(store, sound)
+    table = store.table("ab", COLUMNS)
+    table.refresh()
+    if after == "keys":
+        assert table.rows == ROWS
+    path.unlink()
+    if after == "header":
+        assert table.rows == 0
+    else:
+        with pytest.raises(DamagedSegmentError, match="somebody removed it") as caught:
+            table.segment(0).column("1")
+        assert "rm " not in str(caught.value)
+        table.drop(0, caught.value)
+    assert (table.locate(KEYS) == -1).all()
+    assert table.damaged == {}
+    with pytest.raises(DamagedSegmentError, match="somebody removed it"):
+        table.segment(0)
+    assert table.verify() == {}
 
 
 def test_damage_found_twice_warns_once(store, sound):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from forethought.dataset import Samples
 from forethought.errors import StoreError
-from forethought.features import ExtractionReport, Features, View
+from forethought.features import Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
+from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.store import Store

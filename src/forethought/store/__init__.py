@@ -12,6 +12,7 @@ from forethought.store.bucket import Bucket
 from forethought.store.claims import Claim, Claims
 from forethought.store.column import Column
 from forethought.store.folder import Folder
+from forethought.store.notes import NotKeptWarning, warn_not_kept
 from forethought.store.place import Place, Stamp
 from forethought.store.ragged import Ragged
 from forethought.store.root import Store
@@ -27,6 +28,7 @@ __all__ = [
     "DamagedSegmentError",
     "DamagedSegmentWarning",
     "Folder",
+    "NotKeptWarning",
     "Place",
     "Ragged",
     "Segment",
@@ -34,4 +36,5 @@ __all__ = [
     "Store",
     "Table",
     "Writer",
+    "warn_not_kept",
 ]

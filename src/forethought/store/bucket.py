@@ -171,16 +171,17 @@ class Bucket:
     def sweep(self, folder: str) -> None:
         """Nothing is left behind: an upload shows whole or not at all."""
 
-    def is_writable(self) -> bool:
-        """Say whether a small object can be written: nothing but trying tells."""
-        if not self._is_proven:
-            try:
-                if self.stamp(MARKER) is not None:
-                    self.put(_PROBE, b"\n")
-                    self._is_proven = True
-            except (OSError, MissingExtraError):
+    def is_writable(self, folder: str = "") -> bool:
+        """Say whether a small object can be written, wherever it is: nothing but trying tells."""
+        try:
+            if self.stamp(MARKER) is None:
                 return False
-        return self._is_proven
+            if not self._is_proven:
+                self.put(_PROBE, b"\n")
+                self._is_proven = True
+        except (OSError, MissingExtraError):
+            return False
+        return True
 
     def _key(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

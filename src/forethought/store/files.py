@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from forethought.errors import StoreError
 from forethought.store.place import Place, where
 
 TEMPORARY = ".tmp"
 DEAD_AFTER_S = 24 * 3600  # a commit takes seconds, so a temporary file of yesterday has no living writer
+_TICK_NS = 100_000_000  # of a file system's clock, amply
 _RUN_OUT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -39,6 +40,40 @@ def open_regular(path: Path) -> FileIO:
         file.close()
         raise
     return file
+
+
+class FileState(NamedTuple):
+    """What changes when a file does: which one it is, its bytes, and when content and anything of it last changed."""
+
+    path: str
+    inode: int
+    size_bytes: int
+    content_ns: int
+    change_ns: int
+    is_settled: bool  # False: it changed so shortly before that it may change again and show the same times
+
+    @classmethod
+    def of(cls, file: FileIO) -> "FileState":
+        """Read the state of an open file."""
+        return cls._from(os.fspath(file.name), os.fstat(file.fileno()))
+
+    @classmethod
+    def _from(cls, path: str, found: os.stat_result) -> "FileState":
+        age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
+        tick_ns = _TICK_NS if found.st_ctime_ns % 10**9 else 2 * 10**9  # some file systems know whole seconds
+        return cls(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, age_ns > tick_ns)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether nothing has changed since, for sure. A file that is gone does not change any more."""
+        try:
+            return self.is_settled and not self.differs(self._from(self.path, os.stat(self.path)))
+        except OSError:
+            return True
+
+    def differs(self, other: "FileState") -> bool:
+        """Say whether another file, or another content, shows."""
+        return self[1:5] != other[1:5]
 
 
 def write_whole(path: Path, *parts: Any) -> None:

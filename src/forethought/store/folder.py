@@ -94,6 +94,9 @@ class Folder:
         """Remove temporary files of yesterday."""
         sweep(self.folder / folder)
 
-    def is_writable(self) -> bool:
+    def is_writable(self, folder: str = "") -> bool:
         """Ask the system whether this user may."""
-        return os.access(self.folder, os.W_OK)
+        at = self.folder / folder
+        while at != self.folder and not os.path.exists(at):
+            at = at.parent
+        return os.access(at, os.W_OK | os.X_OK)

@@ -6,6 +6,7 @@ copied to another key all read as None: what is sealed only ever saves work.
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,15 @@ _SUFFIXES = {NOTES: ".note", MANIFESTS: ".manifest"}
 _SEAL_BYTES = 64
 # What a reader takes into memory, whatever lies there.
 MOST_BYTES = {NOTES: 2**24, MANIFESTS: 2**32}
+
+
+class NotKeptWarning(UserWarning):
+    """A note or manifest could not be written: no row is lost, but what it would have saved is done again."""
+
+
+def warn_not_kept(error: StoreError) -> None:
+    """Say that something could not be written that only saves work later."""
+    warnings.warn(f"No row is lost, but the next run does some work again. {error}", NotKeptWarning, stacklevel=4)
 
 
 def check_hex(text: str) -> None:

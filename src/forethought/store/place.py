@@ -69,8 +69,8 @@ class Place(Protocol):
     def sweep(self, folder: str) -> None:
         """Remove what writers that died left behind. Never fails."""
 
-    def is_writable(self) -> bool:
-        """Say whether files can be written. Never raises."""
+    def is_writable(self, folder: str = "") -> bool:
+        """Say whether files can be written in a folder, or where it would be made. Never raises."""
 
 
 def where(place: Place, path: str) -> str:

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from forethought.errors import StoreError
 from forethought.store.column import KEY_BYTES, KEYS, SIZES, Bytes, Column
-from forethought.store.files import has_run_out, open_regular
+from forethought.store.files import FileState, has_run_out, open_regular
 from forethought.store.header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
@@ -83,6 +83,9 @@ class Segment:
         self._header: Header | None = None
         self._content_offset = 0
         self._checked: dict[str, Bytes | Ragged] = {}
+        self._known: Header | None = None  # of the file that was checked before, which is the one that was located
+        self._state: FileState | None = None  # of the file whose columns are checked
+        self._before: FileState | None = None
 
     @property
     @_at_second_look
@@ -119,16 +122,48 @@ class Segment:
         Writable, but private: what is written there stays in this process and is served to whoever asks next
         in it.
         """
-        if name not in self._checked:
+        found = self._checked.get(name)
+        if found is None:
             rows = self.rows
             column = self._columns.get(name) or self._refuse_name(name)
             with self._open() as file:
+                self._watch(self._state_of(file))
                 self._check(file, name)
                 if column.is_ragged:
-                    self._checked[name] = self._ragged(file, column)
+                    found = self._ragged(file, column)
                 else:
-                    self._checked[name] = self._map(file, name).reshape(rows, column.row_bytes)
-        return self._checked[name]
+                    found = self._map(file, name).reshape(rows, column.row_bytes)
+            self._checked[name] = found
+        return found
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file is still what it was when columns of it were checked, as far as its inode and times tell.
+
+        What is mapped shows what is written into the file later, but stays where the file is removed.
+        """
+        return self._state is None or self._state.is_lasting
+
+    def forget(self) -> None:
+        """Check columns anew when they are next asked for. What was given out before stays as it is."""
+        self._known, self._header = self._header or self._known, None
+        self._before, self._state = self._state, None
+        self._checked = {}
+
+    def _state_of(self, file: FileIO) -> FileState:
+        try:
+            return FileState.of(file)
+        except OSError as err:
+            self._fail(err)
+
+    def _watch(self, state: FileState) -> None:
+        """Remember the file whose columns are checked: all of them in one that stays as it is."""
+        if self._state is None:
+            # As it was when it was checked before: that is settled by now, even if a clock elsewhere runs ahead.
+            is_old = self._before is not None and not state.differs(self._before)
+            self._state = state._replace(is_settled=state.is_settled or is_old)
+        elif state.differs(self._state):
+            self._state, self._checked = state, {}
 
     def check(self) -> None:
         """Read the whole file again and raise DamagedSegmentError unless every byte is as it was written."""
@@ -194,7 +229,8 @@ class Segment:
         try:
             header = decode(bytes(raw))
         except UnknownFormatError as err:
-            self._refuse(f"format {' or '.join(SEGMENT_FORMATS)}", str(err), err, "pip install --upgrade forethought")
+            upgrade = "run: pip install --upgrade forethought"
+            self._refuse(f"format {' or '.join(SEGMENT_FORMATS)}", str(err), err, upgrade)
         except ValueError as err:
             self._refuse("the header of a segment", str(err), err)
         if header.fingerprint != self._fingerprint:
@@ -203,6 +239,8 @@ class Segment:
             self._refuse(f"columns {_listed(self._layout)}", _listed(header.columns))
         if header_bytes + header.content_bytes != size:
             self._refuse(f"{header_bytes + header.content_bytes} bytes", f"{size}")
+        if self._known is not None and header != self._known:
+            self._refuse("the segment that was there before", "another one of its name")
         self._content_offset = header_bytes
         return header
 
@@ -260,13 +298,15 @@ class Segment:
                 f"Cannot read segment '{self._where}': expected free descriptors and memory, got "
                 f"{err.strerror}. Raise the limit (ulimit -n 65536) or close other files."
             ) from err
+        if isinstance(err, FileNotFoundError):
+            self._refuse("a file", "none: somebody removed it", err, "they are computed when they are next asked for.")
         self._refuse("a file that can be read", err.strerror or str(err), err)
 
     def _refuse(self, expected: str, got: str, cause: Exception | None = None, fix: str | None = None) -> NoReturn:
         removal = f"with: rm {shlex.quote(self._where)}" if self._place.folder is not None else "from the bucket."
         raise DamagedSegmentError(
             f"Cannot use segment '{self._where}': expected {expected}, got {got}. Its rows count as absent; "
-            + (f"run: {fix}" if fix else f"delete it {removal}")
+            + (fix or f"delete it {removal}")
         ) from cause
 
 

@@ -1,7 +1,8 @@
 """One table: all rows that one trunk produced, as whatever segments its writers have committed."""
 
+import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from forethought.store.column import Bytes, Column, as_keys, check_columns
 from forethought.store.files import has_run_out, writing
 from forethought.store.index import Index
 from forethought.store.notes import read_note, write_note
-from forethought.store.place import Place, where
+from forethought.store.place import MARKER, Place, where
 from forethought.store.segment import SUFFIX, DamagedSegmentError, DamagedSegmentWarning, Segment
 from forethought.store.writer import Writer, rows_per_segment
 
@@ -29,7 +30,7 @@ class Table:
     of a column are checked when `segment(number).column(name)` first maps them; if they fail, that raises
     DamagedSegmentError and the caller calls `drop(number, error)` and treats the rows as absent (another copy
     of a row, in a sound segment, is then found). A damaged segment is named in one DamagedSegmentWarning and
-    in `damaged`.
+    in `damaged`; one that somebody removed meanwhile is absent without a word.
 
     A segment's number is its own for the life of this object and of its pickles, so places may be pickled
     with it. Pickles hold paths; nothing is opened until something is asked.
@@ -52,6 +53,7 @@ class Table:
         self.provenance = dict(provenance)
         self.readonly = readonly
         self.damaged: dict[str, str] = {}  # file name to reason
+        self._removed: dict[str, str] = {}  # by somebody else, since they were listed
         # Numbers are positions in this list, which only ever grows: threads may read it while one refreshes.
         self._segments: list[Segment] = []
         self._index = Index()
@@ -108,9 +110,16 @@ class Table:
             DamagedSegmentError: it was dropped.
         """
         segment = self._numbered(number)
-        if segment.name in self.damaged:
-            raise DamagedSegmentError(self.damaged[segment.name])
+        if self._is_left_out(segment):
+            raise DamagedSegmentError(self.damaged.get(segment.name) or self._removed[segment.name])
         return segment
+
+    def recheck(self, numbers: Iterable[int]) -> bool:
+        """Say whether files of these segments changed since their columns were checked, which are then checked anew."""
+        changed = [segment for number in numbers if not (segment := self._numbered(number)).is_unchanged]
+        for segment in changed:
+            segment.forget()
+        return bool(changed)
 
     def drop(self, number: int, error: DamagedSegmentError) -> None:
         """Leave a segment out from now on, in this object: its rows are absent unless another holds them."""
@@ -138,6 +147,26 @@ class Table:
         self._warn()
         return self.damaged
 
+    def check_writable(self) -> None:
+        """Find out, without writing, whether rows may be written here: before they are computed.
+
+        Raises:
+            StoreError: the store is readonly, or this user may not write here. A full disk shows only in writing.
+        """
+        if self.readonly:
+            raise StoreError(
+                f"Cannot write to '{self.url}': expected a writable store, got readonly=True. Open it with Store(path)."
+            )
+        if self._place.is_writable(self._folder) or not self._is_store_there():
+            return  # a store that is gone says so when it is written to
+        home = "a folder" if self._place.folder is not None else "a bucket"
+        copy = f"cp -r {shlex.quote(self._place.url)} mine" if self._place.folder is not None else "with a bucket tool"
+        raise StoreError(
+            f"Cannot write to '{self.url}': expected {home} that this user may write to, got one that he may only "
+            f"read. Nothing was computed. To add rows, copy the store and use the copy ({copy}), or ask its owner for "
+            "the right to write there; to read only, open it with Store(path, readonly=True)."
+        )
+
     def writer(self, *, segment_rows: int | None = None, segment_bytes: int = 64 * MEBIBYTE) -> Writer:
         """Return a writer whose segments hold at most `segment_rows` rows and about `segment_bytes` bytes.
 
@@ -145,10 +174,7 @@ class Table:
             StoreError: the table cannot be written, or was made meanwhile with other columns.
         """
         rows = rows_per_segment(self.columns, segment_rows, segment_bytes)
-        if self.readonly:
-            raise StoreError(
-                f"Cannot write to '{self.url}': expected a writable store, got readonly=True. Open it with Store(path)."
-            )
+        self.check_writable()
         with writing("a table", self._place, self._folder):
             self._place.make_folder(self._folder.rpartition("/")[0])
             self._place.make_folder(self._folder)
@@ -200,11 +226,10 @@ class Table:
         try:
             _ = segment.header
         except DamagedSegmentError as err:
-            # Absent means that somebody removed it since it was listed, which is no damage.
-            if self._is_there(name):
-                self._condemn(name, err)
+            self._condemn(name, err)
         else:
             self._segments.append(segment)
+            self._removed.pop(name, None)
 
     def _is_there(self, name: str) -> bool:
         try:
@@ -212,8 +237,13 @@ class Table:
         except OSError as err:
             raise listing_failed(self._place, self._folder, err) from err
 
+    def _is_store_there(self) -> bool:
+        with suppress(OSError):
+            return self._place.stamp(MARKER) is not None
+        return False
+
     def _sound(self) -> Iterator[tuple[int, Segment]]:
-        return ((n, each) for n, each in enumerate(self._segments) if each.name not in self.damaged)
+        return ((n, each) for n, each in enumerate(self._segments) if not self._is_left_out(each))
 
     def _indexed(self) -> Index:
         """Return the index, with the segments admitted since the last call merged into it."""
@@ -228,7 +258,7 @@ class Table:
     def _keys(self, start: int, until: int) -> Iterator[tuple[int, Bytes]]:
         """Read the keys of the sound ones among some segments, one by one."""
         for number, segment in enumerate(self._segments[start:until], start):
-            if segment.name not in self.damaged:
+            if not self._is_left_out(segment):
                 try:
                     keys = segment.keys
                 except DamagedSegmentError as err:
@@ -237,9 +267,15 @@ class Table:
                     yield number, keys
 
     def _condemn(self, name: str, error: DamagedSegmentError) -> None:
-        if name not in self.damaged:
+        """Leave a segment out. One that is absent was removed since it was listed, which is no damage."""
+        if not self._is_there(name):
+            self._removed[name] = str(error)
+        elif name not in self.damaged:
             self.damaged[name] = str(error)
             self._unwarned.append(str(error))
+
+    def _is_left_out(self, segment: Segment) -> bool:
+        return segment.name in self.damaged or segment.name in self._removed
 
     def _warn(self) -> None:
         """Name what was condemned. Last in every method: a warning may raise; state must be whole by then."""

@@ -135,9 +135,9 @@ class FaultyPlace:
         """It never fails."""
         self._place.sweep(folder)
 
-    def is_writable(self) -> bool:
+    def is_writable(self, folder: str = "") -> bool:
         """It never fails."""
-        return self._place.is_writable()
+        return self._place.is_writable(folder)
 
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
         self._left -= 1
