@@ -118,9 +118,20 @@ MAY_IMPORT = {
     "demo": {FACADE, "energy", "timing"},
     "loading": set(),
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
-    "cli": {FACADE, "demo", "doctor", "housekeeping", "inspection", "loading"},
+    "report": {"energy", "housekeeping", "ledger", "savings", "store"},
+    "energy_cli": {FACADE, "energy", "report"},
+    "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "loading"},
 }  # fmt: skip
-FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {"cli", "demo", "doctor", "inspection", "loading", "testing"}
+FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {
+    "cli",
+    "demo",
+    "doctor",
+    "energy_cli",
+    "report",
+    "inspection",
+    "loading",
+    "testing",
+}
 
 # `store` sees bytes and `energy` sees joules: neither knows of models.
 WITHOUT_TORCH = ("store", "energy", "timing", "errors")

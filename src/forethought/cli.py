@@ -14,6 +14,7 @@ import typer
 
 import forethought as ft
 from forethought.doctor import diagnose
+from forethought.energy_cli import energy_commands, report
 from forethought.errors import StoreError
 
 app = typer.Typer(
@@ -138,6 +139,8 @@ def inspect(
         show(inspection, depth)
 
 
+app.command()(report)
+app.add_typer(energy_commands, name="energy")
 store_commands = typer.Typer(help="What a store holds, whether it is sound, and what may go.", no_args_is_help=True)
 app.add_typer(store_commands, name="store")
 StoreArgument = Annotated[str, typer.Argument(help="The store's folder, or s3://bucket/prefix.")]

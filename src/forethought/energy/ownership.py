@@ -16,6 +16,7 @@ if sys.platform != "win32":
 
 FOLDER = Path("/tmp")
 LOCKS = Path("/proc/locks")
+COUNTED_BY = "counted by"
 
 
 class Ownership:
@@ -75,7 +76,7 @@ class Ownership:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self.refused[component] = f"counted by {_holder(os.fstat(file).st_ino)} of this machine"
+            self.refused[component] = f"{COUNTED_BY} {_holder(os.fstat(file).st_ino)} of this machine"
             os.close(file)
             return
         self._held[component] = file

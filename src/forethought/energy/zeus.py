@@ -51,9 +51,12 @@ class ZeusMeter:
 
 def find_zeus() -> MeterReport:
     """Look for AMD GPUs and Apple silicon. Where zeus is not installed there is nothing to say."""
-    if find_spec("zeus") is None:
-        return MeterReport()
-    return _apple() + _amd()
+    return _apple() + _amd() if is_installed() else MeterReport()
+
+
+def is_installed() -> bool:
+    """Whether the `[energy]` extra is there."""
+    return find_spec("zeus") is not None
 
 
 def _apple() -> MeterReport:

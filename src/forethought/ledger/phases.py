@@ -27,6 +27,7 @@ from forethought.store.place import Place
 T = TypeVar("T")
 _END: Any = object()
 BEGIN = "begin"
+BESIDE = "it went on within"
 PART_S = 60.0  # what a kill may cost of the account, for work that calls `lap`
 _log = logging.getLogger("forethought")
 _active: ContextVar["Ledger | None"] = ContextVar("forethought_ledger", default=None)
@@ -327,7 +328,7 @@ class Phase:
         self._ledger._write(self._journals, [row.to_json() for row in (*rows, *asides)])
 
     def _aside_rows(self, within: Row) -> list[Row]:
-        reason = f"it went on within '{self._name}': no instrument tells them apart"
+        reason = f"{BESIDE} '{self._name}': no instrument tells them apart"
         return [
             Row(secrets.token_hex(8), name, within.machine, within.start, time_s, self.span,
                 reason=reason, outcome="done", facts=facts)

@@ -1,5 +1,6 @@
 """What a store saved: the epochs that were really run, against all that it cost, as intervals."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,28 +131,60 @@ class Saving:
 
 
 def saved_text(balance: Balance, unit: str = "s") -> str:
-    """Say what was saved, or lost, or that neither can be told; two significant digits, as more would be made up.
+    """Say what was saved, or lost, or that neither can be told.
 
     Args:
         balance: Of a `Saving`.
-        unit: "s", or "kWh" for joules.
+        unit: "s", or "J" of joules.
     """
-    scale = KWH_J if unit == "kWh" else 1.0
-    value, low, high = (end / scale for end in (balance.saved.value, balance.saved.low, balance.saved.high))
+    saved = balance.saved
     if balance.verdict == UNCLEAR:
-        return f"{UNCLEAR}: between {two(low)} and {two(high)} {unit}"
-    if value < 0:
-        return f"{two(-value)} {unit} more spent than saved ({two(-high)} to {two(-low)})"
-    return f"{two(value)} {unit} saved ({two(low)} to {two(high)})"
+        return f"{UNCLEAR}: between {ends_text(saved, unit)}"
+    if saved.value < 0:
+        return estimate_text(saved.times(-1.0), unit, " more spent than saved")
+    return estimate_text(saved, unit, " saved")
 
 
-def two(number: float) -> str:
-    """Write a number with two significant digits, whole ones in full.
+def estimate_text(estimate: Estimate, unit: str = "", word: str = "") -> str:
+    """Write a number, a word, and its interval: two significant digits, or three where the ends need them to differ.
 
     Example:
-        >>> two(0.4449), two(1234.0), two(-2.05)
-        ('0.44', '1,234', '-2.0')
+        >>> estimate_text(Estimate(0.4449, 0.42, 0.46, 6), "J"), estimate_text(Estimate(36e3, 34e3, 38e3, 6), "s")
+        ('0.44 J (0.42 to 0.46)', '10 hours (9.4 to 11)')
     """
-    if abs(number) >= 9.95:
+    scale, name = scale_of(abs(estimate.value), unit)
+    ends = [end / scale for end in (estimate.value, estimate.low, estimate.high)]
+    words = [two(end) for end in ends]
+    if words[1] == words[2] and ends[1] != ends[2]:
+        words = [two(end, 3) for end in ends]
+    range_text = f"{words[1]} to {words[2]}" if words[1] != words[2] else f"within {two(abs(ends[2] - ends[0]))}"
+    return f"{words[0]}{f' {name}' if name else ''}{word} ({range_text})"
+
+
+def ends_text(estimate: Estimate, unit: str) -> str:
+    """Write the ends of an interval."""
+    known = [abs(end) for end in (estimate.low, estimate.high) if math.isfinite(end)]
+    scale, name = scale_of(max(known, default=0.0), unit)
+    return f"{two(estimate.low / scale)} and {two(estimate.high / scale)} {name}".rstrip()
+
+
+def scale_of(size: float, unit: str) -> tuple[float, str]:
+    """Choose how to write seconds ("s") or joules ("J") of a size: (how many of them, its name)."""
+    scales = {
+        "s": ((3 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "min")),
+        "J": ((0.1 * KWH_J, KWH_J, "kWh"), (360.0, 3600.0, "Wh")),
+    }
+    found = [(scale, name) for least, scale, name in scales.get(unit, ()) if size >= least]
+    return found[0] if found else (1.0, unit)
+
+
+def two(number: float, digits: int = 2) -> str:
+    """Write a number with two significant digits, whole ones in full: more would be made up.
+
+    Example:
+        >>> two(0.4449), two(1234.0), two(-2.05), two(1.0826, 3)
+        ('0.44', '1,234', '-2.0', '1.08')
+    """
+    if abs(number) >= 9.95 * 10 ** (digits - 2) and math.isfinite(number):
         return f"{number:,.0f}"
-    return f"{number:#.2g}" if number else "0"
+    return f"{number:#.{digits}g}" if number else "0"
