@@ -311,6 +311,31 @@ def test_expectations_are_the_sum_of_weights_and_anchors(anchors):
         assert (head.predict_class(x) == expected).float().mean() > 0.95  # equal but for rounding at a half
 
 
+@pytest.mark.parametrize("objective", ["coral", "likelihood"])
+def test_labels_and_values_train_together(objective):
+    """Labels alone leave the shape between the anchors open; a few values between them fix it, and labels stay labels."""
+    torch.manual_seed(0)
+    x = torch.rand(1200, 1)
+    y = 20 * x.squeeze(1).square()  # bends: evenly spaced thresholds in x are not in y
+    anchors = torch.tensor([0.0, 5.0, 10.0, 15.0, 20.0])
+    labels = anchors[(y / 5).round().long()]
+    some = torch.arange(1200) % 20 == 0
+    errors = {}
+    for name, targets in (("labels", labels), ("both", torch.where(some, y, labels)), ("values", y)):
+        torch.manual_seed(1)
+        head = CumulativeLink(1, anchors, "mlp", hidden=(16,), objective=objective, value_weight=20.0)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+        for _ in range(400):
+            optimizer.zero_grad()
+            head.loss(x, targets).backward()
+            optimizer.step()
+        errors[name] = (head(x) - y).abs().mean().item()
+        if name != "values":
+            assert (head.predict_class(x) == (y / 5).round()).float().mean() > 0.9
+    assert errors["both"] < 0.85 * errors["labels"]
+    assert errors["values"] < 0.85 * errors["labels"]
+
+
 def test_remapped_links_hit_their_anchors_at_the_centres():
     """Half way between thresholds, wherever they went, y is the anchor to the last bit; between them it does not bend."""
     for seed in range(40):

@@ -15,9 +15,6 @@ torch.set_num_threads(1)
 
 ANCHORS = [10.0, 20.0, 30.0]
 X = torch.linspace(-2, 2, 24).sin().reshape(6, 4)
-UNFREEZES = (
-    "regress.py:90 + heads/conversion.py: requires_grad_(True) on a copied Head reaches the model's frozen tensors"
-)
 
 
 def direct():
@@ -206,6 +203,134 @@ def test_a_layer_that_does_not_run_is_not_taken_for_the_logits():
     """An auxiliary classifier that evaluation skips."""
     model = Unused()
     torch.testing.assert_close(ft.as_regressor(model, ANCHORS, args=X)(X), believed(model))
+
+
+class Keyed(nn.Module):
+    """Logits in a dictionary, beside something else of their size."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 8).requires_grad_(False)
+        self.logits, self.more = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        values = self.a(x).relu()
+        return {"logits": self.logits(values), "more": self.more(values)}
+
+
+class Halved(nn.Module):
+    """What it gives is not what its last layer gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.logits = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.logits(self.a(x).relu()) / 2
+
+
+@every_kind
+def test_logits_in_a_dictionary_are_found(kind):
+    """The first Linear whose output is part of the output, in its order."""
+    model = Keyed()
+    expected = model(X)["logits"].softmax(-1) @ torch.tensor(ANCHORS)
+    torch.testing.assert_close(ft.as_regressor(model, ANCHORS, kind, args=X)(X), expected)
+    whole = Keyed().requires_grad_(True)
+    expected = whole(X)["logits"].softmax(-1) @ torch.tensor(ANCHORS)
+    torch.testing.assert_close(ft.as_regressor(whole, ANCHORS, kind)(X), expected)
+
+
+def test_logits_that_are_changed_afterwards_are_refused():
+    """A temperature, a ReLU, a softmax behind the last Linear would be left out without a word."""
+    with pytest.raises(FitError, match="more after its last Linear"):
+        ft.as_regressor(Halved(), ANCHORS)
+    with pytest.raises(FitError, match="ReLU last"):
+        ft.as_regressor(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ANCHORS)
+    half = Halved()
+    half.a.requires_grad_(False)
+    with pytest.raises(FitError, match="more after its last Linear"):
+        ft.as_regressor(half, ANCHORS, args=X)
+
+
+def test_a_module_of_ones_own_is_run_on_features_of_its_width():
+    """Layers registered in another order than they run, with equal widths, and nothing frozen."""
+    torch.manual_seed(0)
+    model = Reordered(3).requires_grad_(True)
+    torch.testing.assert_close(ft.as_regressor(model, ANCHORS)(X), believed(model))
+    with pytest.raises(FitError, match="features="):
+        ft.as_regressor(nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 1, 2), nn.Linear(9, 3)), ANCHORS)
+
+
+@every_kind
+def test_classes_without_a_value_are_left_out(kind):
+    """None in their place: the belief is shared out among the others."""
+    layer = nn.Linear(4, 5)
+    expected = layer(X)[:, [0, 2, 4]].softmax(-1) @ torch.tensor(ANCHORS)
+    torch.testing.assert_close(ft.as_regressor(layer, [10.0, None, 20.0, None, 30.0], kind)(X), expected)
+
+
+@every_kind
+def test_anchors_by_class_may_come_in_any_order(kind):
+    """As when folders are sorted by name: '10', '30', '9'."""
+    layer = nn.Linear(4, 3)
+    expected = layer(X).softmax(-1) @ torch.tensor([10.0, 30.0, 9.0])
+    head = ft.as_regressor(layer, {0: 10.0, 1: 30.0, 2: 9.0}, kind)
+    assert head.anchors.tolist() == [9.0, 10.0, 30.0]
+    if kind == "histogram":
+        torch.testing.assert_close(head(X), expected)
+    certain = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        certain.weight.copy_(1000 * torch.eye(3))
+    assert ft.as_regressor(certain, {0: 10.0, 1: 30.0, 2: 9.0}, kind)(torch.eye(3)).tolist() == [10.0, 30.0, 9.0]
+
+
+FITTED = ["pwl", "rqs", "cumulative", "corn", "histogram", "prototype", "calibrator"]
+
+
+@pytest.mark.parametrize("kind", FITTED)
+@pytest.mark.parametrize("descending", [False, True], ids=["rising", "falling"])
+def test_every_kind_is_sensible_before_training(kind, descending):
+    """A good ordinal classifier's answers are followed closely, evenly spaced or not, and the head is certified."""
+    torch.manual_seed(0)
+    x = torch.randn(600, 6)
+    place = (3 * (x[:, 0] + 0.3 * x[:, 1]).sigmoid()).round().long()
+    classifier = nn.Linear(6, 4)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(classifier(x), place).backward()
+        optimizer.step()
+    anchors = sorted([1.0, 2.0, 4.0, 5.0], reverse=descending)
+    head = ft.as_regressor(classifier, anchors, kind, features=x, labels=place)
+    value = torch.tensor(anchors)[place]
+    y = head(x).detach()
+    # Held to class means, a plane is less free to follow.
+    assert torch.corrcoef(torch.stack([y, value]))[0, 1] > (0.7 if kind == "prototype" else 0.85)
+    assert (y - value).abs().mean() < 0.75
+    assert head.certify().raise_if_failed().holds
+
+
+def test_a_prototype_head_meets_the_class_means():
+    """From the classifier's features and labels alone; classes without an anchor are left out."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(300, 6), torch.arange(300) % 4
+    head = ft.as_regressor(nn.Linear(6, 4), [1.0, None, 4.0, 5.0], "prototype", features=x, labels=labels)
+    means = torch.stack([x[labels == k].mean(0) for k in (0, 2, 3)])
+    torch.testing.assert_close(head.prototypes.float(), means)
+    assert head(head.prototypes).tolist() == [1.0, 4.0, 5.0]
+    with pytest.raises(FitError, match="labels=labels"):
+        ft.as_regressor(nn.Linear(6, 4), [1.0, 2.0, 4.0, 5.0], "prototype", features=x)
+
+
+def test_a_classifier_of_angles_becomes_a_circle():
+    """Its belief in the first and the last class is between these, not in the middle of all."""
+    classifier = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        classifier.weight.copy_(20 * torch.eye(4))
+    head = ft.as_regressor(classifier, [0.0, 90.0, 180.0, 270.0], "circular", period=360.0)
+    torch.testing.assert_close(head(torch.tensor([[1.0, 0.0, 0.0, 1.0]])), torch.tensor([315.0]), atol=1e-3, rtol=0)
+    with pytest.raises(FitError, match=r"period=360\.0"):
+        ft.as_regressor(classifier, [0.0, 90.0, 180.0, 270.0], "circular")
 
 
 # ------------------------------------------------------------------------------------------------ untouched, trainable

@@ -1,22 +1,22 @@
 """`as_regressor`: a classifier over ordered classes becomes a regressor, from its own last layer on."""
 
-from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from forethought import heads, nesting
 from forethought.assembly import Assembled, assemble
 from forethought.errors import FitError, SplitError
 from forethought.features import Features
-from forethought.halves import Head, Values
+from forethought.heads.logits import Anchored, UpTo, logits_path, watched
 from forethought.recording import Position
 from forethought.replay import Split, split
 
 
 def as_regressor(
     classifier: nn.Module | Split | Features,
-    anchors: Sequence[float] | Tensor,
+    anchors: Anchored,
     kind: str = "pwl",
     *,
     args: Any = None,
@@ -35,12 +35,12 @@ def as_regressor(
               classifier's last Linear;
             - a whole model with something frozen, with `args`: the result is a whole model again, an `Assembled`
               over the same frozen trunk. Train its head on features: `reg.heads["head"]`.
-        anchors: The K classes' values, in the order of the classes.
-        kind: 'pwl' (piecewise linear through the anchors, monotone in its latent), 'histogram' (expectation over the
-            anchors) or 'mlp' (free).
+        anchors: The K classes' values in the order of the classes, None for a class that has none; or values by class.
+        kind: 'pwl' (piecewise linear through the anchors, monotone in its latent), 'rqs' (the same, smooth),
+            'cumulative', 'corn', 'histogram', 'prototype', 'calibrator', 'circular' or 'mlp'.
         args: Example inputs of a whole model.
         kwargs: Example keyword inputs.
-        **options: Of `forethought.heads.as_regressor`: latent, activation, features, and options of the head.
+        **options: Of `forethought.heads.as_regressor`: latent, activation, features, labels, and options of the head.
 
     Raises:
         AnchorError: unusable anchors, or not one for each class.
@@ -55,10 +55,10 @@ def as_regressor(
     """
     if isinstance(classifier, Split | Features):
         owner = classifier if isinstance(classifier, Split) else classifier.split
-        return heads.as_regressor(_logits_of(owner), anchors, kind, **options)
+        return _head_of(owner, anchors, kind, options)
     if args is not None or kwargs:
         owner = split(classifier, args if args is not None else (), kwargs)
-        made: Assembled = assemble(owner, heads.as_regressor(_logits_of(owner), anchors, kind, **options))
+        made: Assembled = assemble(owner, _head_of(owner, anchors, kind, options))
         return made
     if not isinstance(classifier, nn.Module):
         raise FitError(
@@ -73,54 +73,32 @@ def as_regressor(
     return heads.as_regressor(classifier, anchors, kind, **options)
 
 
-class _Logits(nn.Module):
-    """The part of a head up to the classifier's last Linear: features to logits."""
+def _head_of(owner: Split, anchors: Anchored, kind: str, options: dict[str, Any]) -> nn.Module:
+    """Make a head for a split's features out of the layer that gives the logits: alone, if they go straight into it.
 
-    def __init__(self, head: Head, linear: nn.Linear) -> None:
-        super().__init__()
-        self.head = head
-        self._name = next(name for name, module in head.named_modules() if module is linear)
-
-    def forward(self, values: Values) -> Tensor:
-        """Run the head; give what its last Linear gave, (B, K)."""
-        found: list[Tensor] = []
-        linear = self.head.get_submodule(self._name)
-        handle = linear.register_forward_hook(lambda _module, _args, output: found.append(output))
-        try:
-            self.head(values)
-        finally:
-            handle.remove()
-        return found[-1]
-
-
-def _logits_of(owner: Split) -> nn.Module:
-    """Find the layer that gives the logits: the last Linear itself, if the features go straight into it."""
+    Raises:
+        SplitError: no Linear runs after the frontier.
+    """
     plan = owner.plan
     args, kwargs = nesting.replace(plan.arguments, lambda position: owner.example[position.at], Position)
     values = owner.trunk(*args, **kwargs)
-    linear, seen = last_linear(owner.head, values)
-    is_direct = len(seen) == 1 and isinstance(values, Tensor) and seen[0].is_set_to(values)
-    return linear if is_direct else _Logits(owner.head, linear)
-
-
-def last_linear(head: Head, values: Values) -> tuple[nn.Linear, list[Any]]:
-    """Find the trainable Linear that runs last, and what it is given at each call.
-
-    Raises:
-        SplitError: none runs.
-    """
-    calls: list[tuple[nn.Linear, Any]] = []
-    linears = [m for m in head.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-    handles = [m.register_forward_pre_hook(lambda module, args: calls.append((module, args[0]))) for m in linears]
+    given: list[tuple[nn.Module, Any]] = []
+    linears = [m for m in owner.head.modules() if isinstance(m, nn.Linear)]
+    handles = [m.register_forward_pre_hook(lambda module, args: given.append((module, args[0]))) for m in linears]
     try:
-        head(values)
+        with watched(owner.head) as calls, torch.no_grad():
+            output = owner.head(values)
     finally:
         for handle in handles:
             handle.remove()
-    if not calls:
+    if not given:
         raise SplitError(
             "Cannot make a regressor: expected a trainable nn.Linear that gives the classes' logits, got none after "
             "the frontier. Give it: ft.as_regressor(nn.Linear(...), anchors)"
         )
-    last = calls[-1][0]
-    return last, [given for module, given in calls if module is last]
+    path = logits_path(type(owner.model).__name__, output, calls)
+    linear = owner.head.get_submodule(path)
+    seen = [value for module, value in given if module is linear]
+    if len(seen) == 1 and isinstance(values, Tensor) and seen[0].is_set_to(values):
+        return heads.as_regressor(linear, anchors, kind, **options)
+    return heads.as_regressor(UpTo(owner.head, path), anchors, kind, example=values, **options)

@@ -14,7 +14,7 @@ from forethought.heads.certificate import AS_FUNCTION, RANGE, Claim
 from forethought.heads.curve import interpolate
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.latents import class_weights
+from forethought.heads.latents import cannot_describe, class_weights
 from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, dtype_of, run_in_full
 from forethought.heads.options import check_option
 from forethought.heads.proofs import not_rising
@@ -38,6 +38,8 @@ class CircularSpline(Head):
         hidden: Hidden sizes of 'mlp' or 'classifier'; None: (64,) for 'mlp', else none.
         activation: Of the 'classifier' latent: 'softmax' or 'sigmoid'.
         dropout: Between hidden layers.
+        net: Your own module (B, ...) -> (B, 2), or to (B, K) for 'classifier', in place of `hidden`; then `config` is
+            refused.
         dtype: Of the parameters; the curve runs in float32 or wider.
 
     Raises:
@@ -64,6 +66,7 @@ class CircularSpline(Head):
         hidden: Sequence[int] | None = None,
         activation: str = "softmax",
         dropout: float = 0.0,
+        net: nn.Module | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -77,7 +80,8 @@ class CircularSpline(Head):
         self.hidden = tuple(hidden) if hidden is not None else ((64,) if latent == "mlp" else ())
         width = len(self.scale) if latent == "classifier" else 2
         sizes = () if latent == "linear" else self.hidden
-        self.net: nn.Module = build_mlp(in_features, sizes, width, dropout=dropout, dtype=dtype)
+        self.is_custom = net is not None
+        self.net: nn.Module = net or build_mlp(in_features, sizes, width, dropout=dropout, dtype=dtype)
 
     @property
     def anchors(self) -> Tensor:
@@ -86,7 +90,8 @@ class CircularSpline(Head):
 
     def direction(self, features: Tensor) -> Tensor:
         """Return a point in the plane (B, 2) for each sample: its angle is the place on the circle of classes."""
-        check_features(features, self.in_features)
+        if not self.is_custom:
+            check_features(features, self.in_features)
         out = run_in_full(self.net, features)
         if self.latent_kind == "classifier":
             angles = self._turns(out) * (2 * math.pi / len(self.scale))
@@ -146,15 +151,11 @@ class CircularSpline(Head):
 
         For a linear network a convex problem, and one without a seam: 359 degrees are close to 1.
         """
-        check_targets(targets, features.shape[0])
+        given = self.direction(features)
+        check_targets(targets, len(given))
         angle = self.inverse(targets) * (2 * math.pi / len(self.scale))
         wanted = torch.stack([angle.cos(), angle.sin()], -1)
-        return (
-            (self.direction(features) - wanted.to(torch.promote_types(wanted.dtype, torch.float32)))
-            .square()
-            .sum(-1)
-            .mean()
-        )
+        return (given - wanted.to(given.dtype)).square().sum(-1).mean()
 
     def distance(self, output: Tensor, target: Tensor) -> Tensor:
         """Return how far values are apart the shorter way round, (B,): a metric for `ft.fit(metric=head.distance)`."""
@@ -192,7 +193,13 @@ class CircularSpline(Head):
         return [walk], [Hit(AS_FUNCTION, TURN, lambda x: self.curve(x[:, 0]), knots[:-1, None], self.anchors, 0.0)]
 
     def config(self) -> dict[str, Any]:
-        """Return what `from_config` needs, as JSON types."""
+        """Return what `from_config` needs, as JSON types.
+
+        Raises:
+            FitError: the network is a module of your own, which has no description.
+        """
+        if self.is_custom:
+            raise cannot_describe(self.net)
         return {
             "kind": self.kind,
             "in_features": self.in_features,

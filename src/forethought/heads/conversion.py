@@ -1,25 +1,29 @@
 """From a trained classifier to a regressor that makes sense before any training."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forethought.errors import AnchorError, FitError
+from forethought.errors import FitError
+from forethought.heads.calibrator import AnchorCalibrator
+from forethought.heads.circular import CircularSpline
+from forethought.heads.corn import CornHead
+from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.histogram import HistogramHead, padding
 from forethought.heads.interface import Head
-from forethought.heads.latents import ExpectedClass
+from forethought.heads.latents import ExpectedClass, class_weights, exceedances_of
 from forethought.heads.layers import dtype_of, hidden_of, run_in_full
+from forethought.heads.logits import Anchored, Classifier, anchored_classes, classifier_of
 from forethought.heads.mlp import MLPHead
 from forethought.heads.options import check_option
+from forethought.heads.prototypes import PrototypeExact, class_prototypes
 from forethought.heads.spline import AnchorSpline
 
-Anchored = Sequence[float] | Tensor
-
-_PAD_GAP = 10.0  # nats by which a padding class starts behind its end class: 5e-5 of its weight
 _RIDGE = 1e-4  # of the features' mean variance: enough to invert, too little to shrink what the data say
+_SUREST = 8.0  # logits that a fit asks for at most: what is certain has infinite ones
+KINDS = ("pwl", "rqs", "cumulative", "corn", "histogram", "prototype", "calibrator", "circular", "mlp")
 
 
 def as_regressor(
@@ -30,6 +34,8 @@ def as_regressor(
     latent: str = "classifier",
     activation: str = "softmax",
     features: Tensor | None = None,
+    labels: Tensor | None = None,
+    example: Any = None,
     **options: Any,
 ) -> Head:
     """Turn a K-way classifier of features into a regressor head, warm-started from its weights.
@@ -39,24 +45,32 @@ def as_regressor(
     anchors is the same number. Neither falls when weight moves to higher classes; neither is monotone in
     single logits. latent='linear' fits one direction of feature space to the expected class in closed form
     (ridge): with it, before and after training, y is monotone along every straight line of feature space, in
-    exact arithmetic. kind='mlp' takes the classifier as its first layers and fits its last one the same way.
+    exact arithmetic. So do 'cumulative' and 'prototype'; 'corn' fits its conditional logits, 'mlp' takes the
+    classifier as its first layers and fits its last one. 'calibrator' trains nothing: it reads the expected
+    class off against the anchors. 'circular' reads the mean direction of the classes around a circle.
 
     Args:
-        classifier: nn.Linear, nn.Sequential ending in one, or a module whose last nn.Linear gives the K
-            logits. Takes features (B, D). It is copied, never changed; the copy is trainable throughout.
-        anchors: The K classes' values, in the order of the classes.
-        kind: 'pwl' (AnchorSpline), 'histogram' (HistogramHead) or 'mlp' (MLPHead).
-        latent: For 'pwl': 'classifier' or 'linear'.
+        classifier: nn.Linear, nn.Sequential, or a module from features to logits. The layer that gives the K
+            logits is found by running it. It is copied, never changed; the copy is trainable throughout.
+        anchors: The K classes' values in the order of the classes, None for a class that has none; or values
+            by class, {class: value}, in any order. Classes without a value are left out.
+        kind: 'pwl' or 'rqs' (AnchorSpline, straight or smooth), 'cumulative', 'corn', 'histogram',
+            'prototype', 'calibrator', 'circular' (give period=) or 'mlp'.
+        latent: For 'pwl' and 'rqs': 'classifier' or 'linear'.
         activation: What the classifier was trained with, 'softmax' or 'sigmoid'; give it the logits' layer.
-        features: (N, D), a few hundred rows, no labels; needed by latent='linear' and kind='mlp'.
+        features: (N, D), a few hundred rows, for what is fitted in closed form: latent='linear', 'cumulative',
+            'corn', 'mlp', 'prototype', 'calibrator'.
+        labels: (N,) class indices of these rows, for 'prototype' and 'calibrator'.
+        example: Features to run the classifier on, where they are not one tensor (B, D).
         **options: Of the head, such as knots='trainable' or targets='hl-gauss'.
 
     Returns:
-        A new head on the classifier's device, in its dtype.
+        A new head on the classifier's device, in its dtype. Train it on values, on class labels
+        (head.anchors[labels]), or on both.
 
     Raises:
         AnchorError: unusable anchors, or not one per class.
-        FitError: no Linear to start from, or features missing.
+        FitError: no Linear to start from, or features or labels missing.
 
     Example:
         >>> classifier = torch.nn.Linear(4, 3)
@@ -65,141 +79,204 @@ def as_regressor(
         >>> torch.allclose(head(torch.ones(1, 4)), expectation)
         True
     """
-    check_option("kind", kind, ("pwl", "histogram", "mlp"))
+    check_option("kind", kind, KINDS)
     check_option("latent", latent, ("classifier", "linear"))
     check_option("activation", activation, ("softmax", "sigmoid"))
-    net = _copied(classifier, len(anchors))
-    device = _last_linear(net).weight.device
-    if kind == "histogram":
-        head = _histogram(net, anchors, activation, options)
-    elif kind == "mlp":
-        head = _mlp(net, anchors, *_distilled(net, activation, features, "kind='mlp'"), options)
-    elif latent == "linear":
-        head = _linear(anchors, *_distilled(net, activation, features, "latent='linear'"), options)
-    else:
-        head = _expected(net, anchors, activation, options)
-    return head.to(device)
+    found = classifier_of(classifier, features[:2] if example is None and features is not None else example)
+    kept, values = anchored_classes(anchors, found.linear.out_features)
+    found.keep(kept)
+    if kind == "rqs":
+        options["between"] = "rational"
+    source = _Source(found, values, kept, activation, features, labels, options)
+    plain: Callable[[_Source], Head] = _straight if latent == "linear" else _expected
+    makers = {
+        "pwl": plain, "rqs": plain, "cumulative": _cumulative, "corn": _corn, "histogram": _histogram,
+        "prototype": _prototype, "calibrator": _calibrator, "circular": _circular, "mlp": _mlp,
+    }  # fmt: skip
+    return makers[kind](source).to(found.linear.weight.device)
 
 
-def _last_linear(net: nn.Module) -> nn.Linear:
-    """Return the Linear that makes the logits: the last one, with nothing that squashes them after it."""
-    leaves = [module for module in net.modules() if next(module.children(), None) is None]
-    linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    if not linears:
-        raise FitError(
-            f"Cannot convert classifier: expected an nn.Linear in it, got {type(net).__name__} without one. "
-            "Pass the layer that makes the logits: as_regressor(model.fc, anchors)"
+class _Source:
+    """What a head is made from."""
+
+    def __init__(
+        self,
+        found: Classifier,
+        anchors: list[float],
+        kept: list[int],
+        activation: str,
+        features: Tensor | None,
+        labels: Tensor | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.net, self.found, self.anchors, self.activation, self.options = (
+            found.net,
+            found,
+            anchors,
+            activation,
+            options,
         )
-    if isinstance(leaves[-1], nn.Softmax | nn.LogSoftmax | nn.Sigmoid):
-        raise FitError(
-            "Cannot convert classifier: expected it to end at the logits, "
-            f"got {type(leaves[-1]).__name__} last. "
-            "Pass it without: as_regressor(classifier[:-1], anchors, activation='softmax' or 'sigmoid')"
-        )
-    return linears[-1]
+        self._kept, self._features, self._labels = kept, features, labels
+
+    @property
+    def width(self) -> int:
+        return self.found.width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return dtype_of(self.found.linear)
+
+    def features(self, what: str) -> Tensor:
+        """Return the rows to fit on, as the classifier takes them."""
+        given = self._features
+        if given is None or given.ndim != 2 or len(given) < 2:
+            got = None if given is None else tuple(given.shape)
+            raise FitError(
+                f"Cannot convert classifier to {what}: expected features (N, D) to fit it on, got {got}. "
+                "Pass some of yours: as_regressor(classifier, anchors, ..., features=features[:1000])"
+            )
+        weight = self.found.linear.weight
+        return given.detach().to(weight.device, weight.dtype)
+
+    def labelled(self, what: str) -> tuple[Tensor, Tensor]:
+        """Return the rows whose class has an anchor, and their places among these."""
+        features = self.features(what)
+        if self._labels is None or self._labels.shape != features.shape[:1] or self._labels.is_floating_point():
+            got = None if self._labels is None else f"{self._labels.dtype} {tuple(self._labels.shape)}"
+            raise FitError(
+                f"Cannot convert classifier to {what}: expected labels ({len(features)},) of its features, got {got}. "
+                "as_regressor(classifier, anchors, ..., features=features, labels=labels)"
+            )
+        labels = self._labels.detach().to(features.device)
+        places = torch.full((max([*self._kept, int(labels.max())]) + 1,), -1, device=features.device)
+        places[self._kept] = torch.arange(len(self._kept), device=features.device)
+        mine = places[labels]
+        return features[mine >= 0], mine[mine >= 0]
+
+    def weights(self, features: Tensor) -> Tensor:
+        """Return the classifier's weights (N, K) of the classes that have an anchor."""
+        was_training = self.net.training
+        with torch.no_grad():
+            weights = class_weights(run_in_full(self.net.eval(), features), self.activation)
+        self.net.train(was_training)
+        return weights
+
+    def spanning(self, features: Tensor) -> Tensor:
+        """Return the classifier's expected class (N,), scaled to -1..1."""
+        half = (len(self.anchors) - 1) / 2
+        return (exceedances_of(self.weights(features)).sum(-1) - half) / half
 
 
-def _check_classes(outputs: int, anchors: int) -> None:
-    if outputs != anchors:
-        raise AnchorError(
-            f"Cannot convert classifier: expected one anchor for each of its {outputs} classes, "
-            f"got {anchors} anchors. Pass anchors=[...] with {outputs} numbers"
-        )
-
-
-def _copied(classifier: nn.Module, anchors: int) -> nn.Module:
-    """Return a trainable copy whose logits have a bias, checked to give one logit per anchor."""
-    net = copy.deepcopy(classifier)
-    given = {id(parameter) for parameter in classifier.parameters()}
-    for parameter in net.parameters():
-        if id(parameter) not in given:  # what a copy shares with the original is the original's to train
-            parameter.requires_grad_(True)
-    last = _last_linear(net)
-    _check_classes(last.out_features, anchors)
-    if getattr(last, "bias", None) is None:
-        last.bias = nn.Parameter(last.weight.new_zeros(last.out_features))
-    return nn.Sequential(net) if isinstance(net, nn.Linear) else net
-
-
-def _histogram(net: nn.Module, anchors: Anchored, activation: str, options: dict[str, Any]) -> Head:
-    pad = options.pop("pad", None)
-    pad = padding(options.get("targets", "two-hot"), options.get("sigma", 0.75)) if pad is None else pad
-    if pad:
-        _widen(_last_linear(net), pad)
-    hidden, shared = hidden_of(net), {"activation": activation, "pad": pad, **options}
+def _expected(source: _Source) -> Head:
+    hidden, latent = hidden_of(source.net), ExpectedClass(source.net, source.activation)
     if hidden is None:
-        return HistogramHead(_width_of(net), anchors, net=net, dtype=dtype_of(net), **shared)
-    head = HistogramHead(_width_of(net), anchors, hidden=hidden, dtype=dtype_of(net), **shared)
-    head.net = net
-    return head
-
-
-def _widen(last: nn.Linear, pad: int) -> None:
-    """Add `pad` classes beyond each end, starting as copies of the end class, far less likely."""
-    rows = torch.arange(-pad, last.out_features + pad, device=last.weight.device)
-    inside = rows.clamp(0, last.out_features - 1)
-    with torch.no_grad():
-        last.weight = nn.Parameter(last.weight[inside])
-        last.bias = nn.Parameter(last.bias[inside] - _PAD_GAP * (rows != inside))
-    last.out_features = len(rows)
-
-
-def _expected(net: nn.Module, anchors: Anchored, activation: str, options: dict[str, Any]) -> Head:
-    hidden, dtype = hidden_of(net), dtype_of(net)
-    latent = ExpectedClass(net, activation)
-    if hidden is None:
-        return AnchorSpline(_width_of(net), anchors, latent, dtype=dtype, **options)
-    shared = {"hidden": hidden, "activation": activation, "dtype": dtype, **options}
-    head = AnchorSpline(_width_of(net), anchors, "classifier", **shared)
+        return AnchorSpline(source.width, source.anchors, latent, dtype=source.dtype, **source.options)
+    shared = {"hidden": hidden, "activation": source.activation, "dtype": source.dtype, **source.options}
+    head = AnchorSpline(source.width, source.anchors, "classifier", **shared)
     head.latent_net = latent
     return head
 
 
-def _linear(anchors: Anchored, features: Tensor, wanted: Tensor, options: dict[str, Any]) -> Head:
-    """Fit the linear latent to the wanted output, -1..1 over the classes."""
-    head = AnchorSpline(features.shape[1], anchors, "linear", dtype=features.dtype, **options)
-    _fit_ridge(_last_linear(head.latent_net), features, wanted)
+def _straight(source: _Source) -> Head:
+    """Fit the linear latent to the expected class."""
+    features = source.features("latent='linear'")
+    head = AnchorSpline(features.shape[1], source.anchors, "linear", dtype=features.dtype, **source.options)
+    _fit_ridge(_only_linear(head.latent_net), features, source.spanning(features))
     return head
 
 
-def _mlp(net: nn.Module, anchors: Anchored, features: Tensor, wanted: Tensor, options: dict[str, Any]) -> Head:
-    hidden = hidden_of(net)
+def _cumulative(source: _Source) -> Head:
+    features = source.features("kind='cumulative'")
+    head = CumulativeLink(features.shape[1], source.anchors, dtype=features.dtype, **source.options)
+    _fit_ridge(_only_linear(head.latent_net), features, source.spanning(features))
+    return head
+
+
+def _corn(source: _Source) -> Head:
+    """Fit each question's logits to the classifier's odds of passing it."""
+    features = source.features("kind='corn'")
+    head = CornHead(features.shape[1], source.anchors, dtype=features.dtype, **source.options)
+    above = exceedances_of(source.weights(features)).clamp(0, 1)
+    reached = torch.cat([torch.ones_like(above[:, :1]), above[:, :-1]], 1)
+    odds = above.log() - (reached - above).clamp(min=0).log()
+    _fit_ridge(_only_linear(head.net), features, odds.nan_to_num(0.0).clamp(-_SUREST, _SUREST))
+    return head
+
+
+def _histogram(source: _Source) -> Head:
+    options = dict(source.options)
+    pad = options.pop("pad", None)
+    pad = padding(options.get("targets", "two-hot"), options.get("sigma", 0.75)) if pad is None else pad
+    if pad:
+        source.found.widen(pad)
+    hidden, shared = hidden_of(source.net), {"activation": source.activation, "pad": pad, **options}
+    if hidden is None:
+        return HistogramHead(source.width, source.anchors, net=source.net, dtype=source.dtype, **shared)
+    head = HistogramHead(source.width, source.anchors, hidden=hidden, dtype=source.dtype, **shared)
+    head.net = source.net
+    return head
+
+
+def _prototype(source: _Source) -> Head:
+    """Meet the anchors at the class means, and follow the classifier in all other directions."""
+    features, labels = source.labelled("kind='prototype'")
+    means = class_prototypes(features, labels, len(source.anchors))
+    head = PrototypeExact(features.shape[1], source.anchors, means, dtype=features.dtype, **source.options)
+    follower = nn.Linear(features.shape[1], 1, dtype=features.dtype, device=features.device)
+    _fit_ridge(follower, features, source.spanning(features))
+    with torch.no_grad():
+        head.direction.copy_(torch.cat([follower.weight[0], follower.bias]))
+    return head
+
+
+def _calibrator(source: _Source) -> Head:
+    features, labels = source.labelled("kind='calibrator'")
+    score = ExpectedClass(source.net, source.activation)
+    head = AnchorCalibrator(source.anchors, score, dtype=source.dtype, **source.options)
+    return head.to(features.device).calibrate(features, labels)
+
+
+def _circular(source: _Source) -> Head:
+    shared = {"latent": "classifier", "activation": source.activation, "dtype": source.dtype, **source.options}
+    if "period" not in shared:
+        raise FitError(
+            "Cannot convert classifier to kind='circular': expected after how much the values come round, got none. "
+            "as_regressor(classifier, anchors, 'circular', period=360.0)"
+        )
+    hidden = hidden_of(source.net)
+    if hidden is None:
+        return CircularSpline(source.width, source.anchors, net=source.net, **shared)
+    head = CircularSpline(source.width, source.anchors, hidden=hidden, **shared)
+    head.net = source.net
+    return head
+
+
+def _mlp(source: _Source) -> Head:
+    features, hidden = source.features("kind='mlp'"), hidden_of(source.net)
     if hidden is None:
         raise FitError(
             f"Cannot convert classifier to kind 'mlp': expected Linear layers with ReLU between them, "
-            f"got {type(net).__name__}. Use kind='pwl' or kind='histogram'"
+            f"got {type(source.net).__name__}. Use kind='pwl' or kind='histogram'"
         )
-    body = nn.Sequential(*net.children(), nn.ReLU())
-    hidden = (*hidden, len(anchors))
-    head = MLPHead(_width_of(net), anchors, hidden=hidden, dtype=features.dtype, **options)
-    final = nn.Linear(len(anchors), 1, dtype=features.dtype, device=features.device)
+    wanted = source.spanning(features)
+    body = nn.Sequential(*source.net.children(), nn.ReLU())
+    classes = len(source.anchors)
+    head = MLPHead(source.width, source.anchors, hidden=(*hidden, classes), dtype=features.dtype, **source.options)
+    final = nn.Linear(classes, 1, dtype=features.dtype, device=features.device)
     _fit_ridge(final, run_in_full(body, features).detach(), wanted)
     head.net = nn.Sequential(*body, final)
     return head
 
 
-def _distilled(net: nn.Module, activation: str, features: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
-    """Return features (N, D) as the classifier takes them, and its expected class (N,) scaled to -1..1."""
-    if features is None or features.ndim != 2 or len(features) < 2:
-        got = None if features is None else tuple(features.shape)
-        raise FitError(
-            f"Cannot convert classifier to {what}: expected features (N, D) to fit it on, got {got}. "
-            "Pass some of yours: as_regressor(classifier, anchors, ..., features=features[:1000])"
-        )
-    weight = _last_linear(net).weight
-    features = features.detach().to(weight.device, weight.dtype)
-    was_training = net.training
-    with torch.no_grad():
-        index = ExpectedClass(net.eval(), activation)(features)
-    net.train(was_training)
-    half = (_last_linear(net).out_features - 1) / 2
-    return features, (index - half) / half
+def _only_linear(net: nn.Module) -> nn.Linear:
+    (linear,) = (module for module in net.modules() if isinstance(module, nn.Linear))
+    return linear
 
 
 def _fit_ridge(layer: nn.Linear, x: Tensor, wanted: Tensor) -> None:
-    """Set a Linear (D -> 1) to the ridge regression of wanted (N,) on x (N, D), in float64."""
-    x, y = x.double().cpu(), wanted.double().cpu()
-    mean, middle = x.mean(0), y.mean()
+    """Set a Linear (D -> O) to the ridge regression of wanted (N,) or (N, O) on x (N, D), in float64."""
+    x, y = x.double().cpu(), wanted.double().cpu().reshape(len(x), -1)
+    mean, middle = x.mean(0), y.mean(0)
     x, y = x - mean, y - middle
     penalty = _RIDGE * x.square().sum() / x.shape[1] + torch.finfo(torch.float64).tiny
     if x.shape[0] < x.shape[1]:
@@ -207,9 +284,5 @@ def _fit_ridge(layer: nn.Linear, x: Tensor, wanted: Tensor) -> None:
     else:
         w = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
     with torch.no_grad():
-        layer.weight.copy_(w[None])
-        layer.bias.copy_((middle - mean @ w)[None])
-
-
-def _width_of(net: nn.Module) -> int:
-    return next(module.in_features for module in net.modules() if isinstance(module, nn.Linear))
+        layer.weight.copy_(w.T)
+        layer.bias.copy_(middle - mean @ w)

@@ -1,6 +1,7 @@
 """CumulativeLink: one latent and a threshold between neighbouring classes, trained on the order of the classes."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import EXCEEDANCE, LATENT, MONOTONE, RANGE, Claim
 from forethought.heads.expectation import at_vertices, from_exceedances, vertex_hit, vertices, weights_of
@@ -41,6 +43,7 @@ class CumulativeLink(Head):
         hidden: Hidden sizes of the 'mlp' latent; None: (64,).
         decode: 'remap' or 'expectation'.
         objective: 'coral' (a cross-entropy for each threshold) or 'likelihood' (of the class).
+        value_weight: What a target between the anchors counts in training, beside a class label.
         between: Pieces of the 'remap' curve: 'linear' or 'rational'.
         extrapolate: Of the 'remap' curve, beyond the end classes' centres: 'clamp' or 'linear'.
         dropout: Between hidden layers.
@@ -70,6 +73,7 @@ class CumulativeLink(Head):
         hidden: Sequence[int] | None = None,
         decode: str = "remap",
         objective: str = "coral",
+        value_weight: float = 1.0,
         between: str = "linear",
         extrapolate: str = "clamp",
         dropout: float = 0.0,
@@ -80,6 +84,9 @@ class CumulativeLink(Head):
         check_option("objective", objective, ("coral", "likelihood"))
         self.line = AnchorCurve(anchors, knots="centres", between=between, extrapolate=extrapolate, dtype=dtype)
         self.in_features, self.decode, self.objective, self.dropout = in_features, decode, objective, dropout
+        if not (math.isfinite(value_weight) and value_weight >= 0):
+            raise FitError(f"Cannot build head: expected value_weight from 0 up, got {value_weight}. value_weight=1.0")
+        self.value_weight = value_weight
         self.hidden = hidden_sizes(latent, hidden)
         self.latent_kind = latent if isinstance(latent, str) else "custom"
         if isinstance(latent, str):
@@ -148,16 +155,28 @@ class CumulativeLink(Head):
         return (self.latent(features).unsqueeze(-1) >= self.thresholds).sum(-1)
 
     def loss(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Return the ordinal loss against targets (B,) in the anchors' units, a scalar.
+        """Return the loss against targets (B,) in the anchors' units, a scalar: class labels, values, or both.
 
-        A target on an anchor is a class label; one between two anchors counts for both, in proportion.
+        A target on an anchor is a class label, and costs by the ordinal objective. One between two anchors is a value:
+        its cost is the Huber loss of the 'remap' curve, in mean gaps, times `value_weight`; with decode='expectation'
+        it counts as a label of both anchors, in proportion.
         """
-        check_targets(targets, features.shape[0])
-        logits = self.rank_logits(self.latent(features))
-        above = (self.scale.position(targets).to(logits.dtype)[:, None] - _index(logits)).clamp(0, 1)
+        s = self.latent(features)
+        logits = self.rank_logits(s)
+        check_targets(targets, len(logits))
+        position = self.scale.position(targets).to(logits.dtype)
+        costs = self._label_costs(logits, (position[:, None] - _index(logits)).clamp(0, 1))
+        if self.decode == "remap":
+            errors = (self.line.straight(s) - targets * self.scale.sign) / self.scale.gap
+            off = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
+            costs = torch.where(position == position.round(), costs, self.value_weight * off)
+        return costs.mean()
+
+    def _label_costs(self, logits: Tensor, above: Tensor) -> Tensor:
+        """Return what each sample (B,) costs for the weights (B, K-1) that it should have above each class."""
         if self.objective == "coral":
-            return F.binary_cross_entropy_with_logits(logits, above, reduction="none").sum(-1).mean()
-        return -(weights_of(above) * self._log_weights(logits)).sum(-1).mean()
+            return F.binary_cross_entropy_with_logits(logits, above, reduction="none").sum(-1)
+        return -(weights_of(above) * self._log_weights(logits)).sum(-1)
 
     def _log_weights(self, logits: Tensor) -> Tensor:
         """Return log P(class k) (B, K): sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - e^(l - u)), u > l.
@@ -223,6 +242,7 @@ class CumulativeLink(Head):
             "hidden": list(self.hidden),
             "decode": self.decode,
             "objective": self.objective,
+            "value_weight": self.value_weight,
             "between": self.line.between,
             "extrapolate": self.line.extrapolate,
             "dropout": self.dropout,

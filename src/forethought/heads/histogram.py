@@ -21,7 +21,15 @@ from forethought.heads.expectation import (
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
 from forethought.heads.latents import class_weights, exceedance_walk, exceedances_of, log_weights
-from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, dtype_of, run_in_full
+from forethought.heads.layers import (
+    build_mlp,
+    check_features,
+    check_targets,
+    dtype_name,
+    dtype_of,
+    first_of,
+    run_in_full,
+)
 from forethought.heads.options import check_option
 from forethought.heads.soft_targets import blur, hl_gauss, two_hot
 
@@ -119,9 +127,10 @@ class HistogramHead(Head):
             check_features(features, self.in_features)
         logits = run_in_full(self.net, features)
         width = len(self.scale) + 2 * self.pad
-        if logits.shape != (features.shape[0], width):
+        rows = first_of(features).shape[0]
+        if logits.shape != (rows, width):
             raise FitError(
-                f"Cannot read logits: expected shape ({features.shape[0]}, {width}), "
+                f"Cannot read logits: expected shape ({rows}, {width}), "
                 f"got {tuple(logits.shape)}. End the module with nn.Linear(..., {width})"
             )
         return logits
@@ -162,8 +171,8 @@ class HistogramHead(Head):
 
         For activation='sigmoid': binary cross-entropy, mean over samples of the sum over classes.
         """
-        check_targets(targets, features.shape[0])
         logits = self.logits(features)
+        check_targets(targets, len(logits))
         soft = self.soft_targets(targets.to(logits.dtype))
         if self.activation == "sigmoid":
             return F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1).mean()

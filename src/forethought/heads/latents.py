@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from forethought.errors import FitError
 from forethought.heads.certificate import EXCEEDANCE, Claim
 from forethought.heads.falsification import Walk
-from forethought.heads.layers import build_mlp, check_features, run_in_full
+from forethought.heads.layers import build_mlp, check_features, first_of, run_in_full
 from forethought.heads.options import check_option
 from forethought.heads.steady import total
 
@@ -85,9 +85,10 @@ def read_latent(net: nn.Module, features: Tensor, in_features: int | None) -> Te
         check_features(features, in_features)
     s: Tensor = net(features)
     s = s.squeeze(-1) if s.ndim == 2 and s.shape[1] == 1 else s
-    if s.shape != features.shape[:1]:
+    rows = first_of(features).shape[0]
+    if s.shape != (rows,):
         raise FitError(
-            f"Cannot read latent: expected one number per sample, shape ({features.shape[0]},), "
+            f"Cannot read latent: expected one number per sample, shape ({rows},), "
             f"got {tuple(s.shape)}. End the module with nn.Linear(..., 1)"
         )
     return s.to(torch.promote_types(s.dtype, torch.float32))
@@ -96,7 +97,7 @@ def read_latent(net: nn.Module, features: Tensor, in_features: int | None) -> Te
 def cannot_describe(latent: nn.Module) -> FitError:
     """Return the error of a head that holds a module of the user's own, which has no description."""
     return FitError(
-        "Cannot describe head: expected latent 'linear', 'mlp' or 'classifier', "
+        "Cannot describe head: expected a plain network, "
         f"got your own {type(latent).__name__}. Save its weights and rebuild it in code: "
         "head.load_state_dict(torch.load(path, weights_only=True))"
     )

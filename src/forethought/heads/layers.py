@@ -60,11 +60,22 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return contextlib.nullcontext()
 
 
-def run_in_full(net: nn.Module, features: Tensor) -> Tensor:
-    """Run a head's network in its own dtype whatever autocast says; return float32 or wider."""
-    with without_autocast(features.device):
-        out: Tensor = net(features.to(dtype_of(net)))
+Given = Tensor | tuple[Tensor, ...] | list[Tensor]
+
+
+def run_in_full(net: nn.Module, features: Given) -> Tensor:
+    """Run a head's network in its own dtype whatever autocast says; return float32 or wider.
+
+    Several tensors are left in theirs: they go to a part of a model, which has dtypes of its own.
+    """
+    with without_autocast(first_of(features).device):
+        out: Tensor = net(features.to(dtype_of(net)) if isinstance(features, Tensor) else features)
     return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+def first_of(features: Given) -> Tensor:
+    """Return the features, or the first of several tensors of them: all have as many rows."""
+    return features if isinstance(features, Tensor) else features[0]
 
 
 def check_features(features: Tensor, in_features: int) -> None:

@@ -1,0 +1,243 @@
+"""The layer of a classifier that gives its logits: found by running it, in a copy that may be changed."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forethought.errors import AnchorError, FitError
+from forethought.heads.layers import dtype_of
+
+Anchored = Sequence[float | None] | Mapping[int, float] | Tensor
+
+_PAD_GAP = 10.0  # nats by which a padding class starts behind its end class: 5e-5 of its weight
+
+
+@dataclass
+class Classifier:
+    """A trainable copy of a classifier of features, whose output is what its layer `path` gives.
+
+    Attributes:
+        net: The copy.
+        path: Of the Linear in it.
+        example: Features that it was run on, or None.
+    """
+
+    net: nn.Module
+    path: str
+    example: Any
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer that gives the logits, with a bias."""
+        found = self.net.get_submodule(self.path)
+        assert isinstance(found, nn.Linear)
+        return found
+
+    @property
+    def width(self) -> int:
+        """How many features a row has; where they are several tensors, how many the last layer is given."""
+        if isinstance(self.example, Tensor):
+            return self.example.shape[-1]
+        return self.linear.in_features
+
+    def keep(self, classes: Sequence[int]) -> None:
+        """Leave only these classes, in this order."""
+        if list(classes) != list(range(self.linear.out_features)):
+            self._set(torch.tensor(classes), 0.0)
+
+    def widen(self, pad: int) -> None:
+        """Add `pad` classes beyond each end, starting as copies of the end class, far less likely."""
+        rows = torch.arange(-pad, self.linear.out_features + pad)
+        inside = rows.clamp(0, self.linear.out_features - 1)
+        self._set(inside, _PAD_GAP * (rows != inside))
+
+    def _set(self, rows: Tensor, behind: Tensor | float) -> None:
+        linear, rows = self.linear, rows.to(self.linear.weight.device)
+        if isinstance(behind, Tensor):
+            behind = behind.to(linear.bias)
+        with torch.no_grad():
+            weight, bias = linear.weight[rows].clone(), linear.bias[rows] - behind
+        for name in ("weight", "bias"):
+            if nn.utils.parametrize.is_parametrized(linear, name):
+                nn.utils.parametrize.remove_parametrizations(linear, name)
+        linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        linear.out_features = len(rows)
+
+
+def classifier_of(module: nn.Module, example: Any = None) -> Classifier:
+    """Copy a classifier of features and find the layer of its logits.
+
+    Args:
+        module: Features to logits. It is left as it is.
+        example: Features like those it takes; None: rows of a width that it runs on.
+
+    Raises:
+        FitError: it does not run, no Linear runs in it, or its output is not what a Linear gave.
+    """
+    example, path, is_plain = _run(module, example)
+    net = copy.deepcopy(module)
+    given = {id(parameter) for parameter in module.parameters()}
+    for parameter in net.parameters():
+        if id(parameter) not in given:  # what a copy shares with the original is the original's to train
+            parameter.requires_grad_(True)
+    if isinstance(net, nn.Linear):
+        net, path = nn.Sequential(net), "0"
+    elif not is_plain:
+        net, path = UpTo(net, path), f"whole.{path}"
+    found = Classifier(net, path, example)
+    if getattr(found.linear, "bias", None) is None:
+        found.linear.bias = nn.Parameter(found.linear.weight.detach().new_zeros(found.linear.out_features))
+    return found
+
+
+class UpTo(nn.Module):
+    """A module whose output is what one of its layers gave last, such as the logits out of a dictionary."""
+
+    def __init__(self, whole: nn.Module, path: str) -> None:
+        super().__init__()
+        self.whole = whole
+        self._path = path
+
+    def forward(self, features: Any) -> Tensor:
+        """Run the whole; return what the layer gave."""
+        found: list[Tensor] = []
+        layer = self.whole.get_submodule(self._path)
+        handle = layer.register_forward_hook(lambda _module, _args, output: found.append(output))
+        try:
+            self.whole(features)
+        finally:
+            handle.remove()
+        return found[-1]
+
+
+def anchored_classes(anchors: Anchored, classes: int) -> tuple[list[int], list[float]]:
+    """Return the classes that have a value, in the order of their anchors, and these.
+
+    Args:
+        anchors: One value a class, None where there is none; or values by class, in any order.
+        classes: How many there are.
+
+    Raises:
+        AnchorError: not one for each class, or of a class that there is not.
+    """
+    if isinstance(anchors, Mapping):
+        unknown = [k for k in anchors if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < classes]
+        if unknown:
+            raise AnchorError(
+                f"Cannot convert classifier: expected anchors by class, from 0 to {classes - 1}, got {unknown[0]!r}. "
+                "Pass anchors={0: 60.0, 1: 61.0}"
+            )
+        kept = sorted(anchors, key=lambda k: float(anchors[k]))
+        return kept, [float(anchors[k]) for k in kept]
+    if len(anchors) != classes:
+        raise AnchorError(
+            f"Cannot convert classifier: expected one anchor for each of its {classes} classes, "
+            f"got {len(anchors)} anchors. Pass anchors=[...] with {classes} numbers, or by class: anchors={{0: 60.0}}"
+        )
+    if isinstance(anchors, Tensor):
+        return list(range(classes)), anchors.tolist()
+    kept = [k for k, value in enumerate(anchors) if value is not None]
+    return kept, [value for value in anchors if value is not None]
+
+
+def _run(module: nn.Module, example: Any) -> tuple[Any, str, bool]:
+    """Run a classifier in evaluation mode.
+
+    Returns:
+        What it was run on, the path of the Linear that gave its output, and whether that is all of the output.
+    """
+    linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    if not linears:
+        raise FitError(
+            f"Cannot convert classifier: expected an nn.Linear in it, got {type(module).__name__} without one. "
+            "Pass the layer that makes the logits: as_regressor(model.fc, anchors)"
+        )
+    tried = [example] if example is not None else _rows(linears)
+    failure: Exception | None = None
+    for features in tried:
+        try:
+            with watched(module) as calls, torch.no_grad(), torch.random.fork_rng(devices=[]):
+                output = module(features)
+        except Exception as err:  # whatever a module of the user's raises on a width that is not its own
+            failure = err
+            continue
+        return features, logits_path(type(module).__name__, output, calls), isinstance(output, Tensor)
+    raise FitError(
+        f"Cannot convert classifier: expected {type(module).__name__} to run on features (B, D), got "
+        f"{type(failure).__name__}: {failure}. Pass some: as_regressor(classifier, anchors, features=features[:2])"
+    ) from failure
+
+
+def _rows(linears: Sequence[nn.Linear]) -> list[Tensor]:
+    """Return rows of every width that a Linear takes: drawn, as what is 0 comes through too many layers unchanged."""
+    widths, like = dict.fromkeys(linear.in_features for linear in linears), linears[0].weight
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(16, width, generator=draw).to(like.device, dtype_of(linears[0])) for width in widths]
+
+
+Calls = list[tuple[str, nn.Module, Any]]
+
+
+@contextmanager
+def watched(module: nn.Module) -> Iterator[Calls]:
+    """Note every leaf that is called, in order, with what it gave; in evaluation mode; undone at the end."""
+    calls: Calls = []
+    modes = [(part, part.training) for part in module.modules()]
+    leaves = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear) or _is_leaf(part)]
+
+    def note(name: str) -> Any:
+        return lambda part, _args, output: calls.append((name, part, output))
+
+    handles = [part.register_forward_hook(note(name)) for name, part in leaves]
+    module.eval()
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part, training in modes:
+            part.training = training
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def logits_path(name: str, output: Any, calls: Calls) -> str:
+    """Return the path of the Linear whose output is the output of all, or the first part of it.
+
+    Raises:
+        FitError: no Linear ran, or something was done to what it gave.
+    """
+    ran = [(path, given) for path, part, given in calls if isinstance(part, nn.Linear)]
+    if not ran:
+        raise FitError(
+            f"Cannot convert classifier: expected an nn.Linear to run in {name}, got none. "
+            "Pass the layer that makes the logits: as_regressor(model.fc, anchors)"
+        )
+    for tensor in _tensors(output):
+        for path, given in reversed(ran):
+            if given is tensor or (given.numel() == tensor.numel() and torch.equal(given.flatten(), tensor.flatten())):
+                return path
+    last = calls[-1][1]
+    what = f"{type(last).__name__} last" if not isinstance(last, nn.Linear) else "more after its last Linear"
+    raise FitError(
+        f"Cannot convert classifier: expected {name} to end at the logits, got {what}. "
+        "Pass it without: as_regressor(classifier[:-1], anchors, activation='softmax' or 'sigmoid')"
+    )
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from _tensors(value)
