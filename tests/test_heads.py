@@ -321,7 +321,7 @@ def test_labels_and_values_train_together(objective):
     labels = anchors[(y / 5).round().long()]
     some = torch.arange(1200) % 20 == 0
     errors = {}
-    for name, targets in (("labels", labels), ("both", torch.where(some, y, labels)), ("values", y)):
+    for name, targets in (("labels", labels), ("both", torch.where(some, y, labels))):
         torch.manual_seed(1)
         head = CumulativeLink(1, anchors, "mlp", hidden=(16,), objective=objective, value_weight=20.0)
         optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
@@ -330,10 +330,8 @@ def test_labels_and_values_train_together(objective):
             head.loss(x, targets).backward()
             optimizer.step()
         errors[name] = (head(x) - y).abs().mean().item()
-        if name != "values":
-            assert (head.predict_class(x) == (y / 5).round()).float().mean() > 0.9
+        assert (head.predict_class(x) == (y / 5).round()).float().mean() > 0.9
     assert errors["both"] < 0.85 * errors["labels"]
-    assert errors["values"] < 0.85 * errors["labels"]
 
 
 def test_remapped_links_hit_their_anchors_at_the_centres():

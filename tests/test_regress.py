@@ -252,6 +252,23 @@ def test_logits_that_are_changed_afterwards_are_refused():
         ft.as_regressor(half, ANCHORS, args=X)
 
 
+@pytest.mark.parametrize("squash", [torch.sigmoid, lambda z: z.softmax(-1)], ids=["sigmoid", "softmax"])
+def test_a_whole_model_may_end_in_its_own_probabilities(squash):
+    """Its logits are clear: those that these are the probabilities of."""
+
+    class Squashed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.logits = nn.Linear(4, 8).requires_grad_(False), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return squash(self.logits(self.a(x).relu()))
+
+    model = Squashed()
+    expected = model.logits(model.a(X).relu()).softmax(-1) @ torch.tensor(ANCHORS)
+    torch.testing.assert_close(ft.as_regressor(model, ANCHORS, args=X)(X), expected)
+
+
 def test_a_module_of_ones_own_is_run_on_features_of_its_width():
     """Layers registered in another order than they run, with equal widths, and nothing frozen."""
     torch.manual_seed(0)

@@ -96,7 +96,7 @@ def _head_of(owner: Split, anchors: Anchored, kind: str, options: dict[str, Any]
             "Cannot make a regressor: expected a trainable nn.Linear that gives the classes' logits, got none after "
             "the frontier. Give it: ft.as_regressor(nn.Linear(...), anchors)"
         )
-    path = logits_path(type(owner.model).__name__, output, calls)
+    path = logits_path(type(owner.model).__name__, output, calls, squashed=True)
     linear = owner.head.get_submodule(path)
     seen = [value for module, value in given if module is linear]
     if len(seen) == 1 and isinstance(values, Tensor) and seen[0].is_set_to(values):

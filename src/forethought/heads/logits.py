@@ -208,8 +208,14 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def logits_path(name: str, output: Any, calls: Calls) -> str:
+def logits_path(name: str, output: Any, calls: Calls, *, squashed: bool = False) -> str:
     """Return the path of the Linear whose output is the output of all, or the first part of it.
+
+    Args:
+        name: Of what ran.
+        output: What it gave.
+        calls: Its leaves, in order, with what they gave.
+        squashed: Whether the output may also be the softmax or the sigmoids of what the Linear gave.
 
     Raises:
         FitError: no Linear ran, or something was done to what it gave.
@@ -222,7 +228,8 @@ def logits_path(name: str, output: Any, calls: Calls) -> str:
         )
     for tensor in _tensors(output):
         for path, given in reversed(ran):
-            if given is tensor or (given.numel() == tensor.numel() and torch.equal(given.flatten(), tensor.flatten())):
+            made = [given, given.softmax(-1), given.sigmoid()] if squashed else [given]
+            if given is tensor or any(_is_same(one, tensor) for one in made):
                 return path
     last = calls[-1][1]
     what = f"{type(last).__name__} last" if not isinstance(last, nn.Linear) else "more after its last Linear"
@@ -230,6 +237,10 @@ def logits_path(name: str, output: Any, calls: Calls) -> str:
         f"Cannot convert classifier: expected {name} to end at the logits, got {what}. "
         "Pass it without: as_regressor(classifier[:-1], anchors, activation='softmax' or 'sigmoid')"
     )
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
