@@ -85,8 +85,10 @@ MAY_IMPORT = {
     "precision": {"forms", "identity"},
     "verification": {"batch", "dataset", "precision", "purity", "replay", "tensors"},
     "outcome": {"precision"},
+    "feed": {"forms", "padding", "precision", "store"},
+    "selection": {"nesting"},
     "features": {
-        "dataset", "forms", "halves", "nesting", "outcome", "padding", "precision", "replay", "store", "targets",
+        "dataset", "feed", "forms", "halves", "nesting", "outcome", "precision", "replay", "selection", "store", "targets",
         "verification",
     },
     "testing": {"store"},

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import forethought as ft
-from forethought import features as module
 from forethought.errors import DataError, ForethoughtError
+from forethought.feed import opening
 from forethought.store import DamagedSegmentWarning, Segment, files
 
 N = 23
@@ -419,6 +419,7 @@ def harm(path, how):
 
 READERS = {
     "batches": lambda features: torch.cat([values for values, _ in features.batches(5)]),
+    "streamed": lambda features: torch.cat([values for values, _ in features.batches(5, tier="streamed")]),
     "numpy": lambda features: torch.from_numpy(features.numpy().copy()),
     "items": lambda features: torch.stack([features[i][0] for i in range(N)]),
     "verify": lambda features: features.verify(4),
@@ -462,7 +463,7 @@ def test_a_file_that_changes_during_an_epoch_is_seen_in_it(store, monkeypatch):
     batches = features.batches(4)
     next(batches)
     harm(*store.glob("tables/*/*.safetensors"), "flipped")
-    monkeypatch.setattr(module, "_LOOK_S", -1.0)
+    monkeypatch.setattr(opening, "_LOOK_S", -1.0)
     with pytest.raises(ForethoughtError, match="BLAKE3"):
         next(batches)
 

@@ -1,12 +1,12 @@
 """`Features`: the frontier's values for a data set, one row a sample, fed at memory speed.
 
-Rows are read straight from the mapped segments of the store. What a batch holds is what the head was given live: the
-same shapes, types and memory order.
+What a batch holds is what the head was given live: the same shapes, types and memory order.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,16 @@ from torch.utils.data import Dataset
 from forethought import nesting
 from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
+from forethought.feed import Column, Feed, Request, Rows, Shard, Source, bytes_of
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
 from forethought.outcome import ExtractionReport
-from forethought.padding import CARRIERS
-from forethought.precision import Coding, parts_of
+from forethought.precision import Coding
 from forethought.replay import Split
+from forethought.selection import Which, deal, labels_of, rows_of
 from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
-
-_LOOK_S = 1.0  # how often files are looked at within an epoch, beside its beginning
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,12 @@ class View:
     targets: Any
 
 
+class Fetched(list[Any]):
+    """Samples fetched together, one by one for torch's DataLoader; `batch` is all of them at once."""
+
+    batch: tuple[Any, ...]
+
+
 @dataclass(eq=False)
 class Features(Dataset[Any]):
     """The frontier's values for a data set, in its order. A map-style torch data set of (values, targets).
@@ -54,6 +59,8 @@ class Features(Dataset[Any]):
         frontier: The tensors of a row.
         report: What it took to have them.
         codings: How each tensor is stored, None where exactly; empty if all are.
+        weights: How much each sample counts, (N,), or None: they then come with every batch.
+        numbers: Which samples of the data set these are, (N,); None for all of them.
     """
 
     table: Table
@@ -63,11 +70,13 @@ class Features(Dataset[Any]):
     make_split: Callable[[], Split] | None = None
     samples: Samples | None = field(default=None, repr=False)
     codings: tuple[Coding | None, ...] = ()
+    weights: Tensor | None = field(default=None, repr=False)
+    numbers: NDArray[np.int64] | None = field(default=None, repr=False)
     _split: Split | None = None
-    _segments: dict[int, list[int]] = field(default_factory=dict, repr=False)
-    _looked: float = field(default=0.0, repr=False)
-    _columns: dict[int, list["_Column | _Coded"]] = field(default_factory=dict, repr=False)
+    _rows: dict[int, Rows] = field(default_factory=dict, repr=False)
+    _sources: dict[Any, Source] = field(default_factory=dict, repr=False)
     _epochs: int = 0  # fed without a number
+    _shuffled: int = 0  # epochs fed so
 
     def __len__(self) -> int:
         return len(self.drawn[0].places)
@@ -91,7 +100,8 @@ class Features(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle as paths: the model stays behind, and files are opened again where they are needed."""
-        return {**self.__dict__, "make_split": None, "samples": None, "_split": None, "_columns": {}}
+        left_behind: dict[str, Any] = {"make_split": None, "samples": None, "_split": None, "_rows": {}, "_sources": {}}
+        return self.__dict__ | left_behind
 
     @property
     def split(self) -> Split:
@@ -114,61 +124,133 @@ class Features(Dataset[Any]):
         """Give one sample: its row (a tensor, or a tuple of several) and its targets; the row alone if it has none."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"Cannot give row {index}: expected one of {len(self)}.")
-        at = torch.tensor([index % len(self)])
-        self._look([int(self.drawn[0].places[index, 0])])
-        rows = tuple(column.rows(at)[0] for column in self._open(0))
-        row = rows[0] if len(rows) == 1 else rows
-        return row if self.targets is None else (row, take(self.targets, at, one=True))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Fetched:
+        """Give several samples, fetched at once: a DataLoader asks for a batch by this."""
+        at = np.array([operator.index(index) % len(self) for index in indices], np.int64)
+        rows = tuple(column.brought(at) for column in self._mapped(0, at))
+        samples = list(zip(*rows, strict=True)) if len(rows) > 1 else list(rows[0])
+        rest = [part for part in (self.targets, self.weights) if part is not None]
+        if rest:
+            asides = [[take(part, at[i : i + 1], one=True) for i in range(len(at))] for part in rest]
+            samples = list(zip(samples, *asides, strict=True))
+        fetched = Fetched(samples)
+        fetched.batch = self.finished(0, at, rows, torch.device("cpu"))
+        return fetched
+
+    @staticmethod
+    def collate(samples: Fetched) -> tuple[Any, ...]:
+        """Give a batch as `batches` does. For a DataLoader: collate_fn=features.collate, and no sample is touched."""
+        return samples.batch
 
     def batches(
         self,
         batch_size: int,
-        shuffle: bool = False,
+        shuffle: bool | str = False,
         seed: int | None = None,
         epoch: int | None = None,
         device: str | torch.device | None = None,
         drop_last: bool = False,
-    ) -> Iterator[tuple[Values, Any]]:
+        *,
+        tier: str | None = None,
+        memory: int | str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        resume: Mapping[str, Any] | None = None,
+    ) -> Feed:
         """Feed every sample once.
 
         Args:
             batch_size: Samples a batch; the last may hold fewer.
-            shuffle: In a new order each time, drawn from torch's generator, as DataLoader does.
+            shuffle: In a new order each time, drawn from torch's generator, as DataLoader does. True: exactly, of all
+                samples, if memory can hold the rows, else 'block': blocks of neighbouring rows, of which as many are
+                mixed as memory can hold; `mixing` of the result says how well. 'exact' insists.
             seed: Pins the order.
             epoch: Gives each epoch an order of its own under one seed, and of several views number `epoch` modulo
                 their number. Without it, each call feeds the next view.
             device: Where to put values and targets.
             drop_last: Leave out a last batch that is not full.
+            tier: Where rows are kept: 'device', 'ram', 'mapped' or 'streamed'; by default the best that has room.
+            memory: How much rows may fill, in bytes or as "2GB"; by default half of what is available.
+            rank: Which of several processes this is; by default as torch.distributed says. Each is fed its share, in
+                equally many batches.
+            world_size: How many processes there are.
+            resume: What `state_dict()` of an earlier result gave: go on from there.
 
         Returns:
             An iterator of (values, targets): what the head is given, one tensor (B, ...) or a tuple of several, and
-            the targets of these samples. Both are copies: writing into them changes nothing stored.
-        """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise DataError(f"Cannot feed batches of {batch_size}: expected a whole number above 0. batches(4096)")
-        return self._fed(batch_size, shuffle, seed, epoch, device, drop_last)
+            the targets of these samples; (values, targets, weights) if there are weights. All are copies: writing
+            into them changes nothing stored.
 
-    def _fed(
-        self,
-        batch_size: int,
-        shuffle: bool,
-        seed: int | None,
-        epoch: int | None,
-        device: str | torch.device | None,
-        drop_last: bool,
-    ) -> Iterator[tuple[Values, Any]]:
-        if epoch is None:
-            self._epochs += 1
-        view = (self._epochs - 1 if epoch is None else epoch) % self.views
-        self._look(self._numbers(view))
-        order = _order(len(self), shuffle, seed, epoch)
-        stop = len(self) - len(self) % batch_size if drop_last else len(self)
-        for start in range(0, stop, batch_size):
-            end = min(start + batch_size, stop)
-            at = slice(start, end) if order is None else order[start:end]
-            if time.monotonic() > self._looked + _LOOK_S:
-                self._look(self._numbers(view))
-            yield self._values(view, at, device), _moved(take(self.drawn[view].targets, at), device)
+        Raises:
+            DataError: arguments that do not fit together.
+        """
+        shard, room = Shard.of(rank, world_size), None if memory is None else bytes_of(memory)
+        where = torch.device(device or "cpu")
+        return Feed(self, Request(batch_size, shuffle, seed, epoch, where, drop_last, tier, room, shard), resume)
+
+    def select(self, which: Which) -> "Features":
+        """Give some of the samples, as features of their own. Nothing is copied or computed.
+
+        Args:
+            which: Numbers, a slice, a mask (N,), or a function of the targets that gives one of these.
+
+        Raises:
+            DataError: it is none of these, or names samples that there are not.
+
+        Example:
+            >>> import tempfile
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+            >>> _ = model[0].requires_grad_(False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     train = ft.extract(model, (torch.randn(50, 4), torch.arange(50)), folder)
+            ...     print(len(train.select(lambda number: number >= 40)))
+            10
+        """
+        at = rows_of(which, self.targets, len(self))
+        drawn = tuple(View(view.places[at], take(view.targets, at)) for view in self.drawn)
+        weights = None if self.weights is None else self.weights[torch.from_numpy(at)]
+        numbers = at if self.numbers is None else self.numbers[at]
+        return replace(
+            self, drawn=drawn, weights=weights, numbers=numbers, _rows={}, _sources={}, _epochs=0, _shuffled=0
+        )
+
+    def folds(
+        self, k: int, seed: int = 0, stratify: Any = None, groups: Any = None
+    ) -> list[tuple["Features", "Features"]]:
+        """Deal the samples into k folds: a list of (all but one fold, that fold).
+
+        Args:
+            k: How many folds, at least 2.
+            seed: Pins which sample comes where.
+            stratify: Spread each label evenly over the folds: True for the targets, a key or position among them,
+                or labels (N,).
+            groups: Keep samples of one group in one fold: the same kinds of value.
+
+        Raises:
+            DataError: too few samples or groups, or not one label for each.
+        """
+        labels, kin = (labels_of(each, self.targets, len(self)) for each in (stratify, groups))
+        folds = deal(len(self), k, seed, labels, kin)
+        return [(self.select(folds != fold), self.select(folds == fold)) for fold in range(k)]
+
+    def weighted(self, weights: Any) -> "Features":
+        """Give the same features with a weight for each sample, which comes with every batch.
+
+        Args:
+            weights: (N,), finite and not negative.
+
+        Raises:
+            DataError: they are none.
+        """
+        each = torch.as_tensor(weights).clone()
+        if each.shape != (len(self),) or not bool((each >= 0).all()) or not bool(each.isfinite().all()):
+            raise DataError(
+                f"Cannot weigh {len(self)} samples: expected one finite number from 0 up for each, got shape "
+                f"{tuple(each.shape)}. features.weighted(torch.ones({len(self)}))"
+            )
+        return replace(self, weights=each, _rows={}, _sources={}, _epochs=0, _shuffled=0)
 
     def numpy(self, view: int = 0) -> Any:
         """Give the features in the data set's order: one read-only array (N, ...), or a tuple of several.
@@ -178,10 +260,9 @@ class Features(Dataset[Any]):
         """
         if not 0 <= view < self.views:
             raise DataError(f"Cannot give view {view}: expected one of {self.views}. features.numpy(view=0)")
-        self._look(self._numbers(view))
         everything = slice(0, len(self))
         arrays = []
-        for column, tensor in zip(self._open(view), self.frontier, strict=True):
+        for column, tensor in zip(self._mapped(view), self.frontier, strict=True):
             if not _is_in_numpy(tensor.dtype):
                 lacking = str(tensor.dtype).removeprefix("torch.")
                 raise DataError(
@@ -225,28 +306,15 @@ class Features(Dataset[Any]):
                 "Cannot verify features: expected features from this process, got a pickled copy, which has no data "
                 "set. Verify those that were pickled, or extract again: ft.extract(model, dataset, store).verify()"
             )
-        self._look(self._numbers(0))
-        numbers = spread(len(self), n, seed)
-        columns = self._open(0)
+        places = spread(len(self), n, seed)
+        columns = self._mapped(0)
         chosen = Chosen(
-            numbers,
-            self._keys(numbers),
-            lambda positions: [column.rows(torch.tensor([numbers[at] for at in positions])) for column in columns],
+            places if self.numbers is None else self.numbers[places].tolist(),
+            self._keys(places),
+            lambda positions: [column.brought(np.array([places[at] for at in positions])) for column in columns],
         )
         split = self.split
         return compare(split, self.samples, chosen, elsewhere(self.table.provenance, split), self.codings)
-
-    def _numbers(self, view: int) -> list[int]:
-        """The segments that a view is in."""
-        if view not in self._segments:
-            self._segments[view] = np.flatnonzero(np.bincount(self.drawn[view].places[:, 0])).tolist()
-        return self._segments[view]
-
-    def _look(self, segments: Sequence[int]) -> None:
-        """Have the bytes of segments checked once more whose files are not what they were when they were checked."""
-        self._looked = time.monotonic()
-        if self.table.recheck(segments):
-            self._columns.clear()
 
     def _keys(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Read which samples the stored rows are said to be of."""
@@ -257,108 +325,64 @@ class Features(Dataset[Any]):
             keys[is_in] = self.table.segment(int(segment)).keys[places[is_in, 1]]
         return keys
 
-    def _values(self, view: int, at: slice | Tensor, device: str | torch.device | None) -> Values:
-        rows = [column.fed(at, device or "cpu") for column in self._open(view)]
-        values = tuple(tensor.from_rows(row) for tensor, row in zip(self.frontier, rows, strict=True))
-        return values[0] if len(values) == 1 else values
+    # What `Feed` asks of its host.
 
-    def _open(self, view: int) -> list["_Column | _Coded"]:
-        if view not in self._columns:
-            places = self.drawn[view].places
+    def view_of(self, epoch: int | None) -> int:
+        """Choose which view is fed in an epoch; without its number, the next one."""
+        if epoch is None:
+            self._epochs += 1
+        return (self._epochs - 1 if epoch is None else epoch) % self.views
+
+    def opened(self, view: int, request: Request, *, is_exact: bool) -> tuple[Rows, Source]:
+        """Give the rows of a view, and where they are fed from."""
+        rows = self._of(view)
+        shuffled = self._shuffled if self.views == 1 else 0  # several draws would all have to be copied
+        self._shuffled += bool(request.shuffle)
+        tier = rows.tier(request.tier, request.device, request.memory, shuffled=shuffled, is_exact=is_exact)
+        return rows, self._source(view, tier, request.device)
+
+    def _source(self, view: int, tier: str, device: torch.device) -> Source:
+        key = (view, tier, device if tier == "device" else None)
+        if key not in self._sources:
+            with _told():
+                self._sources[key] = self._of(view).open(tier, device)
+        return self._sources[key]
+
+    def finished(
+        self, view: int, at: slice | NDArray[np.int64], rows: tuple[Tensor, ...], device: torch.device
+    ) -> tuple[Any, ...]:
+        """Make a batch of rows: as the head was given them, with targets and weights."""
+        values: Values = tuple(tensor.from_rows(row) for tensor, row in zip(self.frontier, rows, strict=True))
+        values = values[0] if len(values) == 1 else values
+        targets = _moved(take(self.drawn[view].targets, at), device)
+        return (values, targets) if self.weights is None else (values, targets, _moved(take(self.weights, at), device))
+
+    def _of(self, view: int) -> Rows:
+        if view not in self._rows:
             codings = self.codings or (None,) * len(self.frontier)
-            try:
-                self._columns[view] = [
-                    self._column(str(at), places, tensor, coding)
-                    for at, (tensor, coding) in enumerate(zip(self.frontier, codings, strict=True))
-                ]
-            except DamagedSegmentError as err:
-                raise StoreError(f"{err} Compute its rows again: ft.extract(model, dataset, store)") from err
-        return self._columns[view]
+            self._rows[view] = Rows(self.table, self.drawn[view].places, self.frontier, codings)
+        return self._rows[view]
 
-    def _column(
-        self, name: str, places: NDArray[np.int64], tensor: FrontierTensor, coding: Coding | None
-    ) -> "_Column | _Coded":
-        parts = [
-            _Column(self.table, name + end, places, shape, dtype) for end, dtype, shape in parts_of(tensor, coding)
-        ]
-        return parts[0] if coding is None else _Coded(coding, parts)
+    def _mapped(self, view: int, at: NDArray[np.int64] | None = None) -> Sequence[Column]:
+        """Open a view where it lies, the files of these samples looked at just now."""
+        with _told():
+            return self._of(view).mapped.columns(at)
 
 
-class _Column:
-    """One column of the rows, over the mapped segments. Holds no copy of them."""
-
-    def __init__(
-        self, table: Table, name: str, places: NDArray[np.int64], shape: tuple[int, ...], dtype: torch.dtype
-    ) -> None:
-        self._shape = shape
-        self._dtype = dtype
-        numbers, segment_of = np.unique(places[:, 0], return_inverse=True)
-        self._segments = [self._tensor(table.segment(int(number)).column(name)) for number in numbers]
-        self._segment_of = torch.from_numpy(segment_of.reshape(-1).astype(np.int64))
-        self._row_of = torch.from_numpy(np.ascontiguousarray(places[:, 1]))
-
-    def _tensor(self, rows: NDArray[np.uint8]) -> Tensor:
-        flat = torch.from_numpy(rows.reshape(-1))
-        return flat.view(CARRIERS[self._dtype.itemsize]).reshape(len(rows), *self._shape)
-
-    def rows(self, at: slice | Tensor) -> Tensor:
-        """Give rows (B, *shape): a view where they lie together in one segment, a copy where they do not."""
-        return self._carried(at).view(self._dtype)
-
-    def _carried(self, at: slice | Tensor) -> Tensor:
-        segment_of, row_of = self._segment_of[at], self._row_of[at]
-        if len(self._segments) == 1:
-            return self._from(self._segments[0], row_of, is_slice=isinstance(at, slice))
-        first = int(segment_of[0])
-        if bool((segment_of == first).all()):
-            return self._from(self._segments[first], row_of, is_slice=isinstance(at, slice))
-        out = torch.empty((len(row_of), *self._shape), dtype=CARRIERS[self._dtype.itemsize])
-        for number in torch.unique(segment_of).tolist():
-            chosen = (segment_of == number).nonzero().squeeze(1)
-            out[chosen] = self._segments[number].index_select(0, row_of[chosen])
-        return out
-
-    def fed(self, at: slice | Tensor, device: str | torch.device) -> Tensor:
-        """Give rows as a copy of one's own: in aligned memory, as a live tensor is, and nobody else's to write into."""
-        rows = self._carried(at)
-        return rows.to(device, non_blocking=True, copy=rows._is_view()).view(self._dtype)
-
-    def _from(self, segment: Tensor, row_of: Tensor, is_slice: bool) -> Tensor:
-        first = int(row_of[0]) if len(row_of) else 0
-        if is_slice and bool((row_of == torch.arange(first, first + len(row_of))).all()):
-            return segment[first : first + len(row_of)]
-        return segment.index_select(0, row_of)
-
-
-class _Coded:
-    """One tensor of the rows that is stored smaller than it is fed."""
-
-    def __init__(self, coding: Coding, parts: list[_Column]) -> None:
-        self._coding = coding
-        self._parts = parts
-
-    def rows(self, at: slice | Tensor) -> Tensor:
-        """Give rows (B, *shape), as a copy."""
-        return self.fed(at, "cpu")
-
-    def fed(self, at: slice | Tensor, device: str | torch.device) -> Tensor:
-        """Give rows (B, *shape) as a copy on a device: they travel there as they are stored."""
-        return self._coding.decode([part.rows(at) for part in self._parts], device)
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what to do about rows that are damaged or gone."""
+    try:
+        yield
+    except DamagedSegmentError as err:
+        raise StoreError(f"{err} Compute its rows again: ft.extract(model, dataset, store)") from err
 
 
 def _is_in_numpy(dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 and not (dtype.is_floating_point and dtype.itemsize == 1)
 
 
-def _order(rows: int, shuffle: bool, seed: int | None, epoch: int | None) -> Tensor | None:
-    if not shuffle:
-        return None
-    if seed is None:
-        seed = int(torch.empty((), dtype=torch.int64).random_().item())
-    mixed = np.random.SeedSequence([seed % 2**64, (epoch or 0) % 2**64]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(mixed))
-    return torch.randperm(rows, generator=generator)
-
-
-def _moved(targets: Any, device: str | torch.device | None) -> Any:
-    return targets if device is None else nesting.replace(targets, lambda t: t.to(device, non_blocking=True))
+def _moved(targets: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return targets
+    return nesting.replace(targets, lambda tensor: tensor.to(device, non_blocking=True))

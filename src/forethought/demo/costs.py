@@ -80,7 +80,7 @@ def measure_epochs(
 
     def cached() -> None:
         for values, cents in features.batches(batch, shuffle=True):
-            stored(values, cents)  # type: ignore[arg-type]
+            stored(values, cents)
 
     comparison = alternate(uncached, cached, repeats=pairs)
     scale = len(frames) / sampled

@@ -86,6 +86,7 @@ class Segment:
         self._known: Header | None = None  # of the file that was checked before, which is the one that was located
         self._state: FileState | None = None  # of the file whose columns are checked
         self._before: FileState | None = None
+        self._sound: set[str] = set()  # columns whose bytes were checked, but are not mapped
 
     @property
     @_at_second_look
@@ -148,7 +149,7 @@ class Segment:
         """Check columns anew when they are next asked for. What was given out before stays as it is."""
         self._known, self._header = self._header or self._known, None
         self._before, self._state = self._state, None
-        self._checked = {}
+        self._checked, self._sound = {}, set()
 
     def _state_of(self, file: FileIO) -> FileState:
         try:
@@ -163,7 +164,20 @@ class Segment:
             is_old = self._before is not None and not state.differs(self._before)
             self._state = state._replace(is_settled=state.is_settled or is_old)
         elif state.differs(self._state):
-            self._state, self._checked = state, {}
+            self._state, self._checked, self._sound = state, {}, set()
+
+    @_at_second_look
+    def read(self, name: str, start: int, out: Bytes) -> None:
+        """Read rows of one column from `start` on into `out`, (n, row_bytes): checked like `column`, but not mapped."""
+        column = self._columns.get(name) or self._refuse_name(name)
+        offset, _, _ = self._span(name)
+        with self._open() as file:
+            self._watch(self._state_of(file))
+            if name not in self._checked and name not in self._sound:
+                self._check(file, name)
+                self._sound.add(name)
+            if len(out):
+                self._read_into(file, offset + start * column.row_bytes, out.reshape(-1).data)
 
     def check(self) -> None:
         """Read the whole file again and raise DamagedSegmentError unless every byte is as it was written."""

@@ -88,6 +88,11 @@ class Table:
         return where(self._place, self._folder)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its files must be fetched to be read."""
+        return self._place.folder is None
+
+    @property
     def rows(self) -> int:
         """Rows that can be located: committed, in sound segments, each key counted once."""
         return len(self._indexed())

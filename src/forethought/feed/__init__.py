@@ -1,0 +1,17 @@
+"""Feed stored rows as batches, at memory speed.
+
+    Order -> Source -> Courier -> Feed
+    which rows come when; where they lie; how they reach the device; the batches, and where they stand
+
+An exact shuffle is of all rows. Where memory cannot hold them, blocks of neighbouring rows are shuffled instead, and as
+many blocks as fit are mixed with one another: `Mixing` says how well.
+"""
+
+from forethought.feed.columns import Column
+from forethought.feed.iterator import Feed, Request
+from forethought.feed.memory import bytes_of
+from forethought.feed.opening import Rows
+from forethought.feed.orders import Mixing, Shard
+from forethought.feed.sources import Source
+
+__all__ = ["Column", "Feed", "Mixing", "Request", "Rows", "Shard", "Source", "bytes_of"]
