@@ -16,6 +16,7 @@ import torch
 
 BENCHES = (
     "epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index", "purity",
+    "energy",
 )  # fmt: skip
 
 

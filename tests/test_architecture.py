@@ -88,8 +88,8 @@ MAY_IMPORT = {
     "feed": {"forms", "padding", "precision", "store"},
     "selection": {"nesting"},
     "features": {
-        "dataset", "feed", "forms", "halves", "nesting", "outcome", "precision", "replay", "selection", "store", "targets",
-        "verification",
+        "dataset", "feed", "forms", "halves", "ledger", "nesting", "outcome", "precision", "replay", "selection",
+        "store", "targets", "verification",
     },
     "testing": {"store"},
     "calibration": {"batch", "dataset", "forms", "identity", "precision", "store"},

@@ -647,6 +647,14 @@ def test_a_failed_extraction_is_written_down(tmp_path):
     assert row.facts["rows_computed"] >= 100
 
 
+def test_verifying_is_paid_by_the_store(tmp_path):
+    """Rows computed once more to be compared cost time, and that is written down."""
+    features = ft.extract(make_model(), torch.randn(50, 4), tmp_path)
+    assert features.verify(16).is_right
+    (verify,) = [row for row in rows(tmp_path) if row.phase == "verify"]
+    assert verify.facts == {"table": features.table.fingerprint, "rows": 16}
+
+
 def test_a_store_that_cannot_be_written_serves_without_an_account(tmp_path):
     """A complete hit on a read-only store writes nothing at all."""
     inputs = torch.randn(20, 4)

@@ -21,11 +21,12 @@ from forethought.errors import DataError, StoreError
 from forethought.feed import Column, Feed, Request, Rows, Shard, Source, bytes_of
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
+from forethought.ledger import phase_in
 from forethought.outcome import ExtractionReport
 from forethought.precision import Coding
 from forethought.replay import Split
 from forethought.selection import Which, deal, labels_of, rows_of
-from forethought.store import DamagedSegmentError, Table
+from forethought.store import DamagedSegmentError, Store, Table
 from forethought.targets import take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 
@@ -307,6 +308,11 @@ class Features(Dataset[Any]):
                 "set. Verify those that were pickled, or extract again: ft.extract(model, dataset, store).verify()"
             )
         places = spread(len(self), n, seed)
+        store = Store.on(self.table.place, readonly=self.table.readonly)
+        with phase_in(store, "verify", table=self.table.fingerprint, rows=len(places)):
+            return self._verified(self.samples, places)
+
+    def _verified(self, samples: Samples, places: Sequence[int]) -> Verification:
         columns = self._mapped(0)
         chosen = Chosen(
             places if self.numbers is None else self.numbers[places].tolist(),
@@ -314,7 +320,7 @@ class Features(Dataset[Any]):
             lambda positions: [column.brought(np.array([places[at] for at in positions])) for column in columns],
         )
         split = self.split
-        return compare(split, self.samples, chosen, elsewhere(self.table.provenance, split), self.codings)
+        return compare(split, samples, chosen, elsewhere(self.table.provenance, split), self.codings)
 
     def _keys(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Read which samples the stored rows are said to be of."""

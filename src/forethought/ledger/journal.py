@@ -63,10 +63,10 @@ class Journal:
             self._append(lines, meters)
 
     def _append(self, lines: Sequence[Mapping[str, Any]], meters: Mapping[str, Any] | None) -> None:
-        if self._makes_root:
-            self.place.make_folder("")
         folder = self.place.local(FOLDER)
         if not folder.is_dir():
+            if self._makes_root:
+                self.place.make_folder("")
             folder.mkdir(exist_ok=True)
         file = os.open(folder / self._name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:

@@ -7,7 +7,7 @@ not about the component (rows, bytes, seconds) is said on each row of the part a
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from forethought.energy.meters import LABELS, UNAVAILABLE
@@ -69,7 +69,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object; what is not known is null. Undone by `read_row`."""
-        return {"kind": KIND, **asdict(self)}
+        return {"kind": KIND, **vars(self)}
 
 
 def read_row(value: Mapping[str, Any]) -> Row | None:
