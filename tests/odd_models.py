@@ -1812,8 +1812,17 @@ def check(case: Case, split: Callable) -> None:
         _same(model, parts, feed, f"batch {size}")
 
 
+def _put_back(held: list[tuple[dict, dict]], buffers: dict[str, Tensor], model: nn.Module) -> None:
+    """Let the model have the buffers, and the numbers in them, that it had."""
+    for now, before in held:
+        now.clear()
+        now.update(before)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
 def _same(model: nn.Module, parts: Any, feed: Any, what: str) -> None:
-    buffers = _buffers(model)
+    buffers, held = _buffers(model), [(m._buffers, dict(m._buffers)) for m in model.modules()]
 
     def live():
         args, kwargs = _copied(feed)
@@ -1830,9 +1839,7 @@ def _same(model: nn.Module, parts: Any, feed: Any, what: str) -> None:
     results = []
     for run in (live, halves, live):
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
+            _put_back(held, buffers, model)
         torch.manual_seed(1)
         output = run()
         grads = _grads(model, output)  # a graph may be walked once

@@ -1,5 +1,8 @@
 """`split` on models as users write them: the laws of replay, in evaluation and in training mode."""
 
+import copy
+import warnings
+
 import odd_models
 import pytest
 import torch
@@ -8,7 +11,7 @@ from odd_usage import USAGE
 from torch import nn
 
 import forethought as ft
-from forethought.errors import ReplayDriftError
+from forethought.errors import ImpureTrunkError, ReplayDriftError, SplitError
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch calls some of what is used here a prototype
@@ -55,3 +58,94 @@ def test_gradients_reach_features_that_ask_for_them():
     values = parts.trunk(torch.randn(5, 6)).requires_grad_()
     parts.head(values).sum().backward()
     assert torch.allclose(values.grad, model[1].weight.sum(0).expand(5, 8))
+
+
+# State that the forward keeps ----------------------------------------------------------------------------------------
+
+
+class Counts(Base):
+    """Scales by how often it ran; where the count is kept is said by `keep`."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.keep = keep
+        if keep == "number":
+            self.calls = 0
+        elif keep == "tensor":
+            self.calls = torch.zeros(())
+        else:
+            self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.keep == "replaced buffer":
+            self.calls = self.calls + 1
+        else:
+            self.calls += 1
+        return self.head(self.body(x) * self.calls)
+
+
+@pytest.mark.parametrize("keep", ["buffer", "replaced buffer", "tensor"])
+def test_what_the_forward_changes_is_the_heads(keep):
+    """Rows do not depend on how often the model ran; the head counts once a call, the trunk never."""
+    model, x = Counts(keep), torch.randn(5, 6)
+    twin = copy.deepcopy(model)
+    parts = ft.split(model, torch.randn(3, 6))
+    values = parts.trunk(x)
+    for _ in range(3):
+        assert torch.equal(parts.trunk(x), values)
+        assert torch.equal(parts.head(values), twin(x))
+    assert float(model.calls) == float(twin.calls) == 3
+
+
+def test_a_frozen_layer_that_moves_by_itself_splits_but_gives_no_rows(tmp_path):
+    """Spectral norm in training mode moves its estimate with every forward."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 3)).train()
+    odd_models.frozen(model[0])
+    data = torch.utils.data.TensorDataset(torch.randn(8, 6))
+    with pytest.raises(ImpureTrunkError, match="weight_u"):
+        ft.extract(model, data, tmp_path, batch_size=4)
+    ft.extract(model.eval(), data, tmp_path, batch_size=4)
+
+
+def test_a_count_that_python_keeps_is_refused_by_name():
+    with pytest.raises(SplitError, match="calls"):
+        ft.split(Counts("number"), torch.randn(3, 6))
+
+
+def test_the_trunk_leaves_no_buffer_behind():
+    case = next(case for case in odd_models.CASES if case.name == "RegistersMask")
+    model = case.make()
+    before = odd_models.traces(model)
+    parts = ft.split(model, torch.randn(3, 6))
+    before["torch random state"] = torch.get_rng_state().tolist()
+    parts.trunk(torch.randn(5, 6))
+    after = odd_models.traces(model) | {"torch random state": before["torch random state"]}
+    odd_models.demand_untouched(before, after, "the trunk")
+
+
+def test_a_frozen_value_left_as_a_buffer_is_a_copy():
+    """What the model keeps must not be the memory of stored features."""
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", torch.zeros(3, 8))
+
+        def forward(self, x):
+            h = self.body(x)
+            self.last = h.detach()
+            return self.head(h)
+
+    model, x = Model(), torch.randn(5, 6)
+    twin = copy.deepcopy(model)
+    parts = ft.split(model, torch.randn(3, 6))
+    values = parts.trunk(x)
+    kept = values.clone()
+    parts.head(values)
+    twin(x)
+    assert type(model.last) is torch.Tensor
+    assert torch.equal(model.last, twin.last)
+    model.last.zero_()
+    assert torch.equal(values, kept)

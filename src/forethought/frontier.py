@@ -13,8 +13,6 @@ The calls between modules are kept as a tree. A call in which nothing trains, an
 output, is *whole*: it can be run, or left out, as one step.
 """
 
-import dis
-import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +27,7 @@ from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.held import tensors_of
+from forethought.moving import held_by, moving
 from forethought.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
 from forethought.recording import (
     MIXED,
@@ -44,6 +43,7 @@ from forethought.recording import (
     forbid_leaks,
 )
 from forethought.shell import active
+from forethought.wholes import is_whole
 
 
 @dataclass(slots=True)
@@ -140,10 +140,16 @@ class Recorder(TorchFunctionMode):
         at: Paths of modules whose output is taken as the frontier although more is frozen after it.
         is_thrifty: Let the head do cheap operations again where that leaves less to store.
         sizes: Values that cross where Python asks for their size.
+        moved: Buffers that the forward changes, and that are no more frozen than what trains.
     """
 
     def __init__(
-        self, model: nn.Module, at: Sequence[str] = (), is_thrifty: bool = True, sizes: Collection[Value] = ()
+        self,
+        model: nn.Module,
+        at: Sequence[str] = (),
+        is_thrifty: bool = True,
+        sizes: Collection[Value] = (),
+        moved: Sequence[Tensor] = (),
     ) -> None:
         super().__init__()
         self._model = model
@@ -153,14 +159,10 @@ class Recorder(TorchFunctionMode):
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
         modules = list(model.modules())
-        self._tracker = Tracker(
-            [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
-        )
-        self._homes = {
-            id(tensor): (module, name)
-            for module in modules
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        }
+        trainable = [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        self._tracker = Tracker([*trainable, *moved])
+        self._held = held_by([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], self._memory)
+        self._homes = {id(read.outside): read.home for read in self._held}
         self._native = self._homes.keys() | {id(tensor) for module in modules for tensor in tensors_of(module)}
         self._root = Call("", model, None)
         self._here = self._root
@@ -179,7 +181,9 @@ class Recorder(TorchFunctionMode):
             output = self._model(*args, **kwargs)
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
-        gives = [self._look(tensor) for tensor in nesting.tensors(output)]
+        buffers = self._set_buffers()
+        left = {where: read for where, read in buffers.items() if read.label is Label.FROZEN}
+        gives = [*map(self._look, nesting.tensors(output)), *left.values()]
         sized = list({read.value: read for read in self._asked_for() if read.value in self._sizes}.values())
         cut = Cut(self._operations, self._tracker.last_written(), made, gives + sized, self._is_thrifty, self._sizes)
         for read in sized:
@@ -193,8 +197,17 @@ class Recorder(TorchFunctionMode):
         outputs = [tensor.detach() for tensor in nesting.tensors(output)]
         return Recording(
             self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
-            self._asked_for(), cut.hand_over(),
+            self._asked_for(), cut.hand_over(), left, moving(self._operations, self._held), bool(buffers),
         )  # fmt: skip
+
+    def _set_buffers(self) -> dict[tuple[str, str], Read]:
+        """Find the buffers that the forward has set."""
+        return {
+            (path, name): self._look(tensor)
+            for path, module in self._model.named_modules()
+            for name, tensor in module._buffers.items()
+            if tensor is not None and id(tensor) not in self._homes
+        }
 
     def _asked_for(self) -> list[Read]:
         """Give the frozen tensors whose size Python was told, where both halves run."""
@@ -232,7 +245,7 @@ class Recorder(TorchFunctionMode):
             label, value = self._tracker.read(tensor)
             if value != call.inputs[at] and value is not None:
                 call.changed[at] = _made(tensor, value, label)
-        call.whole = _is_whole(call, output)
+        call.whole = is_whole(call, output)
         if call.path in self._at:
             self._reached.add(call.path)
             requires_grad = [tensor.requires_grad for tensor in nesting.tensors(output)]
@@ -302,6 +315,10 @@ class Recorder(TorchFunctionMode):
         self._note(op, leaves, versions, result, outputs)
         return iter(result) if func_name(func) == "__iter__" else result
 
+    def _memory(self, tensor: Tensor) -> int | None:
+        storage = self._tracker.storage(tensor, Label.CONSTANT)
+        return None if storage is None else storage.ref.cdata
+
     def _look(self, tensor: Tensor) -> Read:
         label, value = self._tracker.read(tensor)
         storage = self._tracker.storage(tensor)
@@ -352,46 +369,3 @@ def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | Non
         return Made(value, label, (), (), tensor.dtype, tensor.device, argument, Sized.VALUES)
     stride = () if tensor.layout is not torch.strided else tuple(tensor.stride())
     return Made(value, label, tuple(tensor.shape), stride, tensor.dtype, tensor.device, argument)
-
-
-def _is_whole(call: Call, output: Any) -> bool:
-    if any(m._forward_hooks or m._forward_pre_hooks for m in call.module.modules()):
-        return False  # a hook may carry values elsewhere
-    if not nesting.is_plain(output) or not call.made:
-        return False
-    if any(made.label is not Label.FROZEN or made.value is None for made in call.made):
-        return False
-    inner = list(call.walk())
-    if any(one.sets_attributes for one in inner):
-        return False  # the head may read what it leaves on a module
-    if any(one.left and not _is_found(call, one) for one in inner):
-        return False
-    if any(one.opaque for one in inner) and (
-        _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in inner)
-    ):
-        return False  # a number made from values, given or left on a module: the head must make its own
-    return not any(op.label is Label.TRAINABLE for one in inner for op in one.operations)
-
-
-def _is_found(outer: Call, inner: Call) -> bool:
-    """Say whether a module is where its path says, seen from another."""
-    prefix = f"{outer.path}." if outer.path else ""
-    if inner is outer:
-        return True
-    try:
-        return inner.path.startswith(prefix) and outer.module.get_submodule(inner.path[len(prefix) :]) is inner.module
-    except AttributeError:
-        return False
-
-
-@functools.cache
-def _stores_attributes(forward: Any) -> bool:
-    code = getattr(forward, "__code__", None)
-    return code is not None and any(step.opname == "STORE_ATTR" for step in dis.get_instructions(code))
-
-
-def _gives_numbers(output: Any) -> bool:
-    """Say whether a plain value holds a number, a flag or a text beside its tensors."""
-    if isinstance(output, bool | int | float | complex | str):
-        return True
-    return any(_gives_numbers(part) for part in nesting.parts(output))

@@ -1,7 +1,7 @@
 """The two halves of a split: `Trunk` runs what is frozen, `Head` what trains."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.errors import ReplayDriftError, ShapeError
 from forethought.fingerprint import fingerprint_of
+from forethought.inputs import batch_of, plain
 from forethought.plan import Plan
+from forethought.running import run_head, run_trunk
 from forethought.shell import Follower, modules_of, shell
-from forethought.trials import batch_of, plain, run_head, run_trunk
 
 Values = Tensor | tuple[Tensor, ...]
 
@@ -95,26 +96,9 @@ class Trunk(nn.Module):
         return self._run(owner.record_as_given(args, kwargs), args, kwargs)
 
     def _run(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
-        with _kept(plan.constants_written()):
-            body = shell(self.body) if plan.keeps_state else self.body
-            values = run_trunk(body, plan, args, kwargs)
+        values = run_trunk(shell(self.body) if plan.keeps_state else self.body, plan, args, kwargs)
         self._owner[0].remember(values, plan, batch_of(nesting.tensors((args, kwargs))))
         return values[0] if len(values) == 1 else values
-
-
-class _kept:  # noqa: N801  (a context manager, read as an adjective)
-    """Put tensors back: both halves run what is constant, and only the head's writing is to stay."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._before = [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for tensor, before in self._before:
-                tensor.copy_(before)
 
 
 class _undone_on_error:  # noqa: N801  (a context manager, read as an adjective)

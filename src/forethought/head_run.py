@@ -42,8 +42,8 @@ class HeadRun(Walk):
         args, kwargs = filled(self._plan.arguments, [self._placeholder(made, form) for made, form in self._plan.inputs])
         return args, kwargs
 
-    def output(self, result: Any) -> Any:
-        """Put stored tensors in the place of placeholders in the model's output.
+    def output(self, result: Any, body: nn.Module) -> Any:
+        """Put stored tensors in the place of placeholders in the model's output, and among its buffers.
 
         Raises:
             ReplayDriftError: the forward wrote into a stored tensor, which no recorded run did.
@@ -53,6 +53,10 @@ class HeadRun(Walk):
                 "Cannot replay: expected the head not to write into features, as when it was split, got one that is "
                 "written in place. Give it copies: split.head(values.clone())"
             )
+        for path, name in self._plan.recording.left:
+            buffers = body.get_submodule(path)._buffers
+            if (left := buffers.get(name)) is not None:
+                buffers[name] = self._resolved(left).clone()
         return nesting.replace(result, self._resolved)
 
     def _resolved(self, tensor: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: 
         last=example.last,
         crossing_of={c.value: at for at, c in enumerate(example.crossings) if c.settled <= c.value[0]},
         doubts=frozenset(),
+        moving=[],
+        stale=[],
         written=_written(example.operations),
     )
     plan.doubts = _doubts(example, joiner)

@@ -83,6 +83,8 @@ class Plan:
     last: int  # the operation by which the trunk has taken everything
     crossing_of: dict[Value, int]  # values that are not written into afterwards -> place in the frontier
     doubts: frozenset[Value]  # values whose size Python is told, though nothing but the values themselves tells it
+    moving: list[Read]  # buffers that the forward changes: the head's, not the trunk's
+    stale: list[str]  # such buffers that count as frozen nevertheless: rows computed from them may not be stored
     written: list[Read]  # the model's own tensors that constant operations write into, where both halves walk
     is_stretched: bool = False  # for sizes that were not recorded: it follows from plans for others
     siblings: tuple["Plan", ...] = ()  # of the same path, recorded on inputs of other sizes

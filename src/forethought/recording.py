@@ -65,7 +65,10 @@ class Read:
         if self.home is None:
             return self.outside
         module, name = self.home
-        return module._parameters.get(name, module._buffers.get(name))
+        for held in (module._parameters, module._buffers, module.__dict__):
+            if name in held:
+                return held[name]
+        return None
 
 
 @dataclass(eq=False, slots=True)
@@ -182,6 +185,9 @@ class Recording:
     outputs: list[Tensor]  # what the model gave, without a graph
     asked: list[Read]  # frozen tensors whose size Python was told, where both halves run
     handed: frozenset[Value]  # values that the head is given as they are
+    left: dict[tuple[str, str], Read]  # frozen values that the forward leaves as buffers, by (path, name)
+    moving: list[Read]  # buffers that the forward changes, and that something frozen reads
+    replaces: bool  # it sets buffers, old ones or new
 
     @property
     def last(self) -> int:

@@ -21,12 +21,13 @@ from forethought.candidates import find_candidates, within
 from forethought.errors import ShapeError, SplitError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Trunk
+from forethought.inputs import batch_of, inputs_of, plain, signature_of
 from forethought.padding import Padding
 from forethought.placement import placed
 from forethought.plan import Plan
 from forethought.recording import Label
 from forethought.stretching import Stretch
-from forethought.trials import batch_of, inputs_of, plain, record_plan, signature_of
+from forethought.trials import record_plan
 from forethought.variations import telling
 
 _MOST_PATHS = 16  # remembered for inputs of one form

@@ -23,7 +23,7 @@ from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 from forethought.held import Held
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size})
-_SHARED = ("_parameters", "_buffers")  # the shell has the very same
+_SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")  # the shell has the very same
 # Wrappers that change where or how fast a model runs, not what it computes: the shell is of what they hold.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
@@ -223,6 +223,8 @@ class _Copier:
             return value
         if name in {"_parameters", "_buffers"}:
             return value if self._tensors is None else self._own(value)
+        if name in _SHARED and self._tensors is None:
+            return value
         if name == "_modules":
             return {key: self._value(child, _join(path, key)) for key, child in value.items()}
         return self._value(value, _join(path, name))

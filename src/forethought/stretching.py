@@ -17,10 +17,11 @@ from forethought import nesting
 from forethought.curves import Curve, Curves, Sizes
 from forethought.errors import ForethoughtError, ReplayDriftError, ShapeError
 from forethought.forms import Form, FrontierTensor, Size
+from forethought.inputs import signature_of
 from forethought.operations import func_name
 from forethought.padding import Padding
 from forethought.plan import CallStep, OperationStep, Plan, Step
-from forethought.trials import record_plan, signature_of
+from forethought.trials import record_plan
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -4,9 +4,8 @@ Trials run on a shell of the model, with buffers and random state put back after
 is recorded on three samples and on two, and both halves run once on the two.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,21 +14,18 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.errors import (
     ForethoughtError,
-    IdentityError,
     InvisibleOperationError,
     NothingFrozenError,
     ReplayDriftError,
     SplitError,
 )
 from forethought.frontier import Recorder
-from forethought.head_run import HeadRun
-from forethought.identity import Digest
+from forethought.inputs import batch_of, inputs_of
 from forethought.joining import make_plan
-from forethought.padding import Padding
 from forethought.plan import Plan
-from forethought.recording import Position, Recording, Value
-from forethought.shell import active, shell
-from forethought.trunk_run import Finished, TrunkRun
+from forethought.recording import Position, Read, Recording, Value
+from forethought.running import eagerly, run_head, run_trunk
+from forethought.shell import shell
 from forethought.untouched import State, is_same, untouched
 from forethought.variations import is_alike, resized, rolled, telling, varied
 
@@ -54,9 +50,16 @@ def record_plan(
     trials = _Trials(model, at, args, kwargs)
     for _ in range(_MOST_SIZES):
         try:
-            return _recorded(trials, as_given)
+            plan = _recorded(trials, as_given)
+            trials.demand_no_memory()
+            return plan
         except _DoubtedError as doubted:
             trials.sizes |= doubted.values
+            trials.moving += doubted.moving
+        except NothingFrozenError:
+            if not trials.moving:
+                raise
+            trials.ignore_moving()
     raise InvisibleOperationError(
         f"Cannot split {type(model).__name__}: expected sizes that do not depend on values, got others that do, "
         "however many tensors cross. Cut after them: ft.split(model, x, at=<a later module>)"
@@ -64,11 +67,12 @@ def record_plan(
 
 
 class _DoubtedError(Exception):
-    """Python is told sizes that the recorded runs cannot foretell: record again, and let these values cross."""
+    """Python is told sizes that nothing foretells, or frozen code reads a buffer that moves: record with that known."""
 
-    def __init__(self, values: frozenset[Value]) -> None:
-        super().__init__(f"{len(values)} sizes")
+    def __init__(self, values: frozenset[Value] = frozenset(), moving: Sequence[Read] = ()) -> None:
+        super().__init__(f"{len(values)} sizes, {len(moving)} buffers")
         self.values = values
+        self.moving = moving
 
 
 def _recorded(trials: "_Trials", as_given: bool) -> Plan:
@@ -101,6 +105,8 @@ class _Trials:
         self._arguments = nesting.outline((args, kwargs), Position)
         self.is_thrifty = True
         self.sizes: set[Value] = set()  # that cross because Python asks for them
+        self.moving: list[Read] = []  # buffers that the forward changes
+        self.stale: list[str] = []  # their names, where the split would be empty if they counted
         self._body: nn.Module | None = None
         self._state: State  # of the body, as no trial has left it
         self._kept: untouched | None = None
@@ -112,6 +118,11 @@ class _Trials:
         """Begin anew, on a body that no failed trial has written on."""
         self.is_thrifty = True
         self._body = None
+
+    def ignore_moving(self) -> None:
+        """Split as if no buffer moved, since nothing is frozen otherwise: exact, but its rows do not keep."""
+        self.stale = [read.home[1] for read in self.moving if read.home is not None]
+        self.moving = []
 
     def quick(self) -> Plan:
         """Record three samples and two, in varied order, and check on the two.
@@ -193,13 +204,17 @@ class _Trials:
         plan = make_plan(recordings, sizes, self._arguments)
         if plan.doubts:
             raise _DoubtedError(plan.doubts)
+        plan.moving, plan.stale = self.moving, self.stale
         return plan
 
     def _record(self, tensors: list[Tensor]) -> Recording:
         with self._trial() as body:
             args, kwargs = self._filled(tensors)
-            recording = Recorder(body, self._at, self.is_thrifty, self.sizes).record(args, kwargs)
+            moved = [tensor for tensor in (read.now() for read in self.moving) if tensor is not None]
+            recording = Recorder(body, self._at, self.is_thrifty, self.sizes, moved).record(args, kwargs)
         self._note_state()
+        if recording.moving and not self.stale:
+            raise _DoubtedError(moving=recording.moving)
         return recording
 
     def _check_unwatched(self, plan: Plan, inputs: list[Tensor], company: list[Tensor]) -> None:
@@ -269,6 +284,30 @@ class _Trials:
             finally:
                 self._note_state()
 
+    def demand_no_memory(self) -> None:
+        """Demand that a model that changes its attributes gives the same in its next run.
+
+        Raises:
+            SplitError: it does not: what it keeps in Python is another thing in either half.
+        """
+        if not self._keeps_state:
+            return
+        few = resized(self._inputs, self._batch, min(self._batch, _FEW))
+        self._body = None
+        body, runs = self._fresh(), []
+        for _ in range(2):
+            with torch.inference_mode(False), eagerly(), self._kept or untouched(body):
+                args, kwargs = self._filled(few)
+                runs.append(nesting.tensors(body(*args, **kwargs)))
+        self._body = None
+        if not _all_same(*runs):
+            names = ", ".join(sorted(self._writes - {"_buffers"})[:4])
+            raise SplitError(
+                f"Cannot split {type(self._model).__name__}: expected it to give the same twice, got other outputs the "
+                f"second time: its forward changes attributes that it reads ({names}). Keep such a state in a buffer: "
+                "self.register_buffer(name, tensor)"
+            )
+
     def _has_fast_path(self) -> bool:
         """Say whether torch may choose another kernel for a module when nobody watches."""
         return any(isinstance(module, _FAST) for module in self._model.modules())
@@ -298,94 +337,6 @@ class _Trials:
 
     def _filled(self, tensors: list[Tensor]) -> Any:
         return nesting.replace(self._arguments, lambda position: tensors[position.at].clone(), Position)
-
-
-def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-    inputs = nesting.tensors((args, kwargs))
-    trainable = [parameter for parameter in body.parameters() if parameter.requires_grad]
-    run = TrunkRun(plan, batch_of(inputs), trainable)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            run.begin(inputs)
-            with active(run), run, eagerly():
-                body(*args, **kwargs)
-    except Finished:
-        return run.values
-    raise ReplayDriftError(
-        "Cannot run the trunk: expected its forward to reach the frontier as it did when it was split, got its end. "
-        "The forward took another path; split it again in the form in which it runs."
-    )
-
-
-def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
-    run = HeadRun(plan, values, batch)
-    args, kwargs = run.arguments()
-    try:
-        with active(run), run, eagerly():
-            result = body(*args, **kwargs)
-    except RuntimeError as err:
-        if "Cannot replay" not in str(err) or isinstance(err, ForethoughtError):
-            raise
-        raise InvisibleOperationError(  # the script interpreter wraps our own error in its own
-            "Cannot replay: expected to see every operation on frozen values, got scripted code that computes with "
-            "them. Cut after it: ft.split(model, x, at=<a later module>)"
-        ) from err
-    return run.output(result)
-
-
-def eagerly() -> AbstractContextManager[Any]:
-    """Run functions that `torch.compile` decorates as they are written. Where nothing compiles, this costs nothing."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """Give a tensor without a graph, and with a version counter, which inference tensors lack."""
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    inputs = [plain(tensor) for tensor in nesting.tensors((args, kwargs))]
-    if not inputs:
-        raise SplitError(
-            "Cannot split: expected example inputs with at least one tensor, got none. "
-            "Pass some: ft.split(model, torch.randn(2, 3, 224, 224))"
-        )
-    return inputs
-
-
-def batch_of(inputs: Sequence[Tensor]) -> int:
-    """Take the first axis of the first tensor as the batch."""
-    return next((tensor.shape[0] for tensor in inputs if tensor.ndim), 0)
-
-
-def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any], padding: Padding | None = None) -> Any:
-    """Tell inputs apart by everything that the recorded path may depend on, but not by the batch size.
-
-    Args:
-        args: The inputs.
-        kwargs: Keyword inputs.
-        padding: Which of their axes do not count either.
-    """
-    inputs = nesting.tensors((args, kwargs))
-    batch = batch_of(inputs)
-    shapes = [list(t.shape[1:]) if t.ndim and t.shape[0] == batch else [None, *t.shape] for t in inputs]
-    for shape, leaf in zip(shapes, padding.leaves if padding else (), strict=False):
-        for axis, measure in leaf.axes:
-            shape[axis - 1] = (measure,)
-    forms = tuple((tuple(shape), t.dtype, t.device.type, _order(t)) for shape, t in zip(shapes, inputs, strict=True))
-    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-    rest = nesting.outline((args, kwargs))
-    try:
-        others = Digest().add(rest).hex()
-    except IdentityError:
-        others = repr(rest)
-    return forms, others, repr(autocast)
-
-
-def _order(tensor: Tensor) -> bool:
-    """Tell the layouts apart in which `contiguous()` gives the tensor itself, or a copy."""
-    return tensor.is_contiguous()
 
 
 def _all_same(a: list[Tensor], b: list[Tensor]) -> bool:

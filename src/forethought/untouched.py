@@ -1,6 +1,8 @@
 """What a run of a model may leave behind: seen, and put back."""
 
+import copy
 import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,11 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
 
     def __init__(self, body: nn.Module) -> None:
         modules = modules_of(body)
-        self._dictionaries = [(held, dict(held)) for m in modules for held in (m._buffers, m._parameters)]
+        self._held = [
+            (held, copy.copy(held))
+            for module in modules
+            for held in (module._buffers, module._parameters, module._non_persistent_buffers_set)
+        ]
         tensors = {id(tensor): tensor for module in modules for tensor in tensors_of(module)}
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         self._generators = [own for _, own in generators_of(("", module) for module in modules)]
@@ -62,14 +68,44 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
             own.put_back(state)
         self._random.__exit__(*error)
         self._alone.__exit__()
-        for held, before in self._dictionaries:
-            if list(held) != list(before) or any(held[name] is not before[name] for name in held):
-                held.clear()
-                held.update(before)  # type: ignore[arg-type]
+        put_back(self._held)
         with torch.no_grad():
             for tensor, was in self._tensors:
                 if not is_same(tensor, was):
                     tensor.copy_(was)
+
+
+class kept:  # noqa: N801  (a context manager, read as an adjective)
+    """Put tensors, and the buffers of modules, back: both halves run what is constant, only the head's is to stay.
+
+    Args:
+        tensors: Put back to the numbers that they hold.
+        modules: Given the buffers back that they hold.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], modules: Sequence[nn.Module]) -> None:
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._held = [(held, copy.copy(held)) for m in modules for held in (m._buffers, m._non_persistent_buffers_set)]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        put_back(self._held)
+        with torch.no_grad():
+            for tensor, before in self._tensors:
+                tensor.copy_(before)
+
+
+def put_back(held: Iterable[tuple[Any, Any]]) -> None:
+    """Let dictionaries and sets hold what they held, each given with a copy from before."""
+    for now, before in held:
+        is_changed = (
+            now != before if isinstance(now, set) else list(map(id, now.values())) != list(map(id, before.values()))
+        )
+        if is_changed:
+            now.clear()
+            now.update(before)
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:

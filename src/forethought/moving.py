@@ -1,0 +1,54 @@
+"""Buffers that the forward itself changes where both halves run: counters, running means, memory banks.
+
+What is computed from one is not frozen: it changes as the head trains, or with each call. So these are labelled like
+parameters that train: the head reads and changes them, the trunk neither.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from forethought.recording import Label, Operation, Read, Value
+
+
+def moving(operations: Sequence[Operation], held: Sequence[Read]) -> list[Read]:
+    """List the model's own tensors that the forward changes, and that something frozen reads.
+
+    Args:
+        operations: All operations of a run, with the calls around them known to be whole or not.
+        held: What the model held before the run.
+    """
+    changed = {read.memory for read in held if read.now() is not read.outside}
+    memories = {read.memory for read in held} - {None}
+    for op in operations:
+        if op.changed and op.call.outermost_whole() is None:
+            changed |= {op.reads[at].memory for at in op.changed} & memories
+    seen = _read_by_frozen(operations, changed) if changed else set()
+    return [read for read in held if read.memory in seen]
+
+
+def _read_by_frozen(operations: Sequence[Operation], changed: set[int | None]) -> set[int | None]:
+    """Tell which of these memories something frozen is computed from, by way of constants or not."""
+    behind: dict[Value | None, set[int | None]] = {}  # constants that are computed from them
+    seen: set[int | None] = set()
+    for op in operations:
+        found = {read.memory for read in op.reads} & changed
+        for read in op.reads:
+            found |= behind.get(read.value, set())
+        if op.label is Label.FROZEN:
+            seen |= found
+        elif op.label is Label.CONSTANT and found:
+            behind |= {made.value: found for made in (*op.made, *op.changed.values()) if made.value is not None}
+    return seen
+
+
+def held_by(modules: Sequence[nn.Module], memory_of: Callable[[Tensor], int | None]) -> list[Read]:
+    """List the tensors that modules hold."""
+    found = []
+    for module in modules:
+        for names in (module._parameters, module._buffers, module.__dict__):
+            for name, tensor in names.items():
+                if isinstance(tensor, Tensor):
+                    home = module, name
+                    found.append(Read(Label.CONSTANT, None, tensor, memory=memory_of(tensor), home=home))
+    return found
