@@ -292,12 +292,11 @@ class _Trials:
         """
         if not self._keeps_state:
             return
-        few = resized(self._inputs, self._batch, min(self._batch, _FEW))
         self._body = None
         body, runs = self._fresh(), []
         for _ in range(2):
             with torch.inference_mode(False), eagerly(), self._kept or untouched(body):
-                args, kwargs = self._filled(few)
+                args, kwargs = self._filled(self._inputs)
                 runs.append(nesting.tensors(body(*args, **kwargs)))
         self._body = None
         if not _all_same(*runs):
