@@ -114,7 +114,7 @@ MAY_IMPORT = {
         "verification",
     },
     # What is made of it.
-    "fitting": {"heads"},
+    "fitting": {"heads", "ledger", "store"},
     "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},
     "assembly": {"halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
     "regress": {"assembly", "features", "halves", "heads", "nesting", "placeholder", "recording", "replay"},

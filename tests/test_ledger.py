@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -690,3 +691,69 @@ def test_find_powercap_in_a_phase(tmp_path):
     assert found["package-0"].energy_j == pytest.approx(1.0)
     assert found["package-0/dram"].energy_j is not None
     assert phase.energy_j == pytest.approx(1.0 + found["package-0/dram"].energy_j)
+
+
+def fit_heads(train, val, names=("a", "b"), **options):
+    heads = {name: nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)) for name in names}
+    return ft.fit(train, val, heads, progress=False, **{"epochs": 3, "batch_size": 16} | options)
+
+
+def features_in(path, rows_count, seed):
+    torch.manual_seed(seed)
+    return ft.extract(make_model(), (torch.randn(rows_count, 4), torch.randn(rows_count)), path)
+
+
+def test_fit_writes_heads_and_the_rows_they_were_fed(tmp_path):
+    """A pass over the data counts once, however many heads shared it; each head is told with its score and cost."""
+    train, val = features_in(tmp_path, 50, 1), features_in(tmp_path, 20, 2)
+    results = fit_heads(train, val, patience={"a": 1}, epochs={"b": 4})
+    (fit,) = [row for row in rows(tmp_path) if row.phase == "fit"]
+    epochs = max(len(result.metrics) for result in results)
+    assert (fit.facts["epochs"], fit.facts["rows_fed"]) == (epochs, epochs * 70)
+    assert fit.facts["fed"] == {train.table.fingerprint: epochs * 70}
+    assert {head["name"]: head["score"] for head in fit.facts["heads"]} == {r.name: r.score for r in results}
+    (read,) = [row for row in rows(tmp_path) if row.parent == fit.span]
+    assert read.phase == "read"
+    assert 0 < read.time_s <= fit.time_s
+
+
+def test_fit_of_tensors_is_told_to_the_ledger_around_it(tmp_path):
+    """Without a store there is nothing beside it to write to; a ledger around the work is told all the same."""
+    tensors = torch.randn(40, 8), torch.randn(40)
+    fit_heads(tensors, tensors)
+    with ft.Ledger(tmp_path, meter=None):
+        fit_heads(tensors, tensors)
+    (fit,) = [row for row in rows(tmp_path) if row.phase == "fit"]
+    assert (fit.facts["fed"], fit.facts["rows_fed"]) == ({}, 240)
+
+
+def test_a_fit_that_fails_was_paid_for(tmp_path):
+    """A fit that raises is in the ledger, without rows that were fed."""
+    train = features_in(tmp_path, 20, 1)
+    with pytest.raises(ft.ForethoughtError):
+        ft.fit(train, train, {"bad": nn.Linear(8, 3)}, progress=False)
+    (fit,) = [row for row in rows(tmp_path) if row.phase == "fit"]
+    assert (fit.outcome, fit.facts.get("fed")) == ("failed", None)
+
+
+def test_asides_add_up(tmp_path):
+    """What goes on again and again is one row: its seconds and counts are sums."""
+    with ft.Ledger(tmp_path, meter=None).phase("work") as phase:
+        for _ in range(3):
+            phase.aside("write", 0.5, rows=2, note="x")
+    (write,) = [row for row in rows(tmp_path) if row.phase == "write"]
+    assert (write.time_s, write.facts) == (1.5, {"rows": 6, "note": "x"})
+
+
+def test_a_store_that_vanished_costs_the_account_and_not_the_fit(tmp_path, caplog):
+    """Rows that are in memory train heads; the store is not made again, half, to hold an account."""
+    import shutil
+
+    train = features_in(tmp_path / "s", 20, 1)
+    for _ in train.batches(8):
+        pass
+    shutil.rmtree(tmp_path / "s")
+    with caplog.at_level(logging.WARNING, "forethought"), suppress(OSError):
+        fit_heads(train, train)  # its rows may be gone, which is another matter
+    assert not (tmp_path / "s").exists()
+    assert "is not kept" in caplog.text

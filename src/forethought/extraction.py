@@ -95,7 +95,7 @@ def extract(
     started = time.perf_counter()
     _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
-    with phase_in(store, "extract") as phase:
+    with phase_in(store.place, "extract", readonly=store.readonly) as phase:
         trunk = FrozenPart(model, at, device, dtype)
         samples = Samples(
             dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
@@ -225,7 +225,6 @@ class _Extraction:
                     writer.flush()
                     committed = time.perf_counter()
                     division.release(but=where[-1:].tolist())
-                self._phase.lap()
         finally:
             if writer is not None:
                 try:

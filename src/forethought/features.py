@@ -26,7 +26,7 @@ from forethought.outcome import ExtractionReport
 from forethought.precision import Coding
 from forethought.replay import Split
 from forethought.selection import Which, deal, labels_of, rows_of
-from forethought.store import DamagedSegmentError, Store, Table
+from forethought.store import DamagedSegmentError, Table
 from forethought.targets import take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 
@@ -308,8 +308,8 @@ class Features(Dataset[Any]):
                 "set. Verify those that were pickled, or extract again: ft.extract(model, dataset, store).verify()"
             )
         places = spread(len(self), n, seed)
-        store = Store.on(self.table.place, readonly=self.table.readonly)
-        with phase_in(store, "verify", table=self.table.fingerprint, rows=len(places)):
+        facts = {"table": self.table.fingerprint, "rows": len(places)}
+        with phase_in(self.table.place, "verify", readonly=self.table.readonly, **facts):
             return self._verified(self.samples, places)
 
     def _verified(self, samples: Samples, places: Sequence[int]) -> Verification:

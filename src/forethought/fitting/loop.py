@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from forethought.errors import FitError
 from forethought.fitting.board import Board
+from forethought.fitting.costs import facts_of, phase_for
 from forethought.fitting.measures import Measure, name_of
 from forethought.fitting.options import MakeOptimizer, PerHead, check_count, options_by_head
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.results import Results, check_comparable
 from forethought.fitting.rows import Batches, as_batches
 from forethought.fitting.trainee import Trainee
+from forethought.ledger import Phase
 
 Rows = Batches | tuple[Tensor, Tensor]
 
@@ -110,15 +112,16 @@ def fit(
     if test is not None:
         check_comparable(is_comparable, "score the best head on test rows")
     where = torch.device(device) if device is not None else _device_of(modules.values())
-    with random_state_kept(seed, where):
+    with phase_for(train) as phase, random_state_kept(seed, where):
         trainees = [Trainee(name, module, options[name], where, seed) for name, module in modules.items()]
-        loop = _Loop(batch_size, seed, where)
+        loop = _Loop(batch_size, seed, where, phase)
         interrupted = loop.run(trainees, train, val, is_shown=progress and sys.stderr.isatty())
         for trainee in trainees:
             trainee.finish()
         ranked = sorted(trainees, key=lambda t: t.rank) if is_comparable else trainees
         is_tested = test is not None and not interrupted and ranked[0].is_ranked
         test_score = loop.score(ranked[:1], test)[0] if test is not None and is_tested else None
+        phase.add(**facts_of(ranked, train, val))
     return Results(
         ranked=tuple(trainee.result() for trainee in ranked),
         metric=_metric_of(options.values()),
@@ -132,8 +135,8 @@ def fit(
 class _Loop:
     """Batches of one size, in the order of one seed, each given to every head."""
 
-    def __init__(self, batch_size: int, seed: int, device: torch.device) -> None:
-        self.batch_size, self.seed, self.device = batch_size, seed, device
+    def __init__(self, batch_size: int, seed: int, device: torch.device, phase: Phase) -> None:
+        self.batch_size, self.seed, self.device, self.phase = batch_size, seed, device, phase
 
     def run(self, trainees: Sequence[Trainee], train: Batches, val: Batches, *, is_shown: bool) -> bool:
         """Train until every head is done; return whether Ctrl-C ended it first."""
@@ -156,7 +159,8 @@ class _Loop:
     def score(self, active: Sequence[Trainee], features: Batches) -> list[float]:
         """Return each head's metric: the sum over all rows, divided once, so that a short batch weighs less."""
         rows = 0
-        for values, targets in features.batches(self.batch_size, epoch=0, device=self.device):
+        batches = features.batches(self.batch_size, epoch=0, device=self.device)
+        for values, targets in self.phase.timed("read", batches):
             widened = _Widened(values)
             for trainee in active:
                 trainee.add_scores(widened.to(trainee.dtype), targets)
@@ -169,9 +173,8 @@ class _Loop:
     def _train_epoch(self, active: Sequence[Trainee], train: Batches, epoch: int, board: Board) -> list[float]:
         """Take every head through the rows once; return each one's mean training loss."""
         rows = 0
-        for values, targets in train.batches(
-            self.batch_size, shuffle=True, seed=self.seed, epoch=epoch, device=self.device
-        ):
+        batches = train.batches(self.batch_size, shuffle=True, seed=self.seed, epoch=epoch, device=self.device)
+        for values, targets in self.phase.timed("read", batches):
             widened = _Widened(values)
             for trainee in active:
                 if epoch == 0 and rows == 0:

@@ -68,19 +68,23 @@ class Ledger:
         watts: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if place is not None and not isinstance(place, Store):
+        if isinstance(place, str | os.PathLike):
             path = os.fspath(place)
             place = Store(path) if "://" in path else Path(os.path.abspath(path))
-        self.place: Place | None = Folder(place) if isinstance(place, Path) else place.place if place else None
-        is_kept = self.place is not None and not (isinstance(place, Store) and place.readonly)
-        self._journals = (
-            [journal_of(self.place, makes_root=isinstance(place, Path))] if is_kept and self.place is not None else []
-        )
+        found: Place | None
+        if isinstance(place, Store):
+            is_kept, makes_root, found = not place.readonly, False, place.place
+        else:
+            is_kept, makes_root, found = place is not None, True, Folder(place) if place is not None else None
+        self._settle(found, [journal_of(found, makes_root=makes_root)] if is_kept and found is not None else [])
         self._meter = meter
         self._declared = None if watts is None else DeclaredMeter(watts, clock)
         self._clock = clock
         self._found: tuple[MeterReport, Names] | None = None
         self._tokens: list[Token[Ledger | None]] = []
+
+    def _settle(self, place: Place | None, journals: list[Journal]) -> None:
+        self.place, self._journals = place, journals
 
     def __repr__(self) -> str:
         return f"Ledger({None if self.place is None else self.place.url!r})"
@@ -171,7 +175,7 @@ class Phase:
         self._ledger = ledger
         self._journals = [*ledger._journals, *also]
         self._rows: list[Row] = []
-        self._asides: list[tuple[str, float, dict[str, Any]]] = []
+        self._asides: dict[str, tuple[float, dict[str, Any]]] = {}
         self._part: Part | None = None
         self._mine: frozenset[str] = frozenset()
 
@@ -226,11 +230,16 @@ class Phase:
         return self._ledger.meters
 
     def aside(self, name: str, time_s: float, **facts: Any) -> None:
-        """Tell of something that went on within this phase, beside its other work: its seconds are known alone."""
-        self._asides.append((name, time_s, facts))
+        """Tell of something that went on within this phase, beside its other work: its seconds are known alone.
+
+        Told again, seconds and counts add up.
+        """
+        known_s, known = self._asides.get(name, (0.0, {}))
+        added = {key: known.get(key, 0) + value if isinstance(value, int) else value for key, value in facts.items()}
+        self._asides[name] = known_s + time_s, known | added
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Give items as they come, and tell how long each was waited for, in all."""
+        """Give items as they come, tell how long was waited for them in all, and lap."""
         waited_s, iterator = 0.0, iter(items)
         try:
             while True:
@@ -239,6 +248,7 @@ class Phase:
                 waited_s += time.perf_counter() - began
                 if item is _END:
                     return
+                self.lap()
                 yield cast("T", item)
         finally:
             self.aside(name, waited_s)
@@ -332,7 +342,7 @@ class Phase:
         return [
             Row(secrets.token_hex(8), name, within.machine, within.start, time_s, self.span,
                 reason=reason, outcome="done", facts=facts)
-            for name, time_s, facts in self._asides
+            for name, (time_s, facts) in self._asides.items()
         ]  # fmt: skip
 
 
@@ -341,14 +351,19 @@ def active_ledger() -> Ledger | None:
     return _active.get()
 
 
-def phase_in(store: Store | None, name: str, **facts: Any) -> Phase:
-    """Measure a stretch of the library's own work, for the ledger around it and the store's. Neither need be there."""
+def phase_in(place: Place | None, name: str, *, readonly: bool = False, **facts: Any) -> Phase:
+    """Measure a stretch of the library's own work, for the ledger around it and that of a store.
+
+    Neither need be there. The store is not opened, and not made: one that is gone costs the account, not the work.
+    """
+    journals = [] if place is None or readonly else [journal_of(place)]
     active = active_ledger()
-    if active is None:
-        return Phase(Ledger(store, meter="auto" if store is not None else None), name, facts)
-    own = active.place
-    is_elsewhere = store is not None and not store.readonly and (own is None or own.url != store.url)
-    return Phase(active, name, facts, [journal_of(store.place)] if store is not None and is_elsewhere else [])
+    if active is not None:
+        is_same = active.place is not None and place is not None and active.place.url == place.url
+        return Phase(active, name, facts, [] if is_same else journals)
+    ledger = Ledger(None, meter="auto" if journals else None)
+    ledger._settle(place, journals)
+    return Phase(ledger, name, facts)
 
 
 def _find(meter: AnyMeter) -> MeterReport:

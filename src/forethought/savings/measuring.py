@@ -18,7 +18,6 @@ from forethought.ledger.spans import spans_of
 from forethought.savings.sampling import sample
 from forethought.savings.saving import Saving
 from forethought.savings.spending import spent_on
-from forethought.store import Store
 
 TrainStep = Callable[[Any, Any], object]
 
@@ -89,7 +88,7 @@ def measure_saving(
         "device": where.type,
         "threads": torch.get_num_threads(),
     }
-    with phase_in(Store.on(train.table.place, readonly=train.table.readonly), "measure", **facts) as phase:
+    with phase_in(train.table.place, "measure", readonly=train.table.readonly, **facts) as phase:
         comparison = sample(
             phase,
             _Uncached(train, batch_size, where, steps[0]),
