@@ -38,6 +38,12 @@ def _no_meter_of_the_user(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _nothing_probed(monkeypatch):
+    """Each test finds every trunk as a new process would."""
+    monkeypatch.setattr("forethought.frozen._PROBED", {})
+
+
+@pytest.fixture(autouse=True)
 def _torch_as_it_was():
     """A test that changes torch's global state must not change the next one."""
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from forethought import nesting
+from forethought.dispatch import DispatchMode
 from forethought.identity import Digest
 from forethought.shell import active, shell
 from forethought.untouched import untouched
@@ -104,7 +104,7 @@ def where_runs(kernel: str, body: nn.Module, given: Arguments) -> str | None:
     return found
 
 
-class _Kernel(TorchDispatchMode):
+class _Kernel(DispatchMode):
     """Notes where a kernel runs for the first time."""
 
     def __init__(self, kernel: str, calls: _Calls) -> None:

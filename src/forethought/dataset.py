@@ -18,7 +18,7 @@ from forethought.batch import Batch, Parting
 from forethought.chance import RandomStatesKept
 from forethought.columns import columns_of, length_of, rows_of
 from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError
-from forethought.reading import Collated, Reader, Stream, load
+from forethought.reading import Collated, IndexLists, Reader, Stream, load
 from forethought.targets import join_targets
 from forethought.watching import Seen
 
@@ -182,7 +182,7 @@ class Samples:
                 chosen = slice(int(part[0]), int(part[-1]) + 1) if together else part
                 yield self._parting.part(rows_of(self._columns, chosen)), []
         elif self.is_indexed:
-            batches = [part.tolist() for part in self._batches(indices)]
+            batches = IndexLists(self._batches(indices))
             is_plain = self._draw is None and self._lent.get("worker_init_fn") is not None
             source = self._dataset if is_plain else Reader(self._dataset, self._draw, watches=True)
             yield from self._loaded(source, batches, self._workers, self._lent)

@@ -21,6 +21,7 @@ from forethought.division import Division
 from forethought.errors import DataError, StoreError
 from forethought.features import Features, View
 from forethought.frozen import FrozenPart, MistakenNoteError
+from forethought.identity import KEY_BYTES
 from forethought.ledger import Phase, phase_in, price_of_reuse, record_run, run_facts
 from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
@@ -204,6 +205,7 @@ class _Extraction:
         """Read samples; compute and store the rows that are missing and nobody else is at."""
         fresh: set[bytes] = set()
         writer: Any = None
+        stored = 0
         committed = time.perf_counter()
         try:
             for where, keys, batch in self._phase.timed(
@@ -220,6 +222,8 @@ class _Extraction:
                     with self._trunk.placed():
                         writer.append(keys[missing], self._trunk.rows(part, where[missing]))
                     self.rows_computed += len(missing)
+                    if writer.rows_written > stored:  # these rows are found in the table from now on
+                        stored, fresh = writer.rows_written, self._unstored(fresh)
                     self._phase.add(rows_computed=self.rows_computed)
                 if writer is not None and time.perf_counter() - committed > _COMMIT_S:
                     writer.flush()
@@ -246,6 +250,12 @@ class _Extraction:
         for row in np.flatnonzero(self.table.locate(keys)[:, 0] < 0).tolist():
             rows.setdefault(keys[row].tobytes(), row)
         return np.array([row for key, row in rows.items() if key not in fresh], np.int64)
+
+    def _unstored(self, keys: set[bytes]) -> set[bytes]:
+        """Choose the keys that the table does not hold: a set of all would grow with the data set."""
+        listed = list(keys)
+        places = self.table.locate(np.frombuffer(b"".join(listed), np.uint8).reshape(-1, KEY_BYTES))
+        return {listed[at] for at in np.flatnonzero(places[:, 0] < 0).tolist()}
 
     def _drop_damaged(self, places: np.ndarray) -> bool:
         """Read every segment that is to be served; leave out those whose bytes are not what was written."""

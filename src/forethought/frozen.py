@@ -47,6 +47,10 @@ _DTYPES = {
 }
 
 
+# What probing showed in this process, by fingerprint and device: a trunk is probed once, however many stores it fills.
+_PROBED: dict[tuple[str, str], dict[str, Any]] = {}
+
+
 class MistakenNoteError(Exception):
     """The store's note of a model does not say what the model does now: it must be recorded."""
 
@@ -105,17 +109,25 @@ class FrozenPart:
                 split.renew()
             check_still(split)
             fingerprint = self._fingerprint(split, example)
-            before = store.note(fingerprint) or {}  # of whoever probed this trunk before
-            is_probed = _is_number(before.get("probed")) and before["probed"] >= different
-            purity = None if is_probed else probe(split, example.to(self.device))
+            probed = self._probed(store, fingerprint, different)
             parts = parts_of(split.plan, self.model)
         table = self._table(store, samples, fingerprint, split.frontier, parts)
-        probed = before if purity is None else {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
         written = [tensor.to_json() for tensor in split.frontier]
         self._facts = {"trunk": fingerprint, "frontier": written, "probed": probed["probed"]}
         self._write_note(store, fingerprint, probed)
         self._write_note(store, key, self._facts)
         return table, split.frontier
+
+    def _probed(self, store: Store, fingerprint: str, different: int) -> dict[str, Any]:
+        """Say what probing this trunk with so many samples showed: here, a moment ago, or to whoever told the store."""
+        assert self._example is not None
+        here = (fingerprint, str(self.device))
+        for told in (_PROBED.get(here), store.note(fingerprint)):
+            if told is not None and _is_number(told.get("probed")) and told["probed"] >= different:
+                return told
+        purity = probe(self.split(), self._example.to(self.device))
+        _PROBED[here] = {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
+        return _PROBED[here]
 
     def _fingerprint(self, split: Split, example: Batch) -> str:
         try:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from forethought import nesting
+from forethought.dispatch import DispatchMode
 
 _WITHOUT = {type(None), bool, int, float, str, tuple, torch.Tensor}
 _CONTAINERS = {dict, OrderedDict, list, set}
@@ -108,7 +108,7 @@ def drawn_by(model: nn.Module, run: Callable[[], object], before: dict[str, Any]
     return f"{moved[0].partition(' (')[0]}, in every run" if random_states(model) != before else ""
 
 
-class Drawing(TorchDispatchMode):
+class Drawing(DispatchMode):
     """Sees the kernels that draw random numbers in this thread, scripted and compiled ones too."""
 
     def __init__(self) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from forethought import nesting
 from forethought.batch import Batch
 from forethought.blame import first_to_differ, where_runs
 from forethought.chance import Alone
+from forethought.dispatch import DispatchMode
 from forethought.errors import ImpureTrunkError
 from forethought.generators import Drawing, drawn_by, random_states
 from forethought.recording import Call, Label
@@ -237,7 +237,7 @@ def _decided(split: Split, batch: Batch) -> tuple[list[Tensor], list[Any]]:
     return rows, deciding.seen
 
 
-class _Deciding(TorchDispatchMode):
+class _Deciding(DispatchMode):
     """Sees what values decide in this thread: how much kernels are given, or which are run.
 
     Where that differs, a sample may be rounded otherwise without any fault: a mask that is left out if it masks

@@ -78,8 +78,21 @@ def _seed(seed: int, view: int, index: int) -> None:
     np.random.seed(number % 2**32)
 
 
+class IndexLists:
+    """Indices of batches as lists, each made when it is asked for: a DataLoader asks a few batches ahead."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (part.tolist() for part in self._parts)
+
+
 def load(
-    source: Any, collate: Collate, batches: Sequence[Sequence[int]] | int, workers: int, lent: dict[str, Any]
+    source: Any, collate: Collate, batches: Iterable[Sequence[int]] | int, workers: int, lent: dict[str, Any]
 ) -> Iterator[tuple[Any, list[Seen]]]:
     """Read batches with torch's DataLoader.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from forethought import manifest
@@ -14,7 +15,7 @@ from forethought.errors import DataError, StoreError
 from forethought.identity import KEY_BYTES
 from forethought.manifest import Manifest, OpenedFiles
 from forethought.store import Store, warn_not_kept
-from forethought.targets import is_same, join_targets, put, take
+from forethought.targets import Gathering, is_same, join_targets, put, take
 from forethought.watching import Seen
 
 Read = tuple[NDArray[np.int64], NDArray[np.uint8], Batch]
@@ -164,8 +165,8 @@ class Reading:
         self._roll = roll
         self._samples = samples
         self._probed = probed
-        self._keys: list[NDArray[np.uint8]] = []
-        self._targets: list[Any] = []
+        self._keys = Gathering(self.rows)
+        self._targets = Gathering(self.rows)
         self._rows = 0
 
     @property
@@ -181,8 +182,8 @@ class Reading:
             where = np.arange(self._rows, after) if self.indices is None else self.indices[self._rows : after]
             self._samples.check_probed(keys, where, self._probed)
             self._roll.note(where, seen)
-            self._keys.append(keys)
-            self._targets.append(batch.targets)
+            self._keys.add(torch.from_numpy(keys), len(keys))
+            self._targets.add(batch.targets, len(keys))
             self._rows = after
             yield where, keys, batch
         if not self._rows:
@@ -190,6 +191,4 @@ class Reading:
                 "Cannot extract features: expected an iterable that can be read again, got nothing the second time. "
                 "Pass the iterable itself, not an iterator over it."
             )
-        self._roll.enter(
-            self.indices, np.concatenate(self._keys), join_targets(self._targets, [len(k) for k in self._keys])
-        )
+        self._roll.enter(self.indices, self._keys.result().numpy(), self._targets.result())

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from forethought.dispatch import DispatchMode
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "linear", "mkldnn_linear", "lstm", "gru"}
 _PRODUCTS_IN = ("conv", "rnn", "attention", "lstm", "gru", "_fft", "grouped_mm")
 _SUMS_IN = ("norm", "softmax", "pool", "upsample", "cumsum", "logsumexp", "embedding_bag", "scatter_add", "index_add")
 
 
-class Rounding(TorchDispatchMode):
+class Rounding(DispatchMode):
     """Within a `with` block, adds random errors to what kernels of this thread give that add numbers up.
 
     The error of a sum of n numbers is drawn evenly from half of sqrt(n) units in the last place of a usual result,

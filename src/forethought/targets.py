@@ -66,6 +66,63 @@ def is_same(one: Any, other: Any) -> bool:
     return bool(one == other) or bool(one != one and other != other)  # not a number, twice
 
 
+class Gathering:
+    """Targets of successive batches, joined as they come.
+
+    Where they are tensors and their number is known they have a place of their own from the beginning: many small
+    pieces that stay would keep the memory of batches that went from being used again.
+
+    Args:
+        rows: Samples in all; None if that is not known.
+
+    Example:
+        >>> both = Gathering(4)
+        >>> for part in (torch.tensor([1, 2]), torch.tensor([3, 4])):
+        ...     both.add(part, 2)
+        >>> both.result()
+        tensor([1, 2, 3, 4])
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self._total = rows
+        self._room: Any = None
+        self._parts: list[Any] = []
+        self._sizes: list[int] = []
+
+    def add(self, targets: Any, rows: int) -> None:
+        """Take in the targets of a batch of so many samples."""
+        done = sum(self._sizes)
+        if not done and self._total is not None:
+            self._room = _room(_joined([targets], [rows]), rows, self._total)
+        if self._room is not None:
+            joined = _joined([targets], [rows])
+            if _room(joined, rows, 0) is not None and put(self._room, np.arange(done, done + rows), joined):
+                self._sizes = [done + rows]
+                return
+            self._parts, self._room = [take(self._room, slice(0, done))], None
+        self._parts.append(targets)
+        self._sizes.append(rows)
+
+    def result(self) -> Any:
+        """Give the targets of all samples. Raises as `join_targets` does."""
+        if self._room is None:
+            return join_targets(self._parts, self._sizes)
+        return self._room
+
+
+def _room(joined: Any, rows: int, total: int) -> Any:
+    """Make place for the targets of all samples, by those of some; None where these are not tensors alone."""
+    if type(joined) is Tensor and joined.ndim and len(joined) == rows and joined.layout is torch.strided:
+        plain = joined.is_cpu and not joined.requires_grad and not joined.is_quantized
+        return torch.empty((total, *joined.shape[1:]), dtype=joined.dtype) if plain else None
+    if isinstance(joined, tuple | dict) and joined:
+        parts = joined.values() if isinstance(joined, dict) else joined
+        rooms = [_room(part, rows, total) for part in parts]
+        if all(room is not None for room in rooms):
+            return dict(zip(joined, rooms, strict=True)) if isinstance(joined, dict) else tuple(rooms)
+    return None
+
+
 def join_targets(parts: Sequence[Any], rows: Sequence[int]) -> Any:
     """Join the targets of successive batches: a tensor or list by row, tuples and dictionaries by part.
 

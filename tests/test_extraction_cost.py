@@ -1,0 +1,79 @@
+"""What extraction takes beside the trunk: no compiler, one probe, and memory that a row hardly adds to."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from odd_models import Net
+
+import forethought as ft
+from forethought import extraction, frozen
+
+LARGE = """
+import sys, torch, forethought as ft
+
+def private_kb():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+
+class Rows(torch.utils.data.Dataset):
+    seen = {}
+
+    def __len__(self):
+        return 24_000
+
+    def __getitem__(self, index):
+        self.seen[index] = private_kb() if index in (8_000, 23_999) else None
+        return torch.randn(256, generator=torch.Generator().manual_seed(index)), index
+
+model = torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 2))
+model[0].requires_grad_(False)
+rows = Rows()
+ft.extract(model, rows, sys.argv[1], batch_size=256, segment_rows=2048)
+assert "torch._dynamo" not in sys.modules
+print(rows.seen[23_999] - rows.seen[8_000])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_hardly_grows_with_the_data_set_and_no_compiler_is_loaded(tmp_path):
+    """16,000 more rows of 1 KB in and 4 KB out: what is kept of each is its key, its place, its target."""
+    done = subprocess.run([sys.executable, "-c", LARGE, tmp_path / "store"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10_000  # it was 18,000 where pieces of batches kept the memory of others apart
+
+
+@pytest.mark.parametrize("segment_rows", [8, 20, 64])
+def test_keys_of_stored_rows_are_let_go_of(segment_rows, tmp_path, monkeypatch):
+    """Beside the table's own index, only the keys of rows that are under way are kept."""
+    kept = []
+    missing = extraction._Extraction._missing
+    monkeypatch.setattr(
+        extraction._Extraction,
+        "_missing",
+        lambda self, keys, fresh: kept.append(len(fresh)) or missing(self, keys, fresh),
+    )
+    x = torch.randn(400, 4)
+    features = ft.extract(Net(), torch.cat([x, x]), tmp_path, batch_size=4, segment_rows=segment_rows)
+    assert features.report.rows_computed == 400
+    assert max(kept) <= 2 * segment_rows
+
+
+def test_a_trunk_is_probed_once_in_a_process(tmp_path, monkeypatch):
+    """However many stores it fills; another trunk is probed for itself, and so is one that is given more samples."""
+    probed = []
+    probe = frozen.probe
+    monkeypatch.setattr(frozen, "probe", lambda *args: probed.append(1) or probe(*args))
+    net = Net()
+    for store in "abc":
+        ft.extract(net, torch.randn(20, 4), tmp_path / store)
+    assert len(probed) == 1
+    ft.extract(net, torch.randn(2, 4), tmp_path / "d")
+    assert len(probed) == 1
+    with torch.no_grad():
+        next(iter(net.parameters())).add_(1)
+    ft.extract(net, torch.randn(2, 4), tmp_path / "a")
+    ft.extract(net, torch.randn(2, 4), tmp_path / "e")
+    assert len(probed) == 2
+    ft.extract(net, torch.randn(20, 4), tmp_path / "f")
+    assert len(probed) == 3
