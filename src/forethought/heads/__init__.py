@@ -10,12 +10,15 @@ A head never sees the model that its features came from.
 from forethought.heads.calibrator import AnchorCalibrator
 from forethought.heads.certificate import Certificate, Claim
 from forethought.heads.circular import CircularSpline
+from forethought.heads.conformal import Conformal, Coverage, conformalize
 from forethought.heads.conversion import as_regressor
 from forethought.heads.corn import CornHead
 from forethought.heads.cumulative import CumulativeLink
+from forethought.heads.exporting import Exported, export, exported_program, onnx_runtime
 from forethought.heads.falsification import Counterexample, Falsification
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
+from forethought.heads.means import ClassMean, class_means
 from forethought.heads.mlp import MLPHead
 from forethought.heads.multi import MultiHead
 from forethought.heads.partial import PartialMonotone
@@ -29,9 +32,13 @@ __all__ = [
     "Certificate",
     "CircularSpline",
     "Claim",
+    "ClassMean",
+    "Conformal",
     "CornHead",
     "Counterexample",
+    "Coverage",
     "CumulativeLink",
+    "Exported",
     "Falsification",
     "Head",
     "HistogramHead",
@@ -40,6 +47,11 @@ __all__ = [
     "PartialMonotone",
     "PrototypeExact",
     "as_regressor",
+    "class_means",
     "class_prototypes",
+    "conformalize",
+    "export",
+    "exported_program",
     "from_config",
+    "onnx_runtime",
 ]

@@ -14,7 +14,7 @@ from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.histogram import HistogramHead, padding
 from forethought.heads.interface import Head
 from forethought.heads.latents import ExpectedClass, class_weights, exceedances_of
-from forethought.heads.layers import dtype_of, hidden_of, run_in_full
+from forethought.heads.layers import dtype_of, hidden_of, in_evaluation, run_in_full
 from forethought.heads.logits import Anchored, Classifier, anchored_classes, classifier_of
 from forethought.heads.mlp import MLPHead
 from forethought.heads.options import check_option
@@ -155,11 +155,8 @@ class _Source:
 
     def weights(self, features: Tensor) -> Tensor:
         """Return the classifier's weights (N, K) of the classes that have an anchor."""
-        was_training = self.net.training
-        with torch.no_grad():
-            weights = class_weights(run_in_full(self.net.eval(), features), self.activation)
-        self.net.train(was_training)
-        return weights
+        with in_evaluation(self.net), torch.no_grad():
+            return class_weights(run_in_full(self.net, features), self.activation)
 
     def spanning(self, features: Tensor) -> Tensor:
         """Return the classifier's expected class (N,), scaled to -1..1."""

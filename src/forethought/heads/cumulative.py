@@ -63,6 +63,7 @@ class CumulativeLink(Head):
     """
 
     kind: ClassVar[str] = "cumulative"
+    held_sharpness: Tensor | None
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class CumulativeLink(Head):
                 latent, in_features, len(self.scale), hidden=self.hidden, dropout=dropout, dtype=dtype
             )
         self.latent_net: nn.Module = latent
+        self.register_buffer("held_sharpness", None, persistent=False)
         self.sharpness_raw = nn.Parameter(torch.full((), 2.0, dtype=dtype))
 
     @property
@@ -120,7 +122,13 @@ class CumulativeLink(Head):
     @property
     def sharpness(self) -> Tensor:
         """The slope a > 0 of every link, per class unit: a scalar."""
+        if self.held_sharpness is not None:
+            return self.held_sharpness
         return F.softplus(self.sharpness_raw.to(self.scale.values.dtype)) + _MIN_SHARPNESS
+
+    def bake(self, dtype: torch.dtype) -> None:
+        """Hold what is computed from parameters as numbers: another runtime would compute it with other last bits."""
+        self.register_buffer("held_sharpness", self.sharpness.detach(), persistent=False)
 
     def latent(self, features: Tensor) -> Tensor:
         """Return where each sample lies on the line of classes: (B, D) -> (B,), in class units."""

@@ -24,7 +24,7 @@ def piece_of(x: Tensor, knots: Tensor, *, is_unit: bool = False) -> Tensor:
     last = int(knots.shape[0]) - 2
     if is_unit:
         # NaN as a whole number differs from one machine to another.
-        return x.detach().nan_to_num(0.0).long().clamp(0, last)
+        return torch.where(x.isnan(), torch.zeros_like(x), x).detach().long().clamp(0, last)
     piece = torch.zeros_like(x, dtype=torch.long)
     step = (1 << last.bit_length()) >> 1
     while step:

@@ -112,6 +112,14 @@ def search(walks: Sequence[Walk], hits: Sequence[Hit], tries: int = 1_000_000, s
     return Falsification(run, tuple(found))
 
 
+def ladders(walk: Walk, inputs: int, seed: int = 0) -> Tensor:
+    """Return inputs (about `inputs`, V) of the kinds that a search would run."""
+    hunt = _Hunt(walk, torch.Generator().manual_seed(seed))
+    rows = max(1, inputs // (2 * _LADDER))
+    made = [hunt.neighbours(hunt.starts(rows)), hunt.jumps(hunt.starts(rows))] if len(hunt.moving) else []
+    return torch.cat([ladder.flatten(0, 1) for ladder in made] or [hunt.starts(inputs)])
+
+
 def _miss(hit: Hit) -> Iterator[Counterexample]:
     some = torch.arange(0, len(hit.at), 1 + len(hit.at) // 32)
     with torch.no_grad():
@@ -140,8 +148,8 @@ class _Hunt:
 
     def go(self, tries: int) -> None:
         ways = [
-            (self._neighbours, "neighbouring floats"),
-            (self._jumps, "random steps"),
+            (self.neighbours, "neighbouring floats"),
+            (self.jumps, "random steps"),
             (self._uphill, "along a gradient"),
             (self._climb, "near the closest call"),
         ]
@@ -151,11 +159,11 @@ class _Hunt:
             most = max(1, _CHUNK * 16 // (16 + len(self.signs)))  # wide inputs in smaller chunks: memory
             rows = max(1, min(most, (tries - self.run) // (_LADDER * len(ways)) + 1)) if len(self.moving) else most
             for way, name in ways:
-                self._check(way(self._starts(rows)), name)
+                self._check(way(self.starts(rows)), name)
             if MONOTONE in self.found and (self.walk.within is None or RANGE in self.found):
                 return
 
-    def _starts(self, rows: int) -> Tensor:
+    def starts(self, rows: int) -> Tensor:
         """Draw inputs: places, with changes of every size, and numbers of every size."""
         picked = self.walk.places[self._integers(len(self.walk.places), rows)]
         size = 10.0 ** (self._uniform(rows, 1) * 14 - 12)
@@ -166,7 +174,7 @@ class _Hunt:
         anywhere = self._normal(picked.shape).sign() * 10.0 ** (self._uniform(*picked.shape) * 60 - 40)
         return torch.where(tiny, anywhere, start).clamp(self.walk.low, self.walk.high)
 
-    def _neighbours(self, start: Tensor) -> Tensor:
+    def neighbours(self, start: Tensor) -> Tensor:
         """Step one input at a time from one float to the next, beginning just below."""
         ladder = [self._nudged(start, 6, -1)]
         mask = self._one_coordinate(len(start))
@@ -180,7 +188,7 @@ class _Hunt:
             x = torch.where(self.signs != 0, torch.nextafter(x, far), x)
         return x.clamp(self.walk.low, self.walk.high)
 
-    def _jumps(self, start: Tensor) -> Tensor:
+    def jumps(self, start: Tensor) -> Tensor:
         rows = len(start)
         size = 10.0 ** (self._uniform(rows, 1) * 10 - 8)
         mask = torch.where(self._uniform(rows, 1) < 0.5, self._one_coordinate(rows), self.signs != 0)
@@ -205,7 +213,7 @@ class _Hunt:
         size = 10.0 ** (self._uniform(len(start), 1) * 8 - 8)
         moved = self._bounded(near + near.abs().clamp(min=1e-3) * size * self._normal(near.shape))
         near = torch.where(near.isfinite(), moved, near)
-        return self._jumps(near) if self._uniform(1).item() < 0.5 else self._neighbours(near)
+        return self.jumps(near) if self._uniform(1).item() < 0.5 else self.neighbours(near)
 
     def _check(self, ladder: Tensor, how: str) -> None:
         rungs, rows, width = ladder.shape

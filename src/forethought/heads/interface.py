@@ -1,5 +1,6 @@
 """What every head promises."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import FitError
+from forethought.heads.agreement import Through, carried_over
 from forethought.heads.certificate import CODE, Certificate, Claim
 from forethought.heads.falsification import Falsification, Hit, Walk
+from forethought.heads.layers import in_evaluation
 from forethought.heads.proofs import altered, certificate_of, hunt
 
 
@@ -52,16 +55,41 @@ class Head(nn.Module, ABC):
     def runs_in(self) -> torch.dtype:
         """Return the floating type in which the certified part runs, float32 or wider."""
 
-    def certify(self) -> Certificate:
+    def certify(self, through: Through | None = None, tries: int = 100_000) -> Certificate:
         """Prove what holds for this head with the weights that it has now; say what does not.
 
         The proofs are by exact arithmetic on the stored weights and by the order of operations of the head's own
         code, under eager PyTorch's floating-point arithmetic. Do it again after any change: training, loading, a
         cast. Takes milliseconds.
 
+        Args:
+            through: Another way of running the head, such as `torch.compile` or `heads.onnx_runtime`: takes a module
+                with inputs in `module.example`, and returns what to call in its place. What is proved of the eager
+                code is then claimed of it where it gives the same bits.
+            tries: About how many inputs to compare for each variable.
+
         Returns:
             A certificate; `certificate.raise_if_failed()` where it must hold.
         """
+        certificate = self._certified()
+        if through is None or not certificate.holds:
+            return certificate
+        with in_evaluation(self):
+            return carried_over(certificate, self, self.baked(), through, tries)
+
+    def baked(self) -> "Head":
+        """Return a copy in which what is computed from parameters alone is held as numbers: what is exported.
+
+        Tables made by softplus and sums would come out with other last bits in another runtime.
+        """
+        made = copy.deepcopy(self)
+        for part in made.modules():
+            bake = getattr(part, "bake", None)
+            if bake is not None and type(part).__module__.startswith("forethought.heads."):
+                bake(self.runs_in())
+        return made
+
+    def _certified(self) -> Certificate:
         against = altered(self, self.free)
         if against is not None:  # what is not this library's code need not have what the proofs ask for
             claim = Claim(CODE, "", "the code to be the one that was proved", "every property", False, against)

@@ -1,7 +1,7 @@
 """Parts that several heads share: plain networks, checked inputs, a robust loss."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +76,18 @@ def run_in_full(net: nn.Module, features: Given) -> Tensor:
 def first_of(features: Given) -> Tensor:
     """Return the features, or the first of several tensors of them: all have as many rows."""
     return features if isinstance(features, Tensor) else features[0]
+
+
+@contextlib.contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and each part of it back in its own at the end."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def check_features(features: Tensor, in_features: int) -> None:

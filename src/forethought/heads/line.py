@@ -36,6 +36,8 @@ class AnchorCurve(nn.Module):
     """
 
     places: Tensor | None
+    held_thresholds: Tensor | None
+    held_slopes: Tensor | None
 
     def __init__(
         self,
@@ -57,6 +59,8 @@ class AnchorCurve(nn.Module):
         self.steps: nn.Parameter | None = None
         self.bends: nn.Parameter | None = None
         self.register_buffer("places", None)
+        self.register_buffer("held_thresholds", None, persistent=False)
+        self.register_buffer("held_slopes", None, persistent=False)
         if knots in ("trainable", "centres"):
             points = gaps if knots == "centres" else gaps + 1
             self.start = nn.Parameter(torch.full((), 0.5 if knots == "centres" else 0.0, dtype=dtype))
@@ -84,6 +88,8 @@ class AnchorCurve(nn.Module):
     @property
     def thresholds(self) -> Tensor:
         """The places (K-1,) where one class gives way to the next: trained, or half way between knots."""
+        if self.held_thresholds is not None:
+            return self.held_thresholds
         if self.knots_are == "centres":
             return self._points()
         knots = self.knots
@@ -122,8 +128,20 @@ class AnchorCurve(nn.Module):
             )
         self.places.copy_(held)
 
+    def bake(self, dtype: torch.dtype) -> None:
+        """Hold what is computed from parameters as numbers: another runtime would compute it with other last bits."""
+        with torch.no_grad():
+            _, knots, values = self.on_line(torch.zeros((), dtype=dtype))
+            thresholds, slopes = self.thresholds, self.slopes(knots, values)
+        if self.knots_are != "fixed":
+            self.places = self.knots.detach()
+        self.register_buffer("held_thresholds", thresholds, persistent=False)
+        self.register_buffer("held_slopes", slopes, persistent=False)
+
     def slopes(self, knots: Tensor, values: Tensor) -> Tensor:
         """Return the slopes (K,) at the knots of a curve with smooth pieces, above 0 but for rounding."""
+        if self.held_slopes is not None:
+            return self.held_slopes.to(knots.dtype)
         slopes = gentle_slopes(knots, values)
         if self.bends is None:
             return slopes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import AnchorError, FitError
-from forethought.heads.layers import dtype_of
+from forethought.heads.layers import dtype_of, in_evaluation
 
 Anchored = Sequence[float | None] | Mapping[int, float] | Tensor
 
@@ -187,21 +187,18 @@ Calls = list[tuple[str, nn.Module, Any]]
 def watched(module: nn.Module) -> Iterator[Calls]:
     """Note every leaf that is called, in order, with what it gave; in evaluation mode; undone at the end."""
     calls: Calls = []
-    modes = [(part, part.training) for part in module.modules()]
     leaves = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear) or _is_leaf(part)]
 
     def note(name: str) -> Any:
         return lambda part, _args, output: calls.append((name, part, output))
 
     handles = [part.register_forward_hook(note(name)) for name, part in leaves]
-    module.eval()
     try:
-        yield calls
+        with in_evaluation(module):
+            yield calls
     finally:
         for handle in handles:
             handle.remove()
-        for part, training in modes:
-            part.training = training
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -37,6 +37,7 @@ class MonotoneNet(nn.Module):
         named = [i for i, sign in enumerate(signs) if sign]
         free = [i for i, sign in enumerate(signs) if not sign]
         self.named, self.others = named, free
+        self.is_baked = False
         start = torch.linspace(-2, 2, keypoints + 1, dtype=torch.promote_types(dtype or torch.float32, torch.float32))
         self.exact = Exact(
             middle=torch.zeros(len(signs), dtype=start.dtype),
@@ -98,7 +99,7 @@ class MonotoneNet(nn.Module):
             s = s + self._sum(f, self.straight.to(dtype))
         if not self.hidden:
             return s.squeeze(-1)
-        return (s + self._sum(self._layers(m, f), F.softplus(self.rising[-1].to(dtype)))).squeeze(-1)
+        return (s + self._sum(self._layers(m, f), self._positive(self.rising[-1], dtype))).squeeze(-1)
 
     def _layers(self, h: Tensor, f: Tensor) -> Tensor:
         """Return the last layer's units (B, H) from the bent named features and the free ones."""
@@ -106,7 +107,7 @@ class MonotoneNet(nn.Module):
         if self.embed is not None and self.embed_bias is not None:
             e = softsign(self._sum(f, self.embed.to(f.dtype)) + self.embed_bias.to(f.dtype))
         for i, offset in enumerate(self.offsets):
-            z = self._sum(h, F.softplus(self.rising[i].to(h.dtype))) + offset.to(h.dtype)
+            z = self._sum(h, self._positive(self.rising[i], h.dtype)) + offset.to(h.dtype)
             h = softsign(z if e is None else z + self._sum(e, self.beside[i].to(h.dtype)))
         return h
 
@@ -114,11 +115,22 @@ class MonotoneNet(nn.Module):
         """Return the rising broken line of each named feature, (B, M) -> (B, M)."""
         corners = self.exact.get_buffer("corners").to(x.dtype)
         share = ((x.unsqueeze(-1) - corners[:, :-1]) / corners.diff(dim=1)).clamp(0, 1)
-        heights, tails = (F.softplus(p.to(x.dtype)) for p in (self.heights, self.tails))
+        heights, tails = (self._positive(p, x.dtype) for p in (self.heights, self.tails))
         y = x * tails
         for part, height in zip(share.unbind(-1), heights.unbind(-1), strict=True):
             y = y + part * height
         return y
+
+    def bake(self, dtype: torch.dtype) -> None:
+        """Hold what is computed from parameters as numbers: another runtime would compute it with other last bits."""
+        with torch.no_grad():
+            for parameter in (self.heights, self.tails, *self.rising):
+                parameter.copy_(self._positive(parameter, dtype))
+        self.is_baked = True
+
+    def _positive(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return weights that cannot be negative."""
+        return parameter.to(dtype) if self.is_baked else F.softplus(parameter.to(dtype))
 
     def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
         return F.linear(x, weights) if self.training else dot(x, weights)
@@ -129,7 +141,7 @@ class MonotoneNet(nn.Module):
         rising += [(f"rising[{i}]", p) for i, p in enumerate(self.rising)]
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         for name, parameter in rising:
-            found = not_at_least(name, F.softplus(parameter.to(dtype)), 0.0)
+            found = not_at_least(name, self._positive(parameter, dtype), 0.0)
             if found is not None:
                 return found
         corners = self.exact.get_buffer("corners").to(dtype)

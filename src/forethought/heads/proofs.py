@@ -11,6 +11,7 @@ from torch.nn.modules import module as torch_module
 
 from forethought.heads.certificate import EAGER, Certificate, Claim, digest_of
 from forethought.heads.falsification import Counterexample, Falsification, Hit, Walk, search
+from forethought.heads.layers import in_evaluation
 
 _GLANCE = 8_000  # inputs that a certificate tries beside its proof: some hundredths of a second
 _IEEE = ("cpu", "cuda")  # devices on which PyTorch's eager arithmetic is known to round as IEEE 754 says
@@ -55,13 +56,8 @@ def hunt(
     head: nn.Module, walks: Sequence[Walk], hits: Sequence[Hit], tries: int = 1_000_000, seed: int = 0
 ) -> Falsification:
     """Search for counterexamples with the head in evaluation mode, and leave its modes as they were."""
-    modes = [(module, module.training) for module in head.modules()]
-    head.eval()
-    try:
+    with in_evaluation(head):
         return search(walks, hits, tries, seed)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def altered(head: nn.Module, free: Sequence[str] = ()) -> str | None:
