@@ -163,6 +163,8 @@ class Recorder(TorchFunctionMode):
         self._tracker = Tracker([*trainable, *moved])
         self._held = held_by([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], self._memory)
         self._homes = {id(read.outside): read.home for read in self._held}
+        for tensor in [read.outside for read in self._held if read.outside is not None]:
+            self._tracker.note(tensor, Label.CONSTANT, None)  # itself, not a view that shows all of it
         self._native = self._homes.keys() | {id(tensor) for module in modules for tensor in tensors_of(module)}
         self._root = Call("", model, None)
         self._here = self._root
