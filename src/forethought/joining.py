@@ -99,7 +99,7 @@ class _Joiner:
         first.whole = False
         keys = self._shared_children(calls)
         children = {key: self.call([call.children[key] for call in calls]) for key in keys}
-        touching = self._operations(first, [call.touching() for call in calls])
+        touching = self._operations(first, [_walked(call, last) for call, last in zip(calls, self._lasts, strict=True)])
         made = {id(step.operation): step for step in touching}
         meeting = self._operations(first, [call.meeting() for call in calls], made)
         needed = [
@@ -184,6 +184,11 @@ class _Joiner:
         form = Form(shape, stride, first.dtype, first.device, is_steady=True)
         is_steady = all(form.at(size)[0] == made.shape for size, made in zip(self._sizes, same, strict=True))
         return form if is_steady else None
+
+
+def _walked(call: Call, last: int) -> list[Operation]:
+    """List the operations on frozen values that a half must find as they were: what the head does alone may differ."""
+    return [op for op in call.touching() if op.ordinal <= last or op.meets_frozen]
 
 
 def _binds(call: Call, handed: Collection[Value]) -> dict[Value, int] | None:
