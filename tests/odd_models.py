@@ -1045,7 +1045,7 @@ def _dropout_frontier():
     return model
 
 
-@odd(train=True, refusal=ForethoughtError)
+@odd(train=True)
 class NoiseThenDropout(Base):
     """Noise in the frozen part and chance in the head: drawn in the order of the live model."""
 
@@ -1055,7 +1055,7 @@ class NoiseThenDropout(Base):
         return F.dropout(self.head(h), 0.5, self.training)
 
 
-@odd(tokens, train=True, refusal=ForethoughtError)
+@odd(tokens, train=True)
 class RandomMaskUsedTwice(Base):
     """As masked autoencoders do: one random mask, read by the frozen encoder and by the decoder."""
 

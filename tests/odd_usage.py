@@ -353,6 +353,34 @@ class SkipsLayersInTraining(Base):
 
 
 @usage()
+class MaskedAutoencoder(nn.Module):
+    """Random tokens are left out by what is frozen; the decoder that trains is told which, and asks of the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.empty = frozen(nn.Linear(3, 8)), nn.Parameter(torch.randn(1, 1, 8))
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+
+    def forward(self, x):
+        x = x.view(len(x), 2, 3)
+        order = torch.rand(x.shape[:2]).argsort(1)
+        kept = torch.gather(x, 1, order[:, :1, None].expand(-1, -1, 3))
+        h = torch.cat([self.body(kept), self.empty.expand(len(x), -1, -1)], 1)
+        h = torch.gather(h, 1, order.argsort(1)[..., None].expand(-1, -1, 8))
+        return (self.head(h) - x).square().mean(-1) * (order > 0), order
+
+
+@usage()
+class NoisyFeatures(Base):
+    """Noise on what is frozen, made in three ways, and dropout after it."""
+
+    def forward(self, x):
+        h = self.body(x)
+        h = h + torch.randn(8) + torch.randn_like(h) * h.new_empty(h.shape).bernoulli_(0.5)
+        return F.dropout(self.head(h), 0.5, self.training)
+
+
+@usage()
 class EarlyExit(Base):
     """Which of the heads answers is decided by how many samples there are."""
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "recording": {"operations"},
     "thrift": {"operations", "recording"},
     "cut": {"operations", "recording", "thrift"},
-    "moving": {"recording"},
+    "moving": {"operations", "recording"},
     "wholes": {"nesting", "recording"},
     "frontier": {"cut", "held", "moving", "nesting", "operations", "recording", "shell", "wholes"},
     "forms": set(),

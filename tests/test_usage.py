@@ -114,6 +114,14 @@ def test_a_count_that_python_keeps_is_refused_by_name():
         ft.split(Counts("number"), torch.randn(3, 6))
 
 
+@pytest.mark.parametrize("name", ["MaskedAutoencoder", "NoisyFeatures"])
+def test_rows_that_chance_decides_are_refused(name, tmp_path):
+    model = next(case for case in USAGE if case.name == name).make()
+    data = torch.utils.data.TensorDataset(torch.randn(8, 6))
+    with pytest.raises(ImpureTrunkError):
+        ft.extract(model, data, tmp_path, batch_size=4)
+
+
 def test_the_trunk_leaves_no_buffer_behind():
     case = next(case for case in odd_models.CASES if case.name == "RegistersMask")
     model = case.make()

@@ -124,7 +124,9 @@ class Cut:
                 handed.difference_update([read.value for read in op.reads])
         real = handed | self._real
         for op in walked:
-            op.meets_frozen = any(read.label is Label.FROZEN and read.value not in real for read in op.reads)
+            op.meets_frozen = op.is_drawn or any(
+                read.label is Label.FROZEN and read.value not in real for read in op.reads
+            )
         return frozenset(handed)
 
     def _give_to_head(self, op: Operation) -> None:
@@ -141,7 +143,7 @@ class Cut:
     def _cross_all(self, op: Operation) -> None:
         frozen = {at: read for at, read in enumerate(op.reads) if read.label is Label.FROZEN}
         known = [read.value in self._real for read in frozen.values()]
-        op.meets_frozen = not all(known)
+        op.meets_frozen = op.is_drawn or not all(known)
         if op.label is Label.FROZEN and not op.in_head and known and all(known) and op.call.outermost_whole() is None:
             self._give_to_head(op)  # it follows from what the head computes
         if op.in_head or op.label is Label.TRAINABLE:

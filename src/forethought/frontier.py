@@ -27,7 +27,7 @@ from forethought import nesting
 from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.held import tensors_of
-from forethought.moving import held_by, moving
+from forethought.moving import drawn, held_by, moving
 from forethought.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
 from forethought.recording import (
     MIXED,
@@ -140,6 +140,7 @@ class Recorder(TorchFunctionMode):
         at: Paths of modules whose output is taken as the frontier although more is frozen after it.
         is_thrifty: Let the head do cheap operations again where that leaves less to store.
         sizes: Values that cross where Python asks for their size.
+        drawn: Operations, by number, that draw random numbers for what is frozen.
         moved: Buffers that the forward changes, and that are no more frozen than what trains.
     """
 
@@ -150,12 +151,14 @@ class Recorder(TorchFunctionMode):
         is_thrifty: bool = True,
         sizes: Collection[Value] = (),
         moved: Sequence[Tensor] = (),
+        drawn: Collection[int] = (),
     ) -> None:
         super().__init__()
         self._model = model
         self._at = set(at)
         self._is_thrifty = is_thrifty
         self._sizes = sizes
+        self._drawn = drawn
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
         modules = list(model.modules())
@@ -200,6 +203,7 @@ class Recorder(TorchFunctionMode):
         return Recording(
             self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
             self._asked_for(), cut.hand_over(), left, moving(self._operations, self._held), bool(buffers),
+            drawn(self._operations),
         )  # fmt: skip
 
     def _set_buffers(self) -> dict[tuple[str, str], Read]:
@@ -303,6 +307,8 @@ class Recorder(TorchFunctionMode):
         if func_name(func) == "__iter__":
             result = tuple(result)
         outputs = nesting.tensors(result)
+        is_drawn = label is Label.CONSTANT and len(self._operations) in self._drawn
+        label = Label.FROZEN if is_drawn else label
         if any(tensor.requires_grad for tensor in outputs):
             label = Label.TRAINABLE
         same = [at for at, leaf in enumerate(leaves) if any(leaf is tensor for tensor in outputs)]
@@ -311,7 +317,7 @@ class Recorder(TorchFunctionMode):
         op = Operation(
             len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
         )
-        op.lends_shape = lends_shape
+        op.lends_shape, op.is_drawn = lends_shape, is_drawn
         self._operations.append(op)
         self._here.operations.append(op)
         self._note(op, leaves, versions, result, outputs)

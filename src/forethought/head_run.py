@@ -14,7 +14,7 @@ from forethought import nesting
 from forethought.errors import ForethoughtError, InvisibleOperationError, ReplayDriftError, ShapeError
 from forethought.forms import Form
 from forethought.levels import Level, Walk, filled
-from forethought.operations import Function, asks_size, counts, func_name, is_about, is_turned, shape_only
+from forethought.operations import Function, asks_size, counts, draws, func_name, is_about, is_turned, shape_only
 from forethought.placeholder import Placeholder, run_on
 from forethought.plan import CallStep, OperationStep, Plan, Step, frozen_branch
 from forethought.recording import Label, Made, Operation, Value
@@ -34,6 +34,7 @@ class HeadRun(Walk):
         # Other objects over the same memory: what is set on them (`requires_grad_`) stays out of the stored ones.
         self._values = tuple([v if v.requires_grad or v.is_inference() else v.detach() for v in values])
         self._versions = [0 if v.is_inference() else v._version for v in values]
+        self._draws = bool(plan.recording.drawn)
         self._shadows: dict[int, tuple[Tensor, Placeholder]] = {}  # real constants that frozen code wrote into
         self._hollow: dict[int, Tensor] = {}  # their memories: other views of them hold no values either
 
@@ -92,6 +93,8 @@ class HeadRun(Walk):
         """Run one operation, or give placeholders for what is frozen."""
         kwargs = kwargs or {}
         leaves = nesting.given(args, kwargs)
+        if self._draws and draws(func) and self._level.draws_next(func, in_head=True):
+            return self._given(self._level.next_meeting(func), leaves)
         if not self._concerns(leaves):
             return func(*args, **kwargs)
         if is_about(func, args, kwargs):

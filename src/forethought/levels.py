@@ -44,6 +44,11 @@ class Level:
         self.trained += 1
         return step
 
+    def draws_next(self, func: Function, in_head: bool) -> bool:
+        """Say whether the next recorded operation is this one, and draws random numbers for what is frozen."""
+        steps, at = (self.step.meeting, self.met) if in_head else (self.step.touching, self.touched)
+        return at < len(steps) and steps[at].operation.is_drawn and steps[at].operation.func == func
+
     def check_touched(self, wanted: int) -> None:
         """Check that no recorded operation on frozen values was left out."""
         if self.touched < wanted:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from forethought.operations import draws
 from forethought.recording import Label, Operation, Read, Value
 
 
@@ -40,6 +41,27 @@ def _read_by_frozen(operations: Sequence[Operation], changed: set[int | None]) -
         elif op.label is Label.CONSTANT and found:
             behind |= {made.value: found for made in (*op.made, *op.changed.values()) if made.value is not None}
     return seen
+
+
+def drawn(operations: Sequence[Operation]) -> frozenset[int]:
+    """List the operations where both halves run that draw random numbers, by way of constants, for what is frozen."""
+    behind: dict[Value, set[int]] = {}  # constants that follow from a draw
+    found: set[int] = set()
+    for op in operations:
+        if op.is_drawn:
+            found.add(op.ordinal)
+        if op.label is Label.TRAINABLE or op.is_drawn or (not behind and not draws(op.func)):
+            continue
+        sources = {ordinal for read in op.reads if read.value in behind for ordinal in behind[read.value]}
+        if op.label is Label.FROZEN:
+            found |= sources
+            continue
+        given = [made for made in op.made if made.argument is None] + list(op.changed.values())
+        if given and draws(op.func) and op.call.outermost_whole() is None:
+            sources.add(op.ordinal)
+        if sources:
+            behind |= {made.value: sources for made in given if made.value is not None}
+    return frozenset(found)
 
 
 def held_by(modules: Sequence[nn.Module], memory_of: Callable[[Tensor], int | None]) -> list[Read]:

@@ -31,6 +31,13 @@ _LIKE = {
 _SHAPED_BY_OTHER = {"expand_as", "view_as", "reshape_as", "type_as"}
 
 _COUNTS = {"unbind", "__iter__", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes"}
+# Functions that draw random numbers.
+_DRAWS = {
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "normal",
+    "multinomial", "poisson", "uniform", "random", "exponential", "cauchy", "log_normal", "geometric", "dropout",
+    "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu",
+    "standard_gamma", "_standard_gamma", "_sample_dirichlet", "gumbel_softmax",
+}  # fmt: skip
 _SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "is_same_size"}
 # Python asks the operand of the more special class first, with the comparison turned round: `a < p` becomes `p > a`.
 _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
@@ -100,6 +107,11 @@ def asks_size(func: Function) -> bool:
 def counts(func: Function) -> bool:
     """Say whether the size of a tensor decides how many tensors a function gives."""
     return func_name(func) in _COUNTS
+
+
+def draws(func: Function) -> bool:
+    """Say whether a function may draw random numbers."""
+    return func_name(func).rstrip("_") in _DRAWS
 
 
 def is_native(func: Function) -> bool:

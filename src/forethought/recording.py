@@ -90,6 +90,7 @@ class Operation:
     lends_shape: bool = False  # reads only the shape of a frozen value
     is_again: bool = False  # frozen, but cheap: done again in the head, so that less is stored
     in_head: bool = False  # frozen, but the head runs it too, because Python decides by it
+    is_drawn: bool = False  # frozen though it reads nothing frozen: random numbers from which frozen values follow
     meets_frozen: bool = False  # reads a frozen value that the head does not compute
 
     def __str__(self) -> str:
@@ -151,8 +152,8 @@ class Call:
             yield from child.walk()
 
     def touching(self) -> list[Operation]:
-        """List the operations directly in this call that read a frozen value."""
-        return [op for op in self.operations if any(read.label is Label.FROZEN for read in op.reads)]
+        """List the operations directly in this call that read a frozen value, or draw one."""
+        return [op for op in self.operations if op.is_drawn or any(read.label is Label.FROZEN for read in op.reads)]
 
     def meeting(self) -> list[Operation]:
         """List the operations directly in this call that meet a placeholder in the head."""
@@ -188,6 +189,7 @@ class Recording:
     left: dict[tuple[str, str], Read]  # frozen values that the forward leaves as buffers, by (path, name)
     moving: list[Read]  # buffers that the forward changes, and that something frozen reads
     replaces: bool  # it sets buffers, old ones or new
+    drawn: frozenset[int]  # operations that draw random numbers from which frozen values follow
 
     @property
     def last(self) -> int:

@@ -17,6 +17,13 @@ class Relabelled:
 
     def __init__(self, recording: Recording, calls: Sequence[Call]) -> None:
         self.every: Cuts = (1 << len(calls)) - 1
+        self._of_chance: dict[int, Cuts] = {}
+        self._relabel_all(recording, calls)
+        if recording.drawn:  # known only now: whether what follows from a draw is frozen for a cut
+            self._of_chance = _of_chance(recording.operations, self.head, self.every)
+            self._relabel_all(recording, calls)
+
+    def _relabel_all(self, recording: Recording, calls: Sequence[Call]) -> None:
         self.head: list[Cuts] = []  # of each operation
         self.frozen_reads: list[list[tuple[Read, Cuts]]] = []  # of each operation: what it reads, frozen for which cuts
         self._values: dict[Value, Cuts] = {}
@@ -55,6 +62,7 @@ class Relabelled:
             cuts = 0
             for at, one in enumerate(op.reads):
                 cuts |= read[at] | (self._boundary.get(one.value, 0) if one.value is not None else 0)
+        cuts |= self._of_chance.get(op.ordinal, 0)
         if op.label is Label.TRAINABLE:
             cuts = self.every
         self.head.append(cuts)
@@ -69,6 +77,34 @@ class Relabelled:
                 self._values[made.value] = cuts
             if memory is not None:
                 self._memories[memory] = self._memories.get(memory, 0) | cuts
+
+
+def _of_chance(operations: Sequence[Operation], head: Sequence[Cuts], every: Cuts) -> dict[int, Cuts]:
+    """Tell for random numbers, and for what follows from them alone, the cuts for which only the head reads them."""
+    by_chance: set[Value] = set()
+    chosen = []
+    for op in operations:
+        frozen = [read.value for read in op.reads if read.label is Label.FROZEN]
+        if op.is_drawn or (op.label is Label.FROZEN and frozen and all(value in by_chance for value in frozen)):
+            by_chance |= {made.value for made in (*op.made, *op.changed.values()) if made.value is not None}
+            chosen.append(op)
+    readers: dict[Value, list[int]] = {}
+    for op in operations:
+        for read in op.reads:
+            if read.value in by_chance:
+                readers.setdefault(read.value, []).append(op.ordinal)
+    found: dict[int, Cuts] = {}
+    for op in reversed(chosen):
+        cuts = every
+        for made in (*op.made, *op.changed.values()):
+            for reader in readers.get(made.value, []) if made.value is not None else []:
+                cuts &= found.get(reader, head[reader])
+        found[op.ordinal] = cuts
+    for op in chosen:
+        for read in op.reads:
+            if read.value in by_chance and read.value is not None:  # what the trunk draws, it also computes with
+                found[op.ordinal] &= found[read.value[0]]
+    return found
 
 
 class AsCut:

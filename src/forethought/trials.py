@@ -56,7 +56,8 @@ def record_plan(
         except _DoubtedError as doubted:
             trials.sizes |= doubted.values
             trials.moving += doubted.moving
-        except NothingFrozenError:
+            trials.drawn |= doubted.drawn
+        except SplitError:
             if not trials.moving:
                 raise
             trials.ignore_moving()
@@ -67,12 +68,21 @@ def record_plan(
 
 
 class _DoubtedError(Exception):
-    """Python is told sizes that nothing foretells, or frozen code reads a buffer that moves: record with that known."""
+    """The recorded runs show something that has to be known before a model is recorded: record it again.
 
-    def __init__(self, values: frozenset[Value] = frozenset(), moving: Sequence[Read] = ()) -> None:
-        super().__init__(f"{len(values)} sizes, {len(moving)} buffers")
+    Python is told sizes that nothing foretells, or frozen code reads a buffer that moves, or numbers that are drawn.
+    """
+
+    def __init__(
+        self,
+        values: frozenset[Value] = frozenset(),
+        moving: Sequence[Read] = (),
+        drawn: frozenset[int] = frozenset(),
+    ) -> None:
+        super().__init__(f"{len(values)} sizes, {len(moving)} buffers, {len(drawn)} draws")
         self.values = values
         self.moving = moving
+        self.drawn = drawn
 
 
 def _recorded(trials: "_Trials", as_given: bool) -> Plan:
@@ -106,6 +116,7 @@ class _Trials:
         self.is_thrifty = True
         self.sizes: set[Value] = set()  # that cross because Python asks for them
         self.moving: list[Read] = []  # buffers that the forward changes
+        self.drawn: set[int] = set()  # operations that draw random numbers for what is frozen
         self.stale: list[str] = []  # their names, where the split would be empty if they counted
         self._body: nn.Module | None = None
         self._state: State  # of the body, as no trial has left it
@@ -211,10 +222,11 @@ class _Trials:
         with self._trial() as body:
             args, kwargs = self._filled(tensors)
             moved = [tensor for tensor in (read.now() for read in self.moving) if tensor is not None]
-            recording = Recorder(body, self._at, self.is_thrifty, self.sizes, moved).record(args, kwargs)
+            recording = Recorder(body, self._at, self.is_thrifty, self.sizes, moved, self.drawn).record(args, kwargs)
         self._note_state()
-        if recording.moving and not self.stale:
-            raise _DoubtedError(moving=recording.moving)
+        moving = [] if self.stale else recording.moving
+        if moving or not recording.drawn <= self.drawn:
+            raise _DoubtedError(moving=moving, drawn=recording.drawn)
         return recording
 
     def _check_unwatched(self, plan: Plan, inputs: list[Tensor], company: list[Tensor]) -> None:

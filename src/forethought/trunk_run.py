@@ -14,7 +14,7 @@ from forethought import nesting
 from forethought.errors import ShapeError
 from forethought.frontier import Tracker
 from forethought.levels import Level, Walk, filled
-from forethought.operations import Function, func_name, is_about, shape_only
+from forethought.operations import Function, draws, func_name, is_about, shape_only
 from forethought.placeholder import Placeholder, run_on
 from forethought.plan import CallStep, OperationStep, Plan, Step
 from forethought.recording import Label
@@ -38,6 +38,7 @@ class TrunkRun(Walk):
         self._tracker = Tracker(trainable)
         self._open: list[Level] = []  # the levels from the outermost to this one
         self._taken: list[Tensor | None] = [None] * len(plan.frontier)
+        self._draws = bool(plan.recording.drawn)
         self._final = 0
         self._ordinal = 0
 
@@ -83,7 +84,8 @@ class TrunkRun(Walk):
             if Label.FROZEN in labels:
                 self._take_read(self._level.next_touching(func), leaves)
             return self._left_out(self._level.next_trainable(func), leaves)
-        if Label.FROZEN not in labels:
+        is_drawn = self._draws and draws(func) and self._level.draws_next(func, in_head=False)
+        if Label.FROZEN not in labels and not is_drawn:
             return run_on(func, args, kwargs, leaves, hollow)
         step = self._level.next_touching(func)
         self._take_read(step, leaves)
