@@ -73,7 +73,8 @@ MAY_IMPORT = {
     },
     # What it said: read, checked, kept, fed.
     "watching": set(),
-    "account": {"identity", "sources"},
+    "past": {"sources"},
+    "account": {"identity", "marks", "past", "sources"},
     "reading": {"chance", "nesting", "watching"},
     "targets": {"nesting", "tensors"},
     "columns": set(),

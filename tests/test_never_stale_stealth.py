@@ -2,7 +2,6 @@
 
 Where a store believes without reading, or without running a model, it has to account for all that is read. Here it is
 read in ways that are easily forgotten. Reading a few samples again shows none of these, for only one of many changes.
-What is not seen today is marked; whoever keeps a promise takes the mark away.
 """
 
 import collections
@@ -21,20 +20,16 @@ from test_never_stale import Net, Own, as_tensor, begin, extracted, overwrite, r
 from torch import nn
 from torch.utils.data import Dataset
 
+from forethought import roll
+from forethought.dataset import Samples
+
 MANY = 160
-CASES, MISSED = {}, {}
+CASES = {}
 
 
-def case(missed=""):
-    """Register a case; `missed` says why it is not seen today."""
-
-    def registered(function):
-        CASES[function.__name__] = function
-        if missed:
-            MISSED[function.__name__] = missed
-        return function
-
-    return registered
+def case(function):
+    CASES[function.__name__] = function
+    return function
 
 
 class Many(Own):
@@ -52,7 +47,7 @@ class Many(Own):
         return as_tensor(self.path(index).read_bytes()), index
 
 
-@case()
+@case
 def file_edited_in_place(folder):
     data = Many(folder)
     yield data, MANY
@@ -60,7 +55,7 @@ def file_edited_in_place(folder):
     yield data, 1
 
 
-@case()
+@case
 def file_that_two_samples_read(folder):
     class Shared(Many):
         def __getitem__(self, index):
@@ -74,7 +69,7 @@ def file_that_two_samples_read(folder):
     yield data, 1
 
 
-@case()
+@case
 def chunks_read_when_first_needed(folder):
     """A file holds ten samples; the last one read is kept. Each step has a new object, as each run has."""
     for chunk in range(MANY // 10):
@@ -99,7 +94,7 @@ def chunks_read_when_first_needed(folder):
     yield Chunks(), 1
 
 
-@case()
+@case
 def read_ahead(folder):
     """While one sample is read, the file of the next is opened."""
 
@@ -118,7 +113,7 @@ def read_ahead(folder):
     yield data, 1
 
 
-@case("whether a file exists is asked of the system, and Python tells nobody")
+@case
 def optional_file_that_appears(folder):
     """A mask beside the picture, where there is one."""
 
@@ -133,7 +128,7 @@ def optional_file_that_appears(folder):
     yield data, 1
 
 
-@case("whether a file exists is asked of the system, and Python tells nobody")
+@case
 def optional_annotation_that_appears(folder):
     """A label beside the picture, where there is one: a target, so nothing is computed."""
 
@@ -148,7 +143,7 @@ def optional_annotation_that_appears(folder):
     yield data, 0
 
 
-@case("what a link names is asked of the system, and Python tells nobody")
+@case
 def label_in_the_target_of_a_link(folder):
     class Linked(Many):
         def __init__(self, folder):
@@ -166,7 +161,7 @@ def label_in_the_target_of_a_link(folder):
     yield data, 0
 
 
-@case("what is read by the number of a descriptor was opened before anybody watched")
+@case
 def number_of_a_descriptor(folder):
     (folder / "all").write_bytes(b"".join(raw_of(n) for n in range(MANY)))
     descriptor = os.open(folder / "all", os.O_RDONLY)
@@ -189,7 +184,7 @@ def number_of_a_descriptor(folder):
         os.close(descriptor)
 
 
-@case("slots are no part of __dict__")
+@case
 def attribute_in_a_slot(folder):
     class Slotted(Many):
         __slots__ = ("order",)
@@ -204,7 +199,7 @@ def attribute_in_a_slot(folder):
     yield data, 0
 
 
-@case("data of packages is read by the import system, whose files do not count")
+@case
 def data_of_a_package(folder):
     package = folder / "never_stale_package"
     package.mkdir()
@@ -226,7 +221,7 @@ def data_of_a_package(folder):
     yield data, 0
 
 
-@case("a page that was written before is written again, and the system keeps the time of the first")
+@case
 def mapping_that_is_written_again(folder):
     """Another program has the file mapped, and goes on writing into a page that was not yet put on the disk."""
     data = Many(folder)
@@ -248,12 +243,49 @@ ROUTES = {
     "a module as a default": "mod.K = {k}\ndef add(index, m=mod): return m.K * (index == 77)",
     "a module in a dictionary": "mod.K = {k}\nC = {{'a': mod}}\ndef add(index): return C['a'].K * (index == 77)",
     "a metaclass": "class Meta(type):\n K = {k}\nclass C(metaclass=Meta): pass\ndef add(index): return C.K * (index == 77)",
-    "an attribute of a library": "import numpy\nnumpy.stealth = {k}\ndef add(index): return numpy.stealth * (index == 77)",
+    "an attribute of a library": "import numpy\nnumpy.{m} = {k}\ndef add(index): return numpy.{m} * (index == 77)",
+    "a list of a library": "import numpy\nnumpy.{m} = [{k}]\ndef add(index): return numpy.{m}[0] * (index == 77)",
+    "an array of a library": "import numpy\nnumpy.{m} = numpy.array([{k}])\ndef add(index): return numpy.{m}[0] * (index == 77)",
+    "an object of a library": "import numpy\nclass C: pass\nnumpy.{m} = C()\nnumpy.{m}.k = {k}\ndef add(index): return numpy.{m}.k * (index == 77)",
+    "a namespace of a library": "import numpy, types\nnumpy.{m} = types.SimpleNamespace(k={k})\ndef add(index): return numpy.{m}.k * (index == 77)",
+    "a class of a library": "import numpy\nclass C: k = {k}\nnumpy.{m} = C\ndef add(index): return numpy.{m}.k * (index == 77)",
+    "a module deep in a library": "import numpy.linalg\nnumpy.linalg.{m} = {k}\ndef add(index): return numpy.linalg.{m} * (index == 77)",
+    "a library imported locally": "import numpy\nnumpy.{m} = {k}\ndef add(index):\n import numpy as np\n return np.{m} * (index == 77)",
+    "a library in a closure": "import numpy\nnumpy.{m} = {k}\ndef make(m):\n def add(index): return m.{m} * (index == 77)\n return add\nadd = make(numpy)",
+    "a library as a default": "import numpy\nnumpy.{m} = {k}\ndef add(index, m=numpy): return m.{m} * (index == 77)",
+    "getattr": "mod.K = {k}\ndef add(index): return getattr(mod, 'K') * (index == 77)",
+    "getattr by a text that is made": "mod.K = {k}\ndef add(index): return getattr(mod, chr(75)) * (index == 77)",
+    "getattr of a library": "import numpy\nnumpy.{m} = {k}\ndef add(index): return getattr(numpy, '{m}') * (index == 77)",
+    "the dictionary of a module": "mod.K = {k}\ndef add(index): return mod.__dict__[chr(75)] * (index == 77)",
+    "attrgetter": "import operator\nmod.K = {k}\nget = operator.attrgetter('K')\ndef add(index): return get(mod) * (index == 77)",
+    "a module's __getattr__": "exec('def __getattr__(name): return {k}', vars(mod))\ndef add(index): return mod.anything * (index == 77)",
+    "a subclass that is looked up": "class P: pass\nclass Q(P):\n K = {k}\ndef add(index): return P.__subclasses__()[-1].K * (index == 77)",
+    "import_module": "import importlib\nmod.K = {k}\ndef add(index): return importlib.import_module('{m}').K * (index == 77)",
+    "code that is run from a text": "scope = {{}}\nexec('def add(index): return {k} * (index == 77)', scope)\nadd = scope['add']",
+    "a class that is run from a text": "scope = {{}}\nexec('class C:\\n def __call__(self, index): return {k} * (index == 77)', scope)\nadd = scope['C']()",
+    "another's name": "import numpy\n@functools.wraps(numpy.clip)\ndef add(index): return {k} * (index == 77)",
+    "a library's wrapper": "import contextlib\n@contextlib.contextmanager\ndef made(index): yield {k} * (index == 77)\ndef add(index):\n with made(index) as found: return found",
     "sys.modules": "import sys\nmod.K = {k}\ndef add(index): return sys.modules['{m}'].K * (index == 77)",
     "a global": "K = {k}\ndef add(index): return K * (index == 77)",
     "a global of another module": "mod.K = {k}\ndef add(index): return mod.K * (index == 77)",
     "a table": "T = [0] * 160\nT[77] = {k}\ndef add(index): return T[index]",
 }  # fmt: skip
+
+
+class Numbered(Many):
+    """A number that comes in many ways, all of which show."""
+
+    def __init__(self, folder, number):
+        super().__init__(folder)
+        self.add = functools.partial(shifted, number)
+
+    def __getitem__(self, index):
+        noise = np.random.default_rng(3).integers(0, 1) + np.linalg.norm([0.0]) + np.pi - np.pi
+        return as_tensor(self.path(index).read_bytes()) + self.add(index) + torch.tensor(float(noise)), index
+
+
+def shifted(number, index):
+    return number * (index == 77)
 
 
 def number_from(route):
@@ -279,26 +311,25 @@ def number_from(route):
             yield data, 1
         finally:
             del sys.modules[name]
-            if route == "an attribute of a library":
-                del np.stealth
+            for place in (np, np.linalg):
+                vars(place).pop(name, None)
 
     return number_in_a_table
 
 
 CASES |= {f"number by {route}": number_from(route) for route in ROUTES}
-# Seen: a global, what a global module holds, a table. Not yet, in data sets and in models:
-ROUTES_MISSED = {
-    "a local import": "names that a function imports are not looked up",
-    "a local import of a name": "names that a function imports are not looked up",
-    "an attribute of a function": "what a function holds in attributes is no part of it",
-    "a module held in a closure": "a module counts by its name, but for globals",
-    "a module as a default": "a module counts by its name, but for globals",
-    "a module in a dictionary": "a module counts by its name, but for globals",
-    "a metaclass": "what the class of a class holds is no part of it",
-    "an attribute of a library": "libraries count by their version",
-    "sys.modules": "modules that are looked up by name are not followed",
-}
-MISSED |= {f"number by {route}": why for route, why in ROUTES_MISSED.items()}
+
+
+@pytest.fixture(autouse=True)
+def _no_luck(monkeypatch):
+    """Samples that are read again show some changes by chance: let it be one sample only."""
+    monkeypatch.setattr(roll, "_CHECKED", 1)
+
+
+def test_what_shows_its_content_is_believed(tmp_path, monkeypatch):
+    """Or else nothing here would be put to the test: such data sets are known again without reading their samples."""
+    for at, data in enumerate([next(file_edited_in_place(tmp_path))[0], Numbered(tmp_path, 1)]):
+        assert Samples(data, Net()).account() is not None, at
 
 
 @pytest.fixture(scope="module")
@@ -316,10 +347,6 @@ def test_one_change_in_many_is_seen(name, begun):
             assert extracted(Net(), dataset, store) == rows
             assert extracted(Net(), dataset, store) == 0
             step = next(steps, None)
-    except AssertionError:
-        if name in MISSED:
-            pytest.xfail(MISSED[name])
-        raise
     finally:
         steps.close()
 
@@ -335,7 +362,14 @@ MODEL_ROUTES = {
     "a module in a dictionary": "mod.K = {k}\nC = {{'a': mod}}\nclass M(Base):\n def factor(self): return C['a'].K",
     "a metaclass": "class Meta(type(Base)):\n K = {k}\nclass M(Base, metaclass=Meta):\n def factor(self): return type(self).K",
     "an attribute of a library": "torch.stealth = {k}\nclass M(Base):\n def factor(self): return torch.stealth",
+    "a list of a library": "torch.stealth = [{k}]\nclass M(Base):\n def factor(self): return torch.stealth[0]",
+    "getattr": "mod.K = {k}\nclass M(Base):\n def factor(self): return getattr(mod, 'K')",
+    "attrgetter": "import operator\nmod.K = {k}\nget = operator.attrgetter('K')\nclass M(Base):\n def factor(self): return get(mod)",
+    "the dictionary of a module": "mod.K = {k}\nclass M(Base):\n def factor(self): return mod.__dict__['K']",
     "a module's __getattr__": "exec('def __getattr__(name): return {k}', vars(mod))\nclass M(Base):\n def factor(self): return mod.anything",
+    "code that is run from a text": "scope = {{}}\nexec('def f(): return {k}', scope)\nclass M(Base):\n f = staticmethod(scope['f'])\n def factor(self): return self.f()",
+    "another's name": "@functools.wraps(torch.nn.functional.linear)\ndef f(): return {k}\nclass M(Base):\n def factor(self): return f()",
+    "a method that is wrapped": "def wrapped(old):\n @functools.wraps(old)\n def new(self, x): return old(self, x) * {k}\n return new\nclass L(type(Base().layer)): pass\ntorch.nn.Linear.stealth = wrapped(torch.nn.Linear.forward)\nclass M(Base):\n def factor(self): return 1\n def forward(self, x): return self.head(self.layer.stealth(x))",
     "sys.modules": "import sys\nmod.K = {k}\nclass M(Base):\n def factor(self): return sys.modules['{m}'].K",
     "a subclass that is looked up": "class P: pass\nclass Q(P):\n K = {k}\nclass M(Base):\n def factor(self): return P.__subclasses__()[-1].K",
     "a slot": "class C:\n __slots__ = ('k',)\nc = C(); c.k = {k}\nclass M(Base):\n def factor(self): return c.k",
@@ -344,7 +378,6 @@ MODEL_ROUTES = {
     "a registered function": "@functools.singledispatch\ndef f(x): return 0\n@f.register\ndef _(x: int): return {k}\nclass M(Base):\n def factor(self): return f(1)",
     "eval": "class M(Base):\n def __init__(self): super().__init__(); self.text = '{k}'\n def factor(self): return eval(self.text)",
 }  # fmt: skip
-SEEN_IN_MODELS = list(MODEL_ROUTES)[-5:]
 
 
 class Base(nn.Module):
@@ -365,6 +398,7 @@ def test_a_number_that_reaches_a_model_by_stealth_is_seen(route, tmp_path, monke
     outside = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, outside)
     monkeypatch.setattr(torch, "stealth", None, raising=False)
+    monkeypatch.setattr(nn.Linear, "stealth", None, raising=False)
     x = torch.arange(40.0).reshape(10, 4)
     for k in (2.0, 3.0):
         user = types.ModuleType("user_code")
@@ -372,9 +406,4 @@ def test_a_number_that_reaches_a_model_by_stealth_is_seen(route, tmp_path, monke
             Base=Base, torch=torch, mod=outside, functools=functools, collections=collections, contextvars=contextvars
         )
         exec(MODEL_ROUTES[route].format(k=k, m=name), vars(user))
-        try:
-            extracted(user.M(), x, tmp_path)
-        except AssertionError:
-            if k == 3.0 and route not in SEEN_IN_MODELS:
-                pytest.xfail("the note of a model does not account for this, and is believed")
-            raise
+        extracted(user.M(), x, tmp_path)

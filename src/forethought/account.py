@@ -4,6 +4,7 @@ It can be given only for a data set whose every part shows its content or is tol
 code reads files in no way that Python does not see (watching.py). For any other there is none: its samples are read.
 """
 
+import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from torch.utils.data import ConcatDataset, Subset, default_collate
 
 from forethought.errors import IdentityError
 from forethought.identity import Digest
-from forethought.sources import imported, is_shipped, names, version
+from forethought.marks import SCALARS
+from forethought.past import CONSTRUCTORS, past_methods
+from forethought.sources import imported, is_shipped, names, read_globals, roundabout, texts, version
 
 _KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
 _UNSEEN = (
@@ -22,14 +25,26 @@ _UNSEEN = (
     "sqlite3", "subprocess", "torch.ops", "torchaudio", "torchvision.datasets", "torchvision.io",
     "transformers.audio_utils", "transformers.image_utils", "transformers.video_utils", "urllib",
 )  # fmt: skip
-_SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.folder", "torchvision.datasets.mnist",
-         "torchvision.datasets.vision")  # fmt: skip
+_SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.fakedata", "torchvision.datasets.folder",
+         "torchvision.datasets.mnist", "torchvision.datasets.vision")  # fmt: skip
 _UNSEEN_NAMES = {"from_file", "read_file", "read_image", "truetype"}
 _REACH = {"globals", "locals", "vars", "eval", "exec", "__import__", "environ", "getenv"}
 _ASKS = {  # whether a file is there, or what its times are, or what an open descriptor gives: Python tells of none
     "access", "exists", "get_data", "getmtime", "getsize", "is_dir", "is_file", "isdir", "isfile", "lexists", "lstat",
     "pread", "preadv", "readlink", "stat",
 }  # fmt: skip
+
+
+_CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
+_MAKES = {
+    "__class__",
+    "__init__",
+    "__new__",
+    "__post_init__",
+    "dataclasses",
+}  # an object of a class that it does not name
+_PLAIN = {*SCALARS, bytes, type(None)}
+_LONG = 256
 
 
 def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, str] | None:
@@ -84,7 +99,7 @@ def _has_slots(dataset: Any) -> bool:
 
 def _parts(dataset: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Give the class and each attribute; of a data set made of others, theirs."""
-    yield f"{prefix}{type(dataset).__qualname__}", _digest(type(dataset))
+    yield f"{prefix}{type(dataset).__qualname__}", _digest(type(dataset), is_kind=True)
     nested: dict[str, Any] = {}
     if type(dataset) is Subset:
         nested = {"dataset": dataset.dataset}
@@ -100,12 +115,69 @@ def _parts(dataset: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield from _parts(part, f"{prefix}{name}.")
 
 
-def _digest(value: Any) -> str:
-    return _DataDigest().add(value).hex()
+def _digest(value: Any, is_kind: bool = False) -> str:
+    """Identify a value, or the class of an object that is there."""
+    for makes_anew in (False, True):
+        digest = _DataDigest(makes_anew)
+        if is_kind:
+            digest._kind(value)
+        else:
+            digest.add(value)
+        if not digest.makes_what_is_there:
+            break
+    return digest.hex()
 
 
 class _DataDigest(Digest):
-    """A digest that counts the libraries data sets are made of by version, and refuses what reads unseen."""
+    """A digest that counts the libraries data sets are made of by version, and refuses what reads unseen.
+
+    What made an object (`__init__`) is past: what came of it is in its attributes. It counts only where code that is
+    run for a sample may make such an object again.
+    """
+
+    def __init__(self, makes_anew: bool) -> None:
+        super().__init__()
+        self._makes_anew = makes_anew
+        self._there: set[int] = set()  # classes of objects
+        self._named: set[int] = set()  # classes that code or an attribute holds
+        self._kind_of: type | None = None  # the class of an object that is written next
+        self._makes_unnamed = False
+        self._past: dict[int, frozenset[str]] = {}
+        self._left_out: set[str] = set()  # methods
+        self._names: set[str] = set()  # that code reads
+
+    def _alike(self) -> Digest:
+        return _DataDigest(makes_anew=True)  # entries of a set: what they make is not told to the whole
+
+    @property
+    def makes_what_is_there(self) -> bool:
+        """Whether reading a sample may make an object whose `__init__` was left out."""
+        if self._makes_anew:
+            return False
+        return bool(self._left_out & self._names or self._named & self._there or (self._makes_unnamed and self._there))
+
+    def _kind(self, cls: type) -> None:
+        self._there.add(id(cls))
+        self._kind_of = cls
+        super()._kind(cls)
+
+    def _is_past(self, cls: type, name: str) -> bool:
+        if self._makes_anew or id(cls) not in self._there:
+            return False
+        if id(cls) not in self._past:
+            self._past[id(cls)] = past_methods(cls, self._is_library)
+            self._left_out |= self._past[id(cls)] - CONSTRUCTORS
+        return name in self._past[id(cls)]
+
+    def _add(self, value: Any) -> None:
+        if isinstance(value, type):
+            if value is not self._kind_of:
+                self._named.add(id(value))
+            self._kind_of = None
+        if type(value) in (list, tuple) and len(value) > _LONG and _is_table(value):
+            self._mark("table", repr(value).encode())  # which says as much of plain values, and at once
+        else:
+            super()._add(value)
 
     def _is_library(self, module: str | None) -> bool:
         root = (module or "").split(".")[0]
@@ -113,7 +185,9 @@ class _DataDigest(Digest):
 
     def _check_reach(self, function: types.FunctionType) -> None:
         found = names(function.__code__)
-        hidden = found & (_REACH | _UNSEEN_NAMES | _ASKS)
+        self._names |= found | texts(function.__code__)
+        self._makes_unnamed |= bool(_MAKES & found) or "type" in read_globals(function.__code__)
+        hidden = found & (_REACH | _UNSEEN_NAMES | _ASKS) | roundabout(function.__code__)
         if {"os", "read"} <= found and "open" not in found:
             hidden.add("read")  # of a descriptor that was opened before
         hidden |= {name for name in imported(function.__code__) if not self._is_library(name)}
@@ -144,6 +218,14 @@ class _DataDigest(Digest):
         if callable(value) and hasattr(value, "cache_info"):
             raise _hidden(f"{value.__qualname__}, which keeps what it read")
         super()._object(value)
+
+
+def _is_table(value: list[Any] | tuple[Any, ...]) -> bool:
+    """Say whether a list holds plain values only, or lists of plain values only."""
+    kinds = set(map(type, value))
+    if kinds <= {list, tuple}:
+        kinds = set(map(type, itertools.chain.from_iterable(value)))
+    return kinds <= _PLAIN
 
 
 def _is_unseen(module: str) -> bool:

@@ -21,7 +21,7 @@ from forethought.numerics import numeric_state
 from forethought.operations import code_of, name_of
 from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Recording, Value
-from forethought.sources import is_library, names, numerics_version
+from forethought.sources import is_library, is_made_by, names, numerics_version
 
 VERSION = 2
 
@@ -102,7 +102,7 @@ def _patched() -> list[Any]:
     """List what was put in the place of torch's own functions, whose code its version tells otherwise."""
     places = (torch, torch.nn.functional, torch.Tensor)
     items = [(place.__name__, name, item) for place in places for name, item in vars(place).items()]
-    return [each for each in items if isinstance(each[2], types.FunctionType) and not is_library(each[2].__module__)]
+    return [each for each in items if isinstance(each[2], types.FunctionType) and not is_made_by(each[2], is_library)]
 
 
 class _Writer:

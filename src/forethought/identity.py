@@ -8,9 +8,9 @@ import enum
 import functools
 import logging
 import re
+import sys
 import types
 import weakref
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -18,35 +18,33 @@ from typing import Any
 
 import blake3
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from forethought.errors import IdentityError
-from forethought.marks import SCALARS, flat_mark, scalar_mark
+from forethought.marks import CONTAINERS, NAMED_BY_STR, PLAIN, SCALARS, flat_mark, scalar_mark
 from forethought.sources import (
+    BY_TEXT,
     CLASS_BOOKKEEPING,
+    DESCRIPTORS,
+    cell_content,
     check_reach,
+    imported,
+    is_foreign,
     is_heap,
     is_library,
+    is_made_by,
     is_python,
     is_shipped,
     names,
     qualified,
+    read_in,
+    texts,
+    unknown,
     version,
 )
 from forethought.tensors import TensorHash, tensor_bytes
 
 KEY_BYTES = 16
-_NAMED_BY_STR = {torch.dtype, torch.layout, torch.memory_format, torch.device, range}
-_CONTAINERS = {dict, OrderedDict, defaultdict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size, object}
-_PLAIN = {dict, OrderedDict, list, tuple, torch.Size}
-_DESCRIPTORS = (
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
-    types.ClassMethodDescriptorType,
-)
 
 
 @dataclass(slots=True)
@@ -112,11 +110,11 @@ class Digest:
             self._mark("bytes", value)
         elif isinstance(value, Tensor):
             self._tensor(value)
-        elif kind in _NAMED_BY_STR:
+        elif kind in NAMED_BY_STR:
             self._mark(kind.__name__, str(value).encode())
         elif kind is np.ndarray or isinstance(value, np.generic):
             if value.dtype.hasobject:
-                raise _unknown(value)
+                raise unknown(value)
             content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
             self._hash.update(f"array {value.dtype.str} {value.shape}:{len(content)}:".encode())
             self._hash.update(content)
@@ -126,7 +124,7 @@ class Digest:
         elif kind is slice:
             self._mark("slice")
             self.add(value.start, value.stop, value.step)
-        elif kind in _PLAIN and (flat := flat_mark(value)) is not None:
+        elif kind in PLAIN and (flat := flat_mark(value)) is not None:
             self._hash.update(flat)
         else:
             self._once(value)
@@ -196,7 +194,7 @@ class Digest:
         elif isinstance(value, list | tuple):
             self._container(value, value)
         elif isinstance(value, set | frozenset):
-            self._container(value, sorted(type(self)(self._skip, self._ignore).add(item).hex() for item in value))
+            self._container(value, sorted(self._alike().add(item).hex() for item in value))
         else:
             self._object(value)
 
@@ -205,9 +203,9 @@ class Digest:
         kind = type(value)
         self._mark(f"container {qualified(kind)}", str(len(parts)).encode())
         self.add(*parts)
-        if kind not in _CONTAINERS:
-            if not all(base in _CONTAINERS or is_python(base) for base in kind.__mro__):
-                raise _unknown(value)
+        if kind not in CONTAINERS:
+            if not all(base in CONTAINERS or is_python(base) for base in kind.__mro__):
+                raise unknown(value)
             self.add(kind, dict(vars(value)) if hasattr(value, "__dict__") else None)
 
     def _object(self, value: Any) -> None:
@@ -238,11 +236,11 @@ class Digest:
             self.add(None if isinstance(owner, types.ModuleType) else owner)
         elif isinstance(value, types.ModuleType):
             if not is_shipped(value.__name__):
-                raise _unknown(value)  # which of its numbers are read does not show
+                raise unknown(value)  # which of its numbers are read does not show
             self._mark("named", f"module {value.__name__}".encode())
         elif isinstance(value, logging.Logger):
             self._mark("named", f"Logger {value.name}".encode())
-        elif isinstance(value, _DESCRIPTORS):
+        elif isinstance(value, DESCRIPTORS):
             self._mark("descriptor", value.__qualname__.encode())
         elif isinstance(value, property | staticmethod | classmethod | functools.cached_property):
             self._mark(type(value).__name__)
@@ -258,14 +256,15 @@ class Digest:
             self._mark("object")
             slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ())]
             if set(slots) - {"__dict__", "__weakref__"}:
-                raise _unknown(value)
-            self.add(type(value), dict(vars(value)))
+                raise unknown(value)
+            self._kind(type(value))
+            self.add(dict(vars(value)))
         else:
-            raise _unknown(value)
+            raise unknown(value)
 
     def _module(self, module: nn.Module) -> None:
         self._mark("module")
-        self.add(type(module))
+        self._kind(type(module))
         hooks = {name: held for name, held in vars(module).items() if "_hooks" in name and isinstance(held, dict)}
         order = {key: at for at, key in enumerate(sorted({key for held in hooks.values() for key in held}))}
         for name, value in sorted(vars(module).items()):
@@ -284,53 +283,78 @@ class Digest:
             if not is_heap(base):
                 self._mark("builtin", qualified(base).encode())
                 continue
-            library = self._is_library(base.__module__)
+            library = is_made_by(base, self._is_library)
             if library:
                 self._check_known(base)
                 self._mark("library", f"{qualified(base)} {version(base.__module__)}".encode())
             for name, item in sorted(vars(base).items()):
                 if library:
-                    is_patched = isinstance(item, types.FunctionType) and not self._is_library(item.__module__)
+                    is_patched = isinstance(item, types.FunctionType) and not is_made_by(item, self._is_library)
                     if not is_patched:
                         continue
-                elif name in CLASS_BOOKKEEPING:
+                elif name in CLASS_BOOKKEEPING or self._is_past(cls, name):
                     continue
                 self.add(name, item)
 
     def _function(self, function: types.FunctionType) -> None:
         self._mark("function", qualified(function).encode())
-        if self._is_library(function.__module__):
+        if is_made_by(function, self._is_library):
             self._check_known(function)
             self._mark("library", version(function.__module__).encode())
+            self.add([held for cell in function.__closure__ or () if is_foreign(held := cell_content(cell))])
             return
         code = function.__code__
         has_text = bool(code.co_consts) and isinstance(code.co_consts[0], str) and code.co_consts[0] == function.__doc__
         self._code(code, code.co_consts[1:] if has_text else code.co_consts)
-        self.add(function.__defaults__, function.__kwdefaults__)
-        self.add([_content(cell) for cell in function.__closure__ or ()])
+        cells = dict(zip(code.co_freevars, map(cell_content, function.__closure__ or ()), strict=True))
+        around = cells.pop("__class__", None)  # for super()
+        self.add(function.__defaults__, function.__kwdefaults__, list(cells.values()))
+        if around is not None:
+            self._kind(around)
         if vars(function):
             self.add(dict(vars(function)))
         self._check_reach(function)
         read = names(code)
+        read |= texts(code) if read & BY_TEXT else set()
         for name in sorted(read & function.__globals__.keys()):
             self.add(name)
-            self._global(function.__globals__[name], read, depth=0)
+            self._global(function.__globals__[name], read, set())
+        known = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *cells.values()]
+        known += [sys.modules[name] for name in sorted(imported(code) & sys.modules.keys())]
+        for module in known:
+            if isinstance(module, types.ModuleType):
+                self._global(module, read, set())
 
-    def _global(self, value: Any, read: set[str], depth: int) -> None:
+    def _global(self, value: Any, read: set[str], met: set[int]) -> None:
         """Write a global that a function reads; of a module, what it reads there."""
         if not isinstance(value, types.ModuleType):
             self.add(value)
             return
         self._mark("named", value.__name__.encode())
+        if id(value) in met:
+            return
+        met.add(id(value))
         self._check_module(value, read)
         is_library = self._is_library(value.__name__)
-        for name in sorted(read & vars(value).keys()) if depth < 4 else ():
+        for name in read_in(value, read, is_library):
             item = vars(value)[name]
-            if not is_library or isinstance(item, Tensor) or type(item) in SCALARS or _is_foreign(item):
+            if not is_library or isinstance(item, types.ModuleType) or is_foreign(item):
                 self.add(name)
-                self._global(item, read, depth + 1)
+                self._global(item, read, met)
 
     # What a digest of something other than a model sees otherwise.
+
+    def _alike(self) -> "Digest":
+        """Begin another digest that sees the same."""
+        return type(self)(self._skip, self._ignore)
+
+    def _kind(self, cls: type) -> None:
+        """Write the class of an object that is there."""
+        self.add(cls)
+
+    def _is_past(self, cls: type, name: str) -> bool:
+        """Say whether the method of this name was run when the objects were made, and is not run again."""
+        return False
 
     def _is_library(self, module: str | None) -> bool:
         """Say whether the code of a module is told by its library's version."""
@@ -370,23 +394,3 @@ def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
     at = range(0, batch * size, size) if size else [0] * batch
     digests = b"".join([hashed(raw[i : i + size], key=key).digest(length=KEY_BYTES) for i in at])
     return np.frombuffer(bytearray(digests), np.uint8).reshape(batch, KEY_BYTES)
-
-
-def _is_foreign(item: Any) -> bool:
-    """Say whether something that a library's module holds was put there by somebody else."""
-    return isinstance(item, types.FunctionType) and not is_shipped(item.__module__)
-
-
-def _unknown(value: Any) -> IdentityError:
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    return IdentityError(
-        f"Cannot establish the identity of a {kind}: expected plain values, tensors, modules or functions, got an "
-        "object that does not show its content. Keep it out of the frozen part, or hold its content in attributes."
-    )
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None  # not yet assigned

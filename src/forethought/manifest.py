@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forethought.identity import KEY_BYTES, Digest
-from forethought.watching import UNPROVEN, Seen, Stamp, stamp
+from forethought.watching import UNPROVEN, Seen, Stamp, mapped_here, stamp
 
 VERSION = 2
 _PLAIN = (str, int, float, bool, type(None))
@@ -118,6 +118,7 @@ class OpenedFiles:
     """
 
     def __init__(self, rows: int, known: Manifest | None) -> None:
+        self._mapped = mapped_here()
         self.is_whole = True  # False: something was read that is no file that Python opens by name
         self._stamps: dict[str, Stamp] = dict(known.files) if known is not None else {}
         self._numbers = {path: at for at, path in enumerate(self._stamps)}
@@ -165,7 +166,9 @@ class OpenedFiles:
         """Join what was noted with what was read."""
         file_of = self._file_of if self._is_paired and bool((self._file_of >= 0).all()) else None
         shared = tuple(sorted(self._numbers[path] for path in self._shared))
-        return Manifest(keys, targets, tuple(self._stamps.items()), file_of, shared, facts)
+        mapped = self._mapped | mapped_here()
+        files = tuple((path, UNPROVEN if was[0] in mapped else was) for path, was in self._stamps.items())
+        return Manifest(keys, targets, files, file_of, shared, facts)
 
 
 def _written(targets: Any, tensors: dict[str, Tensor]) -> Any:

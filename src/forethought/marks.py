@@ -1,10 +1,17 @@
 """Plain values as bytes: each with its type and its length, so that two different ones never have the same image."""
 
+import types
+from collections import OrderedDict, defaultdict
 from typing import Any
+
+import torch
 
 from forethought.sources import qualified
 
 SCALARS = {bool, int, float, complex, str}
+NAMED_BY_STR = {torch.dtype, torch.layout, torch.memory_format, torch.device, range}
+CONTAINERS = {dict, OrderedDict, defaultdict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size, object}
+PLAIN = {dict, OrderedDict, list, tuple, torch.Size}
 
 
 def scalar_mark(value: Any) -> bytes:

@@ -1,12 +1,17 @@
 """What is known of a class or function from outside: whose it is, in which version, which names it reads."""
 
+import argparse
 import dis
 import functools
 import os
 import sys
+import sysconfig
 import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from forethought.errors import IdentityError
@@ -16,10 +21,27 @@ POLICIES = ("minor", "exact", "any")
 CLASS_BOOKKEEPING = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__abstractmethods__",
     "_abc_impl", "__parameters__", "__orig_bases__", "__firstlineno__", "__static_attributes__", "__slots__",
-    "__annotate_func__", "__annotations_cache__",
+    "__annotate_func__", "__annotations_cache__", "__dataclass_fields__", "__dataclass_params__", "__match_args__",
 }  # fmt: skip
+_ROUNDABOUT = {
+    "__subclasses__", "_getframe", "currentframe", "get_objects", "get_referrers", "import_module",
+}  # fmt: skip
+BY_TEXT = {"getattr", "__dict__", "__getattribute__", "attrgetter", "getattr_static", "getmembers", "methodcaller"}
 _REACH_ANYWHERE = {"globals", "locals", "vars", "eval", "exec", "open", "__import__"}
 _OUTSIDE = {"environ", "getenv"}
+_DATA = {
+    bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, OrderedDict, defaultdict, np.ndarray,
+    types.SimpleNamespace, argparse.Namespace,
+}  # fmt: skip
+DESCRIPTORS = (
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+_STANDARD = os.path.dirname(os.__file__)
+_INSTALLED = tuple({sysconfig.get_paths()[name] + os.sep for name in ("purelib", "platlib")})
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not by static C
 _LIBRARIES = (
     "torch",
@@ -62,7 +84,37 @@ def is_library(module: str | None) -> bool:
 
 def is_shipped(module: str | None) -> bool:
     """Say whether a module comes with Python or with such a library, and not from the user."""
-    return is_library(module) or (module or "").split(".")[0] in sys.stdlib_module_names
+    return is_library(module) or _is_standard((module or "").split(".")[0])
+
+
+def _is_standard(root: str) -> bool:
+    """Say whether a name is that of a module of Python's own, and no file of the user's took it."""
+    if root not in sys.stdlib_module_names:
+        return False
+    file = getattr(sys.modules.get(root), "__file__", None)
+    return file is None or os.path.dirname(file).startswith(_STANDARD)
+
+
+def _is_installed(module: types.ModuleType) -> bool:
+    """Say whether a module lies where packages are installed: some decorate or patch what others made."""
+    return os.path.abspath(str(getattr(module, "__file__", None))).startswith(_INSTALLED)
+
+
+def is_made_by(value: types.FunctionType | type, is_library: Callable[[str | None], bool]) -> bool:
+    """Say whether a function or class is a library's, as its `__module__` says.
+
+    `functools.wraps` gives any function the name of another, and what `exec` makes is named by chance.
+    """
+    if not is_library(value.__module__):
+        return False
+    if isinstance(value, types.FunctionType):
+        scope = value.__globals__
+        module = sys.modules.get(str(scope.get("__name__")))
+        return module is not None and vars(module) is scope and (is_shipped(module.__name__) or _is_installed(module))
+    found: Any = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value or not is_heap(value)
 
 
 @functools.cache
@@ -93,6 +145,26 @@ def _has_c_state(cls: type) -> bool:
     return any(isinstance(item, types.MethodDescriptorType) for item in vars(cls).values())
 
 
+def read_in(module: types.ModuleType, read: set[str], is_library: bool) -> list[str]:
+    """List the names of a module that code with these names may read there."""
+    held = vars(module).keys()
+    found = read & held
+    if not is_library:
+        found |= {"__getattr__"} & held
+        found |= {name for name in held if not name.startswith("__")} if read & BY_TEXT else set()
+    return sorted(found)
+
+
+def is_foreign(item: Any) -> bool:
+    """Say whether something that a library's module holds is not told by its version: data, or somebody else's."""
+    if type(item) in _DATA or isinstance(item, torch.Tensor):
+        return True
+    if isinstance(item, types.FunctionType | type):
+        return not is_made_by(item, is_shipped)
+    where = getattr(item, "__module__", None)
+    return not is_shipped(where if isinstance(where, str) else type(item).__module__)
+
+
 def check_reach(function: types.FunctionType) -> None:
     """Refuse a function that may read what its code does not show.
 
@@ -106,7 +178,8 @@ def check_reach(function: types.FunctionType) -> None:
             f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
             f"got one that imports {sorted(brought)[0]} when it runs. Import it at the top of the file."
         )
-    anywhere = (_called_by_name(code) & _REACH_ANYWHERE - function.__globals__.keys()) | (names(code) & _OUTSIDE)
+    anywhere = read_globals(code) & _REACH_ANYWHERE - function.__globals__.keys()
+    anywhere |= (names(code) & _OUTSIDE) | roundabout(code)
     if anywhere:
         raise IdentityError(
             f"Cannot establish the identity of {function.__qualname__}: expected code that shows what it reads, "
@@ -132,10 +205,42 @@ def names(code: types.CodeType) -> set[str]:
     return found
 
 
-def _called_by_name(code: types.CodeType) -> set[str]:
+def cell_content(cell: Any) -> Any:
+    """Give what a closure holds; None if it was not yet assigned."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def roundabout(code: types.CodeType) -> set[str]:
+    """Give the names by which a function, or one inside it, may find what no name in it says."""
+    found = names(code)
+    return found & _ROUNDABOUT | ({"modules"} if {"sys", "modules"} <= found else set())
+
+
+def texts(code: types.CodeType) -> set[str]:
+    """Give the texts in a function, and in the functions inside it, that may be names for `getattr` and its kind."""
+    found = {item for item in code.co_consts if isinstance(item, str) and item.isidentifier()}
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            found |= texts(item)
+    return found
+
+
+def read_globals(code: types.CodeType) -> set[str]:
     """Give the global names that a function reads, attributes left out."""
     found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for item in code.co_consts:
         if isinstance(item, types.CodeType):
-            found |= _called_by_name(item)
+            found |= read_globals(item)
     return found
+
+
+def unknown(value: Any) -> IdentityError:
+    """Say that a value does not show its content."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return IdentityError(
+        f"Cannot establish the identity of a {kind}: expected plain values, tensors, modules or functions, got an "
+        "object that does not show its content. Keep it out of the frozen part, or hold its content in attributes."
+    )

@@ -100,6 +100,19 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     seen.files[name] = stamp(name) or UNPROVEN
 
 
+def mapped_here() -> frozenset[int]:
+    """Give the inodes of files that this process has mapped for writing.
+
+    A page that was written, and not yet put on the disk, is written again without a change of the file's times.
+    """
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            rows = [line.split(None, 5) for line in file]
+    except OSError:
+        return frozenset()  # not Linux
+    return frozenset(int(row[4]) for row in rows if row[1][1:2] == b"w" and row[1][3:4] == b"s" and row[4] != b"0")
+
+
 def stamp(path: str) -> Stamp | None:
     """Give what changes when a file does; None if there is no such file, `UNPROVEN` if it was changed just now.
 
