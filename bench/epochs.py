@@ -8,11 +8,9 @@ import tempfile
 import torch
 
 import forethought as ft
-from forethought.demo.costs import by_hand
+from forethought.demo.costs import measure_epochs
 from forethought.demo.crepe import CENTS, load_crepe
 from forethought.demo.notes import Frames, make_splits
-
-_SECONDS = 60.0
 
 
 def measure() -> list[str]:
@@ -29,15 +27,11 @@ def measure() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         features = ft.extract(model, (frames.audio, frames.cents), folder, batch_size=256)
         for name, head in heads.items():
-            found = ft.measure_saving(
-                features, head, batch_size=512, trunk=by_hand(model), seconds=_SECONDS, block_s=_SECONDS / 12
-            ).comparison
-            seconds, ratio = found.seconds, found.seconds.ratio
-            assert ratio is not None
+            found = measure_epochs(name, head, 1e-3, features, frames, model, batch=512, pairs=5)
+            ratio, least, most = found.ratio
             lines.append(
-                f"{name}: {ratio.value:.0f} x ({ratio.low:.0f} to {ratio.high:.0f}, 95 %, {found.blocks} pairs), "
-                f"{seconds.uncached.value * len(frames):.2f} s against {seconds.cached.value * len(frames):.4f} s, "
-                f"{len(frames):,} rows"
+                f"{name}: {ratio:.0f} x ({least:.0f} to {most:.0f} in 5 pairs), "
+                f"{found.uncached_epoch_s:.2f} s against {found.cached_epoch_s:.4f} s, {found.rows:,} rows"
             )
     return lines
 

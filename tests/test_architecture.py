@@ -116,17 +116,17 @@ MAY_IMPORT = {
         "verification",
     },
     # What is made of it.
-    "fitting": {"heads", "ledger", "store"},
+    "fitting": {"features", "heads", "ledger", "nesting", "store"},
     "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},
     "assembly": {"halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
     "regress": {"assembly", "features", "halves", "heads", "nesting", "placeholder", "recording", "replay"},
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},
     "sklearn": {"heads"},
-    "report": {"energy", "housekeeping", "ledger", "savings", "store"},
-    "demo": {FACADE, "report", "savings"},
+    "demo": {FACADE, "energy", "timing"},
     "loading": set(),
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
+    "report": {"energy", "housekeeping", "ledger", "savings", "store"},
     "energy_cli": {FACADE, "energy", "report"},
     "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "loading"},
 }  # fmt: skip

@@ -12,14 +12,12 @@ from rich.markup import escape
 from torch import nn
 
 import forethought as ft
-from forethought.demo import contest, pitch, plots
+from forethought.demo import contest, costs, pitch, plots
 from forethought.demo.contest import PROMISES, Scores, answers, entries, score
-from forethought.demo.costs import by_hand, frozen_share, measure
+from forethought.demo.costs import Savings, build_cost, frozen_share, measure_epochs
 from forethought.demo.crepe import CENTS, argmax_cents, cents_to_hz, hz_to_cents, weighted_cents
 from forethought.demo.notes import Frames
 from forethought.demo.screen import Screen
-from forethought.energy.amounts import Amount
-from forethought.savings import Comparison, Saving, Side
 
 torch.set_num_threads(1)
 
@@ -171,6 +169,56 @@ def test_readings_of_a_certain_classifier_are_its_class():
 # -------------------------------------------------------------------------------------------------------------- costs
 
 
+def report(computed, reused=0, time_s=1.0, energy_j=None):
+    return ft.ExtractionReport(computed + reused, computed, reused, 0, time_s, energy_j, "nothing")
+
+
+def test_build_cost_is_that_of_the_runs_that_computed(tmp_path):
+    """First run: its seconds. Later runs reuse, and the seconds stay."""
+    assert build_cost(tmp_path, "a", [report(10, time_s=2.0), report(5, time_s=1.0)]) == 3.0
+    for _ in range(3):
+        assert build_cost(tmp_path, "a", [report(0, 10, time_s=0.1), report(0, 5, time_s=0.1)]) == 3.0
+
+
+def test_build_cost_adds_up_over_runs(tmp_path):
+    """A run that adds rows adds its seconds."""
+    build_cost(tmp_path, "a", [report(10, time_s=2.0)])
+    assert build_cost(tmp_path, "a", [report(6, 10, time_s=1.5)]) == 3.5
+
+
+def test_build_cost_is_unknown_where_a_run_was_not_measured(tmp_path):
+    """Rows that some other run computed: not known, which is not nothing."""
+    assert build_cost(tmp_path, "a", [report(0, 15)]) is None
+    assert build_cost(tmp_path, "b", [report(5, 10)]) is None
+
+
+def test_build_cost_keeps_trunks_apart(tmp_path):
+    """Another trunk, another bill."""
+    build_cost(tmp_path, "a", [report(10, time_s=2.0)])
+    assert build_cost(tmp_path, "b", [report(10, time_s=7.0)]) == 7.0
+    assert build_cost(tmp_path, "a", [report(0, 10)]) == 2.0
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00", '{"a": '])
+def test_build_cost_outlives_a_broken_note(tmp_path, content):
+    """A note that cannot be read is no note."""
+    (tmp_path / "costs.json").write_text(content)
+    assert build_cost(tmp_path, "a", [report(10, time_s=2.0)]) == 2.0
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"a": 3}'])
+def test_build_cost_outlives_another_json(tmp_path, content):
+    """JSON of another form is no note either."""
+    (tmp_path / "costs.json").write_text(content)
+    assert build_cost(tmp_path, "a", [report(10, time_s=2.0)]) == 2.0
+
+
+def test_build_cost_of_a_store_that_was_deleted_and_built_again(tmp_path):
+    """`rm -r store`, then the demo again: building took as long as one build, not two."""
+    build_cost(tmp_path, "a", [report(10, time_s=2.0)])
+    assert build_cost(tmp_path, "a", [report(10, time_s=2.2)]) == pytest.approx(2.2)
+
+
 def test_frozen_share_counts_operations():
     """A trunk of 8 x 8 and a head of 8 x 2: four fifths are frozen."""
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
@@ -179,55 +227,82 @@ def test_frozen_share_counts_operations():
     assert frozen_share(model, ft.split(model, x).trunk, x) == (0.8, 2 * 8 * 10)
 
 
-class Winner:
-    name, head = "new mlp [128]", nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))
-
-
-def test_measuring_leaves_head_and_model_as_they_were(features):
-    """Copies are trained, on both sides; the store pays for what measuring took."""
-    model = Crepe()
-    before = {name: t.clone() for part in (model, Winner.head) for name, t in part.state_dict().items()}
-    modes = [m.training for part in (model, Winner.head) for m in part.modules()]
-    saved = measure(Winner(), 1e-3, features, model, batch=16, seconds=0.05)
-    after = {name: t for part in (model, Winner.head) for name, t in part.state_dict().items()}
+def test_measured_epochs_leave_head_and_model_as_they_were(features):
+    """Timing trains copies; times and ratios are positive and agree."""
+    model, head = Crepe(), entries(features)["new spline linear"].head
+    before = {name: t.clone() for part in (model, head) for name, t in part.state_dict().items()}
+    modes = [m.training for part in (model, head) for m in part.modules()]
+    saved = measure_epochs("x", head, 1e-3, features, frames(40), model, batch=16, pairs=2)
+    after = {name: t for part in (model, head) for name, t in part.state_dict().items()}
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert [m.training for part in (model, Winner.head) for m in part.modules()] == modes
-    assert saved.comparison.epoch_rows == 40
-    assert saved.spent_s >= saved.comparison.time_s
+    assert [m.training for part in (model, head) for m in part.modules()] == modes
+    assert (saved.rows, saved.sampled_rows) == (40, 40)
+    assert saved.uncached_epoch_s > 0
+    assert saved.cached_epoch_s > 0
+    assert saved.ratio[1] <= saved.ratio[0] <= saved.ratio[2]
 
 
 def test_the_uncached_step_computes_what_the_trunk_computes(features):
     """Both sides of the comparison do the same work: the hand-written frozen layers give the stored features."""
     some = torch.randn(5, 1024)
-    torch.testing.assert_close(by_hand(Crepe())(some), features.split.trunk(some))
+    torch.testing.assert_close(costs._embedded(Crepe(), some), features.split.trunk(some))
+
+
+class Winner:
+    name = "new mlp 128"
+    head = nn.Linear(8, 1)
+
+
+def test_energy_of_a_run_that_computed_nothing_is_not_the_energy_to_build(features, tmp_path, monkeypatch):
+    """All hits: what it took to build is not known to this run."""
+    saved = Savings("x", 40, 40, 1.0, 0.1, (10.0, 9.0, 11.0), None, None, None, "")
+    monkeypatch.setattr(pitch, "measure_epochs", lambda *_, **__: saved)
+    reports = [report(0, 40, energy_j=0.5)] * 4
+    everything = dict.fromkeys(pitch.SIDES, features)
+    measured = pitch._measure(
+        Winner(), entries(features), everything, reports, pitch.Splits(*[frames(40)] * 4), Crepe(), features.split,
+        "tiny", tmp_path,
+    )  # fmt: skip
+    assert measured.energy_j is None
 
 
 # ------------------------------------------------------------------------------------------------------------- screen
 
 
-def a_saving(cached_s=(0.05, 0.06, 0.04), **about):
-    uncached = Side((400,) * 3, (1.5, 1.6, 1.4), (None,) * 3)
-    compared = Comparison(uncached, Side((400,) * 3, cached_s, (None,) * 3), 400, "m", 1e9)
-    return Saving(compared, **{"spent_s": 3.2, "spent": Amount.unknown("no [red]meter[/red]"), "fed_rows": 0} | about)
+def shown(savings, capsys):
+    Screen().savings(savings)
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("saving", "says"),
+    ("changes", "says"),
     [
-        (a_saving(), r"the store cost, measuring too: 3\.2 s; it pays back after 2\.2 epochs"),
-        (a_saving((15.0, 16.0, 14.0)), r"never pays back here"),
-        (a_saving(fed_rows=4000, epochs=10), r"in the 10 epochs that were run: 11 s saved"),
-        (a_saving(fed_rows=400, epochs=1), r"1\.8 s more spent than saved"),
-        (a_saving(), r"energy: not measured on this machine \(no \[red\]meter\[/red\]\)"),
+        (
+            {"build_s": 3.2, "break_even_epochs": 2.2},
+            r"building it took 3\.2 s: it had paid for itself after 2\.2 epochs",
+        ),
+        ({"build_s": None}, r"not known.*--fresh"),
+        ({"build_s": 3.2, "break_even_epochs": None}, r"never here"),
+        ({"energy_j": 1234.5, "energy_source": "nvml"}, r"energy: 1,23[45] J to build \(nvml\)"),
+        ({"energy_j": None, "energy_source": "no meter"}, r"energy: not measured on this machine \(no meter\)"),
     ],
 )
-def test_a_saving_is_said_in_words(saving, says, capsys):
-    """Saved, lost and never are told apart; joules that are not known say why; brackets are no markup."""
-    Screen().saving(Winner.name, saving)
-    out = capsys.readouterr().out
-    assert re.search(says, out)
-    assert "new mlp [128]" in out
-    assert "times faster" in out
+def test_savings_are_said_in_words(changes, says, capsys):
+    """Known, unknown and never are told apart; joules name their instrument."""
+    fields = {
+        "head": "x", "rows": 400, "sampled_rows": 400, "uncached_epoch_s": 1.5, "cached_epoch_s": 0.05,
+        "ratio": (30.0, 20.0, 40.0), "build_s": None, "break_even_epochs": None, "energy_j": None, "energy_source": "",
+    }  # fmt: skip
+    text = shown(Savings(**fields | changes), capsys)
+    assert re.search(says, text)
+    assert "30 times faster (20 to 40 over the pairs)" in text
+
+
+def test_a_reason_in_brackets_is_not_taken_for_markup(capsys):
+    """Why nothing was measured is said as it is, whatever characters are in it."""
+    fields = {"build_s": None, "break_even_epochs": None, "energy_j": None, "energy_source": "no file [red]/sys[/red]"}
+    saved = Savings("x", 1, 1, 1.0, 1.0, (1.0, 1.0, 1.0), **fields)
+    assert "[red]" in shown(saved, capsys)
 
 
 def test_a_folder_with_brackets_is_shown_as_it_is(capsys):
@@ -277,12 +352,11 @@ def test_demo_on_a_toy(tmp_path, monkeypatch):
     monkeypatch.setattr(pitch, "_notes", lambda *_: pitch.Splits(frames(40), frames(20), frames(20), frames(20)))
     monkeypatch.setattr(pitch, "glissando", lambda: frames(30))
     monkeypatch.setitem(pitch.EPOCHS, "tiny", 1)
-    monkeypatch.setitem(pitch.MEASURED_S, "tiny", 0.1)
+    monkeypatch.setitem(pitch.PAIRS, "tiny", 1)
     report = pitch.run("tiny", tmp_path / "out", quiet=True)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "energy.html", "model.safetensors", "pitch.png", "report.json", "store",
+        "costs.json", "model.safetensors", "pitch.png", "report.json", "store",
     }  # fmt: skip
     assert [side["rows_computed"] for side in report["extraction"].values()] == [40, 20, 20, 20, 0]
-    assert report["saving"]["spent_s"] > 0
-    assert "What it saved" in (tmp_path / "out" / "energy.html").read_text()
+    assert report["savings"]["build_s"] > 0

@@ -457,23 +457,6 @@ def test_a_file_that_was_rewritten_as_it_was_or_removed_is_fed(how, store):
         assert torch.equal(READERS[read](features), rows)
 
 
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_file_removed_before_it_is_settled_is_fed(when, store, monkeypatch):
-    """What was written and checked a moment ago and is looked at again: if it is gone by then, it is what it was."""
-    features = ft.extract(Net(), (make_x(), torch.arange(N)), store)
-    monkeypatch.setattr(files, "_TICK_NS", 10**18)
-    features = ft.extract(Net(), (make_x(), torch.arange(N)), store)
-    (segment,) = store.glob("tables/*/*.safetensors")
-    if when == "before":
-        segment.unlink()
-    else:
-        opened = Segment._open
-        monkeypatch.setattr(Segment, "_open", lambda self: (segment.unlink(missing_ok=True), opened(self))[1])
-    for read in ("batches", "numpy", "items", "batches"):
-        assert torch.equal(READERS[read](features), Net().layer(make_x()))
-    assert not segment.exists()
-
-
 def test_a_file_that_changes_during_an_epoch_is_seen_in_it(store, monkeypatch):
     """A long epoch is looked after while it lasts."""
     features = ft.extract(Net(), (make_x(), torch.arange(N)), store)

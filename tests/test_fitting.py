@@ -61,6 +61,13 @@ def _normed():
     return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
 
 
+def _near(a, b, rtol=1e-5):
+    return all(
+        torch.allclose(x.double(), y.double(), rtol=rtol, atol=rtol / 10)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
 def _same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
@@ -90,8 +97,9 @@ def test_fit_trains_heads_of_every_kind():
         assert (result.head(X_VAL) - Y_VAL).abs().double().mean().item() == pytest.approx(result.score, abs=1e-6)
 
 
-def test_alone_or_in_company_gives_the_same_bits():
-    """Neither the other heads nor their dropout nor the global random state change a head."""
+def test_alone_or_in_company_is_the_same():
+    """Neither the other heads nor their dropout nor the global random state change a head: to the last bit, and up to
+    rounding where heads of one shape (a and d) are one computation."""
     heads = {"a": _noisy(), "b": _linear(), "c": _normed(), "d": _noisy()}
     options = {"lr": {"d": 0.1}, "epochs": {"b": 2, "c": 4, "a": 4, "d": 4}, "batch_size": 50, "seed": 3}
     together = fit(TRAIN, VAL, heads, **options)
@@ -100,8 +108,13 @@ def test_alone_or_in_company_gives_the_same_bits():
         alone = fit(
             TRAIN, VAL, head, lr=0.1 if name == "d" else 1e-3, epochs=options["epochs"][name], batch_size=50, seed=3
         )
-        assert _same(alone["head"].head, together[name].head)
-        assert alone["head"].metrics == together[name].metrics
+        if name in ("b", "c"):
+            assert _same(alone["head"].head, together[name].head)
+            assert alone["head"].metrics == together[name].metrics
+        else:
+            assert _near(alone["head"].head, together[name].head)
+            for one, other in zip(alone["head"].metrics, together[name].metrics, strict=True):
+                assert one.val_score == pytest.approx(other.val_score, rel=1e-5)
     again = fit(TRAIN, VAL, heads, **options)
     assert all(_same(again[name].head, together[name].head) for name in heads)
     other = fit(TRAIN, VAL, heads, **{**options, "seed": 4})
@@ -220,7 +233,7 @@ def test_a_head_that_fails_does_not_stop_the_others():
     results = fit(TRAIN, VAL, heads, lr={"exploding": 1e30, "fine": 1e-2}, optimizer="sgd", **options)
     alone = fit(TRAIN, VAL, {"fine": heads["fine"]}, lr=1e-2, optimizer="sgd", **options)
     assert results.best.name == "fine"
-    assert _same(results["fine"].head, alone["fine"].head)
+    assert _near(results["fine"].head, alone["fine"].head)
     failed = results.ranked[-1]
     assert failed.name == "exploding"
     assert "not finite" in failed.failed
@@ -351,8 +364,12 @@ def test_heads_for_several_targets_in_one_pass():
         fit(Pairs(X, both), Pairs(X_VAL, both_val), heads)
     with pytest.raises(FitError, match="'x'"):
         fit(Named(X, both), Named(X_VAL, both_val), heads, target="x")
-    with pytest.raises(FitError, match="test rows"):
-        fit((X, both), (X_VAL, both_val), heads, target={"first": 0, "second": 1}, test=(X_VAL, both_val))
+    tested = fit(
+        (X, both), (X_VAL, both_val), heads, target={"first": 0, "second": 1}, test=(X_VAL, both_val), **options
+    )
+    assert tested.test_score is None
+    assert tested.test_scores == pytest.approx({result.task: result.score for result in tested})
+    assert {name: task.best.name for name, task in tested.tasks.items()} == {"mae of 0": "first", "mae of 1": "second"}
 
 
 def test_tuples_of_values_reach_the_head_as_they_are():
@@ -484,11 +501,22 @@ def test_missing_targets_are_refused():
         fit(Bare(*TRAIN), Bare(*VAL), _linear())
 
 
+def test_a_head_that_does_not_fit_the_features_is_named_with_both_shapes():
+    """What it takes, what it got, and what to build it for, before anything is trained."""
+    with pytest.raises(FitError, match=r"'narrow'.*in_features=3.*\(230, 4\).*\(B, 4\)"):
+        fit(TRAIN, VAL, {"good": _linear(), "narrow": nn.Linear(3, 1)})
+
+
 def test_an_error_in_a_head_names_the_head():
     """The exception is the head's own, with a note."""
-    with pytest.raises(RuntimeError) as err:
-        fit(TRAIN, VAL, {"good": _linear(), "narrow": nn.Linear(3, 1)})
-    assert "narrow" in "".join(err.value.__notes__)
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise OSError("no such thing")
+
+    with pytest.raises(OSError, match="no such thing") as err:
+        fit(TRAIN, VAL, {"good": _linear(), "broken": Broken()})
+    assert "broken" in "".join(err.value.__notes__)
 
 
 def test_shuffled_rows_are_each_given_once():

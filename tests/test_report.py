@@ -353,7 +353,7 @@ def test_what_is_no_baseline_takes_nothing_off(baseline):
 def a_saving(*rows, compared=None, **options):
     facts = {"table": "t", "model": "ResNet"}
     built = row("a", energy_j=15_000.0, time_s=50.0, facts=facts)
-    fed = row("f", "fit", 600.0, start=T + 200, facts={"fed": {"t": 1000}, "rows_fed": 1000, "epochs": 10})
+    fed = row("f", "fit", 600.0, start=T + 200, facts={"fed": {"t": 1000}, "rows_fed": 1000})
     lines = [(compared or comparison()).to_json()]
     return summarize(journal(built, fed, *rows, others=lines), **options)
 
@@ -826,7 +826,7 @@ def a_full_page(name="resnet"):
     built = {"table": "t", "model": name, "frontier": [[name, [3], "torch.float32", 12]]}
     found = journal(
         idle(), row("a", energy_j=15_000.0, time_s=50.0, facts=built), row("r", energy_j=10.0, time_s=1.0, start=T + 100, facts=reuse), row("q", energy_j=10.0, time_s=1.0, start=T + 90_000, facts=reuse),
-        row("f", "fit", 600.0, start=T + 200, facts={"fed": {"t": 9000}, "rows_fed": 9000, "epochs": 90, "heads": heads}),
+        row("f", "fit", 600.0, start=T + 200, facts={"fed": {"t": 9000}, "rows_fed": 9000, "heads": heads}),
         row("n", name, None, start=T + 300, reason=name), others=[comparison().to_json()],
     )  # fmt: skip
     found.name = name

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from forethought.identity import Digest
 from forethought.store import Claim, Store
 
-_STRETCHES, _STRETCHES_AFAR = 64, 16  # of a data set at most; where a claim is a few calls over the network
+_STRETCHES = 64  # of a data set at most
 _SHORTEST = 64  # samples
 _BEAT_S = 10.0
 _LOOK_S = 0.25
@@ -32,23 +32,11 @@ class Division:
     def __init__(self, store: Store, what: tuple[str, ...], rows: int | None, batch: int) -> None:
         self._store = store
         self._what = what
-        stretches = _STRETCHES_AFAR if store.place.folder is None else _STRETCHES
-        length = max(_SHORTEST, 1 << max((rows or 2**20) // stretches - 1, 0).bit_length())
+        length = max(_SHORTEST, 1 << max((rows or 2**20) // _STRETCHES - 1, 0).bit_length())
         self._length = -(-length // batch) * batch
         self._held: dict[int, Claim] = {}
         self._others: set[int] = set()
         self._beat = time.monotonic()
-
-    def take(self, indices: NDArray[np.int64]) -> bool:
-        """Claim the stretches of these samples that nobody else is at; say whether one was not ours before.
-
-        Then whoever had it before may have stored its rows a moment ago.
-        """
-        self.beat()
-        held = len(self._held)
-        for each in np.unique(indices // self._length).tolist():
-            self._claim(each)
-        return len(self._held) > held
 
     def mine(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say of each sample whether it is ours to compute; claims its stretch if nobody else does."""

@@ -96,7 +96,7 @@ def extract(
     started = time.perf_counter()
     _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
-    with phase_in(store.place, "extract", readonly=not store.is_writable) as phase:
+    with phase_in(store.place, "extract", readonly=store.readonly) as phase:
         trunk = FrozenPart(model, at, device, dtype)
         samples = Samples(
             dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
@@ -212,9 +212,6 @@ class _Extraction:
                 "read", self._watched(roll.read(indices), len(roll.keys) or None)
             ):
                 missing = self._missing(keys, fresh)
-                if len(missing) and division.take(where[missing]):
-                    self.table.refresh()
-                    missing = self._missing(keys, fresh)
                 missing = missing[division.mine(where[missing])]
                 fresh.update(key.tobytes() for key in keys[missing])
                 if len(missing):

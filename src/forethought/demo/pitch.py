@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 import forethought as ft
 from forethought.demo import plots
 from forethought.demo.contest import PROMISES, Entry, Scores, answers, entries, score
-from forethought.demo.costs import frozen_share, measure
+from forethought.demo.costs import Savings, build_cost, frozen_share, measure_epochs
 from forethought.demo.crepe import CENTS, argmax_cents, load_crepe, weighted_cents
 from forethought.demo.notes import SIZES, Splits, glissando, make_splits
 from forethought.demo.screen import Screen
 from forethought.errors import StorePathError
-from forethought.report import gather, summarize, to_html
 
 EPOCHS = {"tiny": 6, "default": 40, "full": 12}
 BATCH = {"tiny": 64, "default": 512, "full": 4096}
-MEASURED_S = {"tiny": 2.0, "default": 20.0, "full": 60.0}
+PAIRS = {"tiny": 2, "default": 3, "full": 3}
 SIDES = ("train", "validation", "test", "unseen")
 
 
@@ -51,6 +51,7 @@ def run(
         ) from err
     if fresh:
         shutil.rmtree(out / "store", ignore_errors=True)
+        (out / "costs.json").unlink(missing_ok=True)
     screen.step(1, "A trained classifier and notes of known pitch")
     model = load_crepe("tiny")
     splits = _notes(size, screen)
@@ -66,13 +67,12 @@ def run(
     screen.step(5, "The winner, scored once on notes it has not seen")
     scores = _score(results.best, features, size, screen)
     screen.step(6, "What it saved")
-    lr, seconds = contest[results.best.name].lr, MEASURED_S[size]
-    saving = measure(results.best, lr, features["train"], model, batch=BATCH[size], seconds=seconds)
-    screen.saving(results.best.name, saving)
+    savings = _measure(results.best, contest, features, reports, splits, model, split, size, out)
+    screen.savings(savings)
     screen.step(7, "One model again")
     best_monotone = next((r for r in results if contest[r.name].promise == "monotone"), results.best)
     files = _write(out, split, results.best, best_monotone, features, scores, screen)
-    report = _report(size, split, share, flops, reports, results, contest, scores, saving, files)
+    report = _report(size, split, share, flops, reports, results, contest, scores, savings, files)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     screen.say("")
     for name, path in files.items():
@@ -192,6 +192,34 @@ def _verdicts(scores: dict[str, dict[str, Scores]]) -> tuple[str, str]:
     )
 
 
+def _measure(
+    winner: ft.HeadResult,
+    contest: dict[str, Entry],
+    features: dict[str, ft.Features],
+    reports: list[ft.ExtractionReport],
+    splits: Splits,
+    model: nn.Module,
+    split: ft.Split,
+    size: str,
+    out: Path,
+) -> Savings:
+    lr = contest[winner.name].lr
+    savings = measure_epochs(
+        winner.name, winner.head, lr, features["train"], splits.train, model, batch=BATCH[size], pairs=PAIRS[size]
+    )
+    built = build_cost(out, split.trunk.fingerprint, reports[:4])
+    train_share = len(features["train"]) / sum(report.rows for report in reports[:4])
+    build_s = None if built is None else built * train_share
+    saved_s = savings.uncached_epoch_s - savings.cached_epoch_s
+    return dataclasses.replace(
+        savings,
+        build_s=build_s,
+        break_even_epochs=build_s / saved_s if build_s is not None and saved_s > 0 else None,
+        energy_j=reports[0].energy_j if reports[0].rows_computed == reports[0].rows else None,
+        energy_source=reports[0].energy_source,
+    )
+
+
 def _write(
     out: Path,
     split: ft.Split,
@@ -228,9 +256,7 @@ def _write(
         _array(sweep.cents),
         {name: _array(values) for name, values in swept.items()},
     )
-    page = out / "energy.html"
-    page.write_text(to_html(summarize(gather(out))), encoding="utf-8")
-    files = {"model": path, "picture": picture, "store": out / "store", "energy": page, "report": out / "report.json"}
+    files = {"model": path, "picture": picture, "store": out / "store", "report": out / "report.json"}
     return {name: str(file) for name, file in files.items()}
 
 
@@ -247,7 +273,7 @@ def _report(
     results: ft.Results,
     contest: dict[str, Entry],
     scores: dict[str, dict[str, Scores]],
-    saving: ft.Saving,
+    savings: Savings,
     files: dict[str, str],
 ) -> dict[str, Any]:
     return {
@@ -282,6 +308,6 @@ def _report(
             side: {who: dataclasses.asdict(scored) for who, scored in by.items()} for side, by in scores.items()
         },
         "beats_baselines": not _verdicts(scores)[1],
-        "saving": {"head": results.best.name, **saving.to_dict()},
+        "savings": dataclasses.asdict(savings),
         "files": files,
     }

@@ -8,8 +8,7 @@ from rich.table import Table
 
 import forethought as ft
 from forethought.demo.contest import Scores
-from forethought.report.statements import pays_back
-from forethought.savings.saving import saved_text
+from forethought.demo.costs import Savings
 
 
 class Screen:
@@ -73,32 +72,27 @@ class Screen:
             table.add_row(f"{place:>3}", result.name, error, best, size, promises[result.name])
         self.console.print(table)
 
-    def saving(self, head: str, saving: ft.Saving) -> None:
+    def savings(self, savings: Savings) -> None:
         """Show what the store saved."""
-        comparison, seconds = saving.comparison, saving.seconds
-        self.say(f"head: {escape(head)}, the same on both sides, {saving.epoch_rows:,.0f} rows an epoch")
+        ratio, least, most = savings.ratio
+        self.say(f"head: {savings.head}, the same on both sides, {savings.rows:,} rows an epoch")
         self.say(
-            f"an epoch without the store  {seconds.uncached_epoch.value:8.2f} s  (real steps, in turn with "
-            f"those below, {comparison.blocks} blocks of each, {comparison.time_s:.0f} s)"
+            f"an epoch without the store  {savings.uncached_epoch_s:8.2f} s  "
+            f"(real steps, timed on {savings.sampled_rows:,} rows)"
         )
-        self.say(f"an epoch with the store     {seconds.cached_epoch.value:8.3f} s")
-        ratio = comparison.seconds.ratio
-        if ratio is not None:
-            self.say(f"[bold]{ratio.value:,.0f} times faster[/bold] ({ratio.low:,.0f} to {ratio.high:,.0f})")
-        self.say(f"all that the store cost, measuring too: {saving.spent_s:.1f} s; {pays_back(seconds.break_even)}")
-        if saving.fed_rows:
-            self.say(f"in the {saving.epochs:,} epochs that were run: [bold]{saved_text(seconds)}[/bold]")
-        self.say(f"energy: {escape(_energy(saving))}")
-
-
-def _energy(saving: ft.Saving) -> str:
-    """Say the joules that were saved and how they are known, or why they are not."""
-    balance = saving.net_joules or saving.joules
-    if balance is not None:
-        return f"{saved_text(balance, 'J')} ({saving.comparison.label})"
-    if saving.spent.known_j is None:
-        return f"not measured on this machine ({'; '.join(saving.spent.reasons)})"
-    return f"not known ({saving.why_no_joules})"
+        self.say(f"an epoch with the store     {savings.cached_epoch_s:8.3f} s  (whole epochs)")
+        self.say(f"[bold]{ratio:,.0f} times faster[/bold] ({least:,.0f} to {most:,.0f} over the pairs)")
+        if savings.build_s is None:
+            self.say("paid for itself: not known, the rows were computed by a run that was not measured (--fresh)")
+        elif savings.break_even_epochs is None:
+            self.say("paid for itself: never here, reading takes longer than computing")
+        else:
+            self.say(
+                f"building it took {savings.build_s:.1f} s: it had paid for itself after "
+                f"[bold]{savings.break_even_epochs:.1f} epochs[/bold] of one head"
+            )
+        joules = "not measured on this machine" if savings.energy_j is None else f"{savings.energy_j:,.0f} J to build"
+        self.say(f"energy: {joules} ({escape(savings.energy_source)})")
 
 
 def _table(*titles: str) -> Table:

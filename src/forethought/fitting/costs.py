@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from forethought.fitting.measures import name_of
-from forethought.fitting.trainee import Trainee
+from forethought.fitting.results import HeadResult
 from forethought.ledger import Phase, phase_in
 from forethought.store import Table
 
@@ -16,26 +15,31 @@ def phase_for(train: Any) -> Phase:
     return phase_in(table.place, "fit", readonly=table.readonly) if isinstance(table, Table) else phase_in(None, "fit")
 
 
-def facts_of(trainees: Sequence[Trainee], train: Any, val: Any) -> dict[str, Any]:
-    """Say what was trained, and which rows were fed: a pass counts once, however many heads shared it."""
-    epochs = max((len(trainee.metrics) for trainee in trainees), default=0)
+def facts_of(results: Sequence[HeadResult], passes: int, train: Any, val: Any) -> dict[str, Any]:
+    """Say what was trained, and which rows were fed: a pass counts once, however many heads shared it.
+
+    Args:
+        results: Of the heads.
+        passes: Over training and validation rows, that were really made.
+        train: Training rows.
+        val: Validation rows.
+    """
     fed: Counter[str] = Counter()
     for features in (train, val):
         table = getattr(features, "table", None)
         if isinstance(table, Table):
-            fed[table.fingerprint] += epochs * len(features)
-    results = [(trainee, trainee.result()) for trainee in trainees]
+            fed[table.fingerprint] += passes * len(features)
     heads = [
         {
             "name": result.name,
             "score": result.score,
-            "metric": name_of(trainee.options.metric),
-            "is_higher_better": trainee.options.is_higher_better,
+            "metric": result.metric,
+            "is_higher_better": result.is_higher_better,
             "epochs": len(result.metrics),
             "parameters": result.parameters,
             "time_s": result.time_s,
             "failed": result.failed,
         }
-        for trainee, result in results
+        for result in results
     ]
-    return {"epochs": epochs, "rows_fed": epochs * (len(train) + len(val)), "fed": dict(fed), "heads": heads}
+    return {"epochs": passes, "rows_fed": passes * (len(train) + len(val)), "fed": dict(fed), "heads": heads}

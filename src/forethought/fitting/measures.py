@@ -1,5 +1,6 @@
-"""Losses to train by and metrics to rank by."""
+"""Losses to train by and metrics to rank by, for the output of one head, (B, *), or of H heads at once, (H, B, *)."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,43 +10,89 @@ from torch.nn import functional as F
 
 from forethought.errors import FitError
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[..., Tensor]
 
 LOSSES: dict[str, Measure] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,
     "huber": F.huber_loss,
     "cross_entropy": F.cross_entropy,
+    "bce": F.binary_cross_entropy_with_logits,
 }
-METRICS: dict[str, Measure] = {
-    "mae": lambda output, target: (output - target).abs(),
+_OF_CLASSES = ("cross_entropy", "accuracy")
+_ELEMENTWISE: dict[str, Measure] = {
     "mse": lambda output, target: (output - target).square(),
     "rmse": lambda output, target: (output - target).square(),
-    "accuracy": lambda output, target: output.argmax(1) == target,
+    "mae": lambda output, target: (output - target).abs(),
+    "huber": lambda output, target: F.huber_loss(output, target.expand_as(output), reduction="none"),
+    "bce": lambda output, target: F.binary_cross_entropy_with_logits(
+        output, target.expand_as(output), reduction="none"
+    ),
 }
+METRICS = ("mae", "mse", "rmse", "accuracy", "cross_entropy", "bce")
 
 
-def as_loss(loss: str | Measure | None, head: nn.Module) -> Callable[[Any, Tensor], Tensor]:
-    """Return a function of (values, target) that gives the scalar training loss of the head."""
-    # Looked up on the class: `self.loss = nn.MSELoss()` on a user's module is a function of (output, target).
-    own = getattr(type(head), "loss", None)
-    if loss in (None, "own") and callable(own):
-        return lambda values, target: own(head, values, target)
+def as_loss(loss: str | Measure | None, head: nn.Module) -> Callable[..., Tensor]:
+    """Return a function of (values, target, weights=None) that gives the scalar training loss of the head."""
+    if has_own_loss(loss, head):
+        own: Any = type(head).loss  # type: ignore[attr-defined]
+        return lambda values, target, weights=None: own(head, values, target)
     if loss == "own":
         raise FitError(
             f"Cannot train {type(head).__name__} with loss='own': expected a method loss(values, targets), "
             "got none. Pass loss='mse'"
         )
+    return lambda values, target, weights=None: mean_loss(loss or "mse", head(values), target, weights)
+
+
+def has_own_loss(loss: str | Measure | None, head: nn.Module) -> bool:
+    """Whether a head is trained by a method of its class: `self.loss = nn.MSELoss()` on a user's module is none."""
+    return loss in (None, "own") and callable(getattr(type(head), "loss", None))
+
+
+def takes_weights(loss: str | Measure | None) -> bool:
+    """Whether a loss can weigh samples: a named one, or a function of (output, target, weights)."""
+    if not callable(loss):
+        return loss != "own"
+    try:
+        return len(inspect.signature(loss).parameters) >= 3
+    except (TypeError, ValueError):
+        return False
+
+
+def mean_loss(loss: str | Measure, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the loss of one head's output (B, *), a scalar; with weights (B,), the weighted mean of the rows'."""
     if callable(loss):
-        given: Measure = loss
-        return lambda values, target: given(head(values), target)
-    name = loss or "mse"
-    return lambda values, target: _named_loss(name, head(values), target)
+        return loss(output, target) if weights is None else loss(output, target, weights)
+    if weights is None:
+        output = _widened(output)
+        return LOSSES[loss](output, _fitted(loss, output, target))
+    return _mean(rows_of(loss, output, target), weights)
 
 
-def _named_loss(name: str, output: Tensor, target: Tensor) -> Tensor:
-    check = _class_target if name == "cross_entropy" else _same_shape
-    return LOSSES[name](output, check(output, target))
+def mean_losses(loss: str | Measure, outputs: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the loss of each of H heads, (H,), from their outputs (H, B, *)."""
+    if callable(loss):
+        return torch.stack([mean_loss(loss, output, target, weights) for output in outputs])
+    return _mean(rows_of(loss, outputs, target, is_stacked=True), weights)
+
+
+def rows_of(measure: str, output: Tensor, target: Tensor, *, is_stacked: bool = False) -> Tensor:
+    """Return a named loss or metric of each row: (B,) of outputs (B, *); if stacked, (H, B) of outputs (H, B, *).
+
+    Raises:
+        FitError: output and target do not match.
+    """
+    output = _widened(output)
+    one = output[0] if is_stacked else output
+    target = _fitted(measure, one, target)
+    if measure == "accuracy":
+        return output.argmax(-1) == target
+    if measure == "cross_entropy":
+        return _cross_entropies(output, target)
+    scores = _ELEMENTWISE[measure](output, target)
+    rows = output.ndim - one.ndim + 1
+    return scores.flatten(rows).mean(-1) if scores.ndim > rows else scores
 
 
 def per_sample(metric: str | Measure, output: Tensor, target: Tensor) -> Tensor:
@@ -54,10 +101,8 @@ def per_sample(metric: str | Measure, output: Tensor, target: Tensor) -> Tensor:
     Raises:
         FitError: output and target do not match, or a metric of the user's own does not return (B,).
     """
-    if isinstance(metric, str):
-        check = _class_target if metric == "accuracy" else _same_shape
-        scores = METRICS[metric](output, check(output, target))
-        return scores.flatten(1).mean(1) if scores.ndim > 1 else scores
+    if not callable(metric):
+        return rows_of(metric, output, target)
     scores = metric(output, target)
     if scores.shape != target.shape[:1]:
         raise FitError(
@@ -67,9 +112,47 @@ def per_sample(metric: str | Measure, output: Tensor, target: Tensor) -> Tensor:
     return scores
 
 
+def scores_of(metric: str | Measure, outputs: Tensor, target: Tensor) -> Tensor:
+    """Return the metric of each sample for each of H heads, (H, B)."""
+    if callable(metric):
+        return torch.stack([per_sample(metric, output, target) for output in outputs])
+    return rows_of(metric, outputs, target, is_stacked=True)
+
+
 def name_of(metric: str | Measure) -> str:
     """Return what to call a metric in a table."""
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def is_of_classes(measure: Any) -> bool:
+    """Whether a measure needs class indices as targets."""
+    return isinstance(measure, str) and measure in _OF_CLASSES
+
+
+def _widened(output: Tensor) -> Tensor:
+    """Return the output in at least float32: targets and sums would lose digits in less."""
+    return output.float() if output.is_floating_point() and output.dtype.itemsize < 4 else output
+
+
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows.mean(-1) if weights is None else (rows * weights.to(rows.dtype)).sum(-1) / weights.sum().to(rows.dtype)
+
+
+def _cross_entropies(output: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy of each row, computed in the order in which outputs lie in memory."""
+    if output.ndim == 2:
+        return F.cross_entropy(output, target, reduction="none")
+    heads, rows, classes = output.shape
+    if output.is_contiguous():
+        flat, targets = output.view(heads * rows, classes), target.repeat(heads)
+        return F.cross_entropy(flat, targets, reduction="none").view(heads, rows)
+    flat, targets = output.transpose(0, 1).reshape(rows * heads, classes), target.repeat_interleave(heads)
+    return F.cross_entropy(flat, targets, reduction="none").view(rows, heads).t()
+
+
+def _fitted(measure: str, output: Tensor, target: Tensor) -> Tensor:
+    """Return the target as a measure takes it beside the output (B, *) of one head."""
+    return _class_target(output, target) if measure in _OF_CLASSES else _same_shape(output, target)
 
 
 def _same_shape(output: Tensor, target: Tensor) -> Tensor:

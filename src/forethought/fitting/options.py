@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forethought.errors import FitError
 from forethought.fitting.measures import LOSSES, METRICS, Measure
 
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+Metric: TypeAlias = str | Measure | tuple[str | Measure, ...] | None
 T = TypeVar("T")
 PerHead: TypeAlias = T | Mapping[str, T]
 
@@ -20,6 +21,12 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
 }
+SCHEDULES: dict[str | None, Callable[[float], float]] = {
+    None: lambda passed: 1.0,
+    "cosine": lambda passed: (1 + math.cos(math.pi * min(passed, 1.0))) / 2,
+    "linear": lambda passed: max(1.0 - passed, 0.0),
+}
+PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -31,69 +38,91 @@ class Options:
     optimizer: str | MakeOptimizer = "adamw"
     loss: str | Measure | None = None
     weight_decay: float = 0.0
+    momentum: float = 0.0
     schedule: str | None = None
-    metric: str | Measure = "mae"
+    warmup: float = 0.0
+    clip: float | None = None
+    class_weight: str | Sequence[float] | Tensor | None = None
+    precision: str | None = None
+    standardize: bool = False
+    metric: Metric = None
     higher_is_better: bool | None = None
     target: int | str | None = None
     patience: int | None = None
+    seed: int = 0
+
+    @property
+    def metrics(self) -> tuple[str | Measure, ...]:
+        """What is scored; the first ranks. By default what the loss is about: 'accuracy' of classes, else 'mae'."""
+        if self.metric is None:
+            return ({"cross_entropy": "accuracy", "bce": "bce"}.get(str(self.loss), "mae"),)
+        return self.metric if isinstance(self.metric, tuple) else (self.metric,)
 
     @property
     def is_higher_better(self) -> bool:
         """Whether a greater score ranks first."""
-        named = isinstance(self.metric, str)
-        return self.metric == "accuracy" if named or self.higher_is_better is None else self.higher_is_better
+        first = self.metrics[0]
+        return first == "accuracy" if isinstance(first, str) or self.higher_is_better is None else self.higher_is_better
+
+    @property
+    def is_full_batch(self) -> bool:
+        """Whether a step is taken from all rows."""
+        return self.optimizer == "lbfgs"
+
+    def lr_share(self, passed: float) -> float:
+        """Say which share of the step size holds after so many epochs."""
+        rise = min(passed / self.warmup, 1.0) if self.warmup else 1.0
+        return rise * SCHEDULES[self.schedule](passed / self.epochs)
 
     def check(self) -> None:
         """Raise FitError at the first value that cannot be used."""
-        _check_choice("optimizer", self.optimizer, tuple(_OPTIMIZERS), "a function of the parameters")
+        _check_choice("optimizer", self.optimizer, (*_OPTIMIZERS, "lbfgs"), "a function of the parameters")
         _check_choice("loss", self.loss, (None, "own", *LOSSES), "a function of (output, target)")
-        _check_choice("metric", self.metric, tuple(METRICS), "a function of (output, target)")
-        _check_choice("schedule", self.schedule, (None, "cosine"))
+        for metric in self.metrics or ("",):
+            _check_choice("metric", metric, METRICS, "a function of (output, target)")
+        _check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        _check_choice("precision", self.precision, tuple(PRECISIONS))
         check_count("epochs", self.epochs)
         if self.patience is not None:
             check_count("patience", self.patience)
-        for name, number, lowest in (
-            ("lr", self.lr, "above 0"),
-            ("weight_decay", self.weight_decay, "from 0 up"),
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise FitError(f"Cannot fit heads: expected seed to be a whole number, got {self.seed!r}. Pass seed=0")
+        if not isinstance(self.standardize, bool):
+            raise FitError(
+                f"Cannot fit heads: expected standardize to be True or False, got {self.standardize!r}. "
+                "Pass standardize=True"
+            )
+        if self.class_weight is not None and self.class_weight != "balanced":
+            _check_class_weight(self.class_weight)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, number, is_positive in (
+            ("lr", self.lr, True),
+            ("weight_decay", self.weight_decay, False),
+            ("momentum", self.momentum, False),
+            ("warmup", self.warmup, False),
+            ("clip", 1.0 if self.clip is None else self.clip, True),
         ):
-            is_number = isinstance(number, int | float) and math.isfinite(number)
-            if not is_number or number < 0 or (number == 0 and name == "lr"):
+            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+            if not is_number or number < 0 or (number == 0 and is_positive):
                 raise FitError(
-                    f"Cannot fit heads: expected {name} to be a finite number {lowest}, got {number!r}. "
-                    f"Pass {name}={getattr(Options, name)}"
+                    f"Cannot fit heads: expected {name} to be a finite number "
+                    f"{'above 0' if is_positive else 'from 0 up'}, got {number!r}. Pass {name}={getattr(Options, name)}"
                 )
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser of these parameters."""
+        """Return torch's optimiser of these parameters."""
         if isinstance(self.optimizer, str):
             make: Callable[..., torch.optim.Optimizer] = _OPTIMIZERS[self.optimizer]
+            more = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
             # Fused is one call for all parameters: for small heads the optimiser is a large part of a step.
             is_fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-            return make(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=is_fused or None)
+            return make(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=is_fused or None, **more)
         return self.optimizer(parameters)
 
 
-def options_by_head(names: Sequence[str], **given: Any) -> dict[str, Options]:
-    """Return each head's options; a mapping holds values by head name, and heads it omits keep the default.
-
-    Raises:
-        FitError: a mapping names no head of this fit, or a value cannot be used.
-    """
-    per_head: dict[str, dict[str, Any]] = {name: {} for name in names}
-    assert set(given) <= {field.name for field in fields(Options)}
-    for option, value in given.items():
-        by_name = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
-        for name, single in by_name.items():
-            if name not in per_head:
-                raise FitError(
-                    f"Cannot fit heads: expected {option}= to name heads among {list(names)}, got {name!r}. "
-                    f"Pass {option}={{{names[0]!r}: ...}}"
-                )
-            per_head[name][option] = single
-    options = {name: Options(**chosen) for name, chosen in per_head.items()}
-    for single in options.values():
-        single.check()
-    return options
+NAMES = tuple(field.name for field in fields(Options))
 
 
 def check_count(name: str, value: object) -> None:
@@ -104,10 +133,24 @@ def check_count(name: str, value: object) -> None:
         )
 
 
+def _check_class_weight(weight: Any) -> None:
+    try:
+        numbers = torch.as_tensor(weight, dtype=torch.float64)
+        is_right = numbers.ndim == 1 and bool((numbers >= 0).all()) and bool(numbers.isfinite().all())
+    except (TypeError, ValueError, RuntimeError):
+        is_right = False
+    if not is_right:
+        raise FitError(
+            f"Cannot fit heads: expected class_weight to be 'balanced' or one finite number from 0 up for each class, "
+            f"got {weight!r:.60}. Pass class_weight='balanced'"
+        )
+
+
 def _check_choice(name: str, value: object, choices: Sequence[str | None], alternative: str = "") -> None:
     if (callable(value) and alternative) or (isinstance(value, str | None) and value in choices):
         return
     listed = ", ".join(repr(choice) for choice in choices) + (f", or {alternative}" if alternative else "")
     raise FitError(
-        f"Cannot fit heads: expected {name} to be one of {listed}, got {value!r}. Pass {name}={choices[-1]!r}"
+        f"Cannot fit heads: expected {name} to be one of {listed}, got {value!r}. "
+        f"Pass {name}={next(choice for choice in choices if choice is not None)!r}"
     )

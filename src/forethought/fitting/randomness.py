@@ -13,17 +13,17 @@ class RandomStream:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
-        self._own = [torch.Generator(where).manual_seed(seed).get_state() for where in _places(device)]
+        self.state = [torch.Generator(where).manual_seed(seed).get_state() for where in _places(device)]
         self._ambient: list[Tensor] = []
 
     def __enter__(self) -> None:
         self._ambient = _read(self._device)
-        _write(self._device, self._own)
+        _write(self._device, self.state)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._own = _read(self._device)
+        self.state = _read(self._device)
         _write(self._device, self._ambient)
 
 

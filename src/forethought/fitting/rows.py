@@ -1,4 +1,4 @@
-"""Where batches come from: anything with `batches`, or a pair of tensors."""
+"""Where batches come from: anything with `batches`, or a pair of tensors; and which target a head is given."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from forethought.errors import FitError
+from forethought.features import Features
+from forethought.nesting import tensors
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What `fit` needs of features: a length, and batches of (values, targets)."""
+    """What `fit` needs of features: a length, and batches of (values, targets), or (values, targets, weights)."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -24,15 +26,19 @@ class Batches(Protocol):
         seed: int | None = None,
         epoch: int | None = None,
         device: torch.device | str | None = None,
-    ) -> Iterator[tuple[Any, Any]]:
+    ) -> Iterator[tuple[Any, ...]]:
         """Yield (values, targets): each a tensor (B, ...) or a tuple of them, every row once."""
 
 
-class TensorRows:
-    """A pair of tensors in memory as `Batches`."""
+Batch = tuple[Any, Any, Tensor | None]
+"""Values, targets, and weights of the rows where there are any."""
 
-    def __init__(self, values: Tensor, targets: Tensor) -> None:
-        self.values, self.targets = values, targets
+
+class TensorRows:
+    """A pair of tensors in memory as `Batches`; or three, with a weight for each row."""
+
+    def __init__(self, values: Tensor, targets: Any, weights: Tensor | None = None) -> None:
+        self.values, self.targets, self.weights = values, targets, weights
 
     def __len__(self) -> int:
         return len(self.values)
@@ -45,18 +51,18 @@ class TensorRows:
         seed: int | None = None,
         epoch: int | None = None,
         device: torch.device | str | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Any, ...]]:
         """Yield (values, targets); shuffled, in the order that seed and epoch give."""
+        parts = [self.values, self.targets, *([] if self.weights is None else [self.weights])]
         if not shuffle:
-            pairs = zip(self.values.split(batch_size), self.targets.split(batch_size), strict=True)
-            yield from ((values.to(device), targets.to(device)) for values, targets in pairs)
+            for pieces in zip(*(part.split(batch_size) for part in parts), strict=True):
+                yield tuple(piece.to(device) for piece in pieces)
             return
         # Two draws, so that seed 0 in epoch 1 and seed 1 in epoch 0 are different orders.
         mixer = torch.Generator().manual_seed(seed or 0)
         mixer.manual_seed(int(torch.randint(2**62, (1,), generator=mixer)) + (epoch or 0))
-        order = torch.randperm(len(self), generator=mixer).to(self.values.device)
-        for rows in order.split(batch_size):
-            yield self.values[rows].to(device), self.targets[rows.to(self.targets.device)].to(device)
+        for at in torch.randperm(len(self), generator=mixer).split(batch_size):
+            yield tuple(part.index_select(0, at.to(part.device)).to(device) for part in parts)
 
 
 def as_batches(rows: object, name: str) -> Batches:
@@ -65,10 +71,12 @@ def as_batches(rows: object, name: str) -> Batches:
     Raises:
         FitError: no `batches`, not a pair of tensors of one length, or no rows.
     """
-    if isinstance(rows, tuple) and len(rows) == 2 and all(isinstance(part, Tensor) for part in rows):
-        if len(rows[0]) != len(rows[1]):
+    if isinstance(rows, tuple) and len(rows) in (2, 3) and all(isinstance(part, Tensor) for part in rows):
+        odd = next((part for part in rows[1:] if len(part) != len(rows[0])), None)
+        if odd is not None:
+            what = "weights" if len(rows[1]) == len(rows[0]) else "targets"
             raise FitError(
-                f"Cannot fit heads: expected as many targets as rows in {name}=, got {len(rows[1])} targets for "
+                f"Cannot fit heads: expected as many {what} as rows in {name}=, got {len(odd)} {what} for "
                 f"{len(rows[0])} rows. Pass {name}=(values[:n], targets[:n])"
             )
         rows = TensorRows(*rows)
@@ -83,6 +91,34 @@ def as_batches(rows: object, name: str) -> Batches:
             f"has samples: {name}=ft.extract(model, dataset, store)"
         )
     return rows
+
+
+def fed(rows: Batches, batch_size: int, device: torch.device, **options: Any) -> Iterator[Batch]:
+    """Feed rows. Every process of a distributed job that fits heads fits them on all rows."""
+    if isinstance(rows, Features):
+        options |= {"rank": 0, "world_size": 1}
+    for batch in rows.batches(batch_size, device=device, **options):
+        if len(batch) not in (2, 3):
+            raise FitError(
+                f"Cannot fit heads: expected batches of (values, targets) or (values, targets, weights), got "
+                f"{len(batch)} parts. Yield (values, targets)"
+            )
+        yield batch[0], batch[1], batch[2] if len(batch) == 3 else None
+
+
+def known_targets(rows: Batches) -> Any:
+    """Give the targets of all rows, where they are known before any is fed; else None."""
+    return rows.targets if isinstance(rows, Features) or type(rows) is TensorRows else None
+
+
+def rows_in(batch: Batch) -> int:
+    """Count the rows of a batch by its targets."""
+    found = tensors(batch[1])
+    if not found:
+        raise FitError(
+            f"Cannot read targets: expected tensors, got {_listed(batch[1])}. Extract from a data set with targets"
+        )
+    return len(found[0])
 
 
 def pick_target(targets: Any, target: int | str | None) -> Tensor:
@@ -105,6 +141,36 @@ def pick_target(targets: Any, target: int | str | None) -> Tensor:
             + ("Pass target=0, or a dict by head name" if targets else "Extract from a data set with targets")
         )
     return found
+
+
+def check_targets(targets: Any, target: int | str | None, where: str, batch: int | None = None) -> None:
+    """Raise unless every target is there, and a number.
+
+    Args:
+        targets: Of all rows, or of a batch.
+        target: Which of them.
+        where: What to call the rows.
+        batch: Its number, if it is one.
+    """
+    place = "" if batch is None else f" of batch {batch}"
+    column = targets if isinstance(targets, list) and target is None else None
+    if column is not None:
+        absent = [at for at, item in enumerate(column) if item is None or (isinstance(item, float) and item != item)]
+        if absent:
+            raise _missing(len(absent), f"{absent[0]}{place}", len(column), where, "targets are missing")
+    found = pick_target(targets, target)
+    if found.is_floating_point() or found.is_complex():
+        bad = ~found.isfinite().flatten(1).all(1) if found.ndim > 1 else ~found.isfinite()
+        if bool(bad.any()):
+            first = f"{int(bad.nonzero()[0])}{place}"
+            raise _missing(int(bad.sum()), first, len(found), where, "targets are not finite numbers")
+
+
+def _missing(count: int, first: str, rows: int, where: str, what: str) -> FitError:
+    return FitError(
+        f"Cannot fit heads: expected a target for every row of {where}=, got {count} of {rows} whose {what}, the first "
+        f"in row {first}. Leave them out: {where}={where}.select(lambda targets: targets.isfinite())"
+    )
 
 
 def _listed(targets: Any) -> str:

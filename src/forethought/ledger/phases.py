@@ -249,7 +249,9 @@ class Phase:
                 if item is _END:
                     return
                 self.lap()
-                yield cast("T", item)
+                handed = [item]
+                del item  # it is the receiver's alone: a batch is let go before the next is made
+                yield cast("T", handed.pop())
         finally:
             self.aside(name, waited_s)
             close = getattr(iterator, "close", None)

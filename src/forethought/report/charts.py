@@ -34,7 +34,7 @@ class Crossing:
     spent: float
     uncached: Estimate
     cached: Estimate
-    epochs: int
+    epochs: float
     pays_back: Estimate | None
     unit: str
     is_near: bool = False
@@ -136,7 +136,7 @@ def _title(chart: Crossing) -> tuple[str, str]:
     told = (
         f"Without the store it grows by {chart.text(chart.uncached.value)} an epoch. With it, it begins at "
         f"{chart.text(chart.spent)} and grows by {chart.text(chart.cached.value)} an epoch. {crossing} "
-        f"{chart.epochs:,} epochs were run; what lies beyond is dashed."
+        f"{chart.epochs:.3g} epochs were run; what lies beyond is dashed."
     )
     return f"Cumulative {what} by epochs, with and without the store", told
 
@@ -187,7 +187,7 @@ def _marks(frame: _Frame, chart: Crossing) -> list[str]:
     if chart.epochs and chart.epochs <= chart.last:
         x = frame.x(chart.epochs)
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{frame.top}" y2="{foot}"/>')
-        parts.append(_note(frame, x, frame.top - 6, f"run: {chart.epochs:,}"))
+        parts.append(_note(frame, x, frame.top - 6, f"run: {chart.epochs:.3g}"))
     return parts
 
 

@@ -62,8 +62,24 @@ def to_dict(summary: Summary) -> dict[str, Any]:
 
 
 def _saving(line: SavingLine) -> dict[str, Any]:
-    told = {"table": line.table, "machine": line.machine, "model": line.model, "elsewhere": line.elsewhere or None}
-    return told | {"comparisons": line.comparisons} | line.saving.to_dict()
+    saving = line.saving
+    return {
+        "table": line.table,
+        "machine": line.machine,
+        "model": line.model,
+        "elsewhere": line.elsewhere or None,
+        "comparisons": line.comparisons,
+        "comparison": saving.comparison.to_json(),
+        "epochs": saving.epochs,
+        "fed_rows": saving.fed_rows,
+        "spent_s": saving.spent_s,
+        "spent": saving.spent.to_dict(),
+        "idle_w": saving.idle_w,
+        "seconds": saving.seconds.to_dict(),
+        "joules_gross": None if saving.joules is None else saving.joules.to_dict(),
+        "joules_net": None if saving.net_joules is None else saving.net_joules.to_dict(),
+        "why_no_joules": saving.why_no_joules,
+    }
 
 
 def _plain(value: Any) -> Any:

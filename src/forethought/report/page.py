@@ -89,7 +89,7 @@ def _figures(summary: Summary) -> str:
     if best is not None:
         found = main_balance(best)[0].break_even
         figures.append(("Pays back after", _epochs(found), _range(found)))
-        figures.append(("Epochs run", f"{best.saving.epochs:,}", f"of {best.saving.epoch_rows:,.0f} rows"))
+        figures.append(("Epochs run", f"{best.saving.epochs:,.3g}", f"of {best.saving.comparison.epoch_rows:,} rows"))
     items = "".join(
         f"<div><dt>{_text(name)}</dt><dd{_class_of(value)}>{_text(value)}"
         f"{f'<small>{_text(more)}</small>' if more else ''}</dd></div>"

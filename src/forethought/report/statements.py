@@ -39,7 +39,7 @@ def subline(summary: Summary) -> str:
     if line is None:
         return ""
     saving = line.saving
-    epochs = f"{saving.epochs:,} epochs" if saving.fed_rows else ""
+    epochs = f"{saving.epochs:,.3g} epochs" if saving.fed_rows else ""
     if saving.joules is None:
         return _sentence("; ".join(filter(None, [epochs, saving.why_no_joules])))
     known = f"{saving.comparison.label}, {'above an idle machine' if saving.net_joules else 'gross'}"
@@ -57,7 +57,7 @@ def saving_grid(line: SavingLine) -> Grid:
     sides += [("energy, gross", saving.joules, "J")]
     unknown = "not measured" if saving.comparison.joules is None else "not known"
     columns = [[unknown] * 6 if balance is None else _column(line, balance, unit) for _, balance, unit in sides]
-    epochs = f"saved in {saving.epochs:,} epochs" if saving.fed_rows else "saved so far"
+    epochs = f"saved in {saving.epochs:,.3g} epochs" if saving.fed_rows else "saved so far"
     names = ("an epoch without the store", "an epoch with it", "the store cost so far", "it pays back after epochs",
              epochs, "as a share")  # fmt: skip
     rows = tuple((name, *cells) for name, *cells in zip(names, *columns, strict=True))
@@ -90,7 +90,7 @@ def saving_lines(line: SavingLine, factors: Factors) -> list[str]:
     )
     lines = [
         f"Measured on {comparison.blocks} blocks of real steps of each kind, in turn, {time_text(comparison.time_s)} "
-        f"in all{short}; an epoch is {saving.epoch_rows:,.0f} rows{f'; {how}' if how else ''}. Intervals are 95 %."
+        f"in all{short}; an epoch is {comparison.epoch_rows:,} rows{f'; {how}' if how else ''}. Intervals are 95 %."
     ]
     lines += [_sentence(line.elsewhere)] if line.elsewhere else []
     if saving.seconds.break_even is None:

@@ -246,7 +246,6 @@ def _savings(gathered: Gathered, spans: Sequence[Span], baselines: dict[str, Bas
             spending.time_s,
             spending.amount,
             spending.fed_rows,
-            spending.epochs,
             baseline.power_of(spending.spans) if baseline is not None else None,
         )
         told = {text_of(span.facts.get("model")) for span in spending.spans} - {None}

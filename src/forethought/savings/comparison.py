@@ -66,18 +66,6 @@ class Gain:
         difference = Estimate.of([without - with_it for without, with_it in pairs])
         return cls(Estimate.of(uncached), Estimate.of(cached), difference, pairs)
 
-    @property
-    def ratio(self) -> Estimate | None:
-        """How many times more a sample costs without the store; None where a block cost nothing.
-
-        The geometric mean: a ratio is never below 0, and twice is as far from once as half.
-        """
-        if min(map(min, self.pairs)) <= 0:
-            return None
-        logs = Estimate.of([math.log(without / with_it) for without, with_it in self.pairs])
-        low, high = (math.exp(end) if end < 700 else math.inf for end in (logs.low, logs.high))
-        return Estimate(math.exp(logs.value), low, high, logs.blocks)
-
     def share(self, spent: float = 0.0, rows: float = 1.0) -> Estimate | None:
         """Which share of the uncached cost of so many samples is saved. An instrument's gain cancels in it.
 

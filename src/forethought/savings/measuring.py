@@ -29,7 +29,6 @@ def measure_saving(
     batch_size: int = 256,
     lr: float = 1e-3,
     loss: Any = None,
-    trunk: Callable[..., Any] | None = None,
     seconds: float = 60.0,
     block_s: float | None = None,
     device: str | torch.device | None = None,
@@ -46,8 +45,6 @@ def measure_saving(
         batch_size: Samples a step, on both sides.
         lr: Step size of AdamW.
         loss: As in `fit`: the head's own, a name, or a function of (output, target).
-        trunk: What a loop of your own would run for the frozen part, given what the model is given; by default the
-            split's trunk.
         seconds: To measure, at least. Below 60 the interval is wider, and says so.
         block_s: Seconds a block of one kind; by default 5, or what the slowest counter needs.
         device: Where to train; by default where the model is.
@@ -68,7 +65,7 @@ def measure_saving(
         ...     train = ft.extract(model, data, folder)
         ...     saving = ft.measure_saving(train, nn.Linear(64, 2), batch_size=32, seconds=0.1)
         >>> saving.comparison.blocks >= 3, saving.epochs
-        (True, 0)
+        (True, 0.0)
     """
     if train.samples is None:
         raise DataError(
@@ -94,7 +91,7 @@ def measure_saving(
     with phase_in(train.table.place, "measure", readonly=train.table.readonly, **facts) as phase:
         comparison = sample(
             phase,
-            _Uncached(train, batch_size, where, steps[0], trunk or split.trunk),
+            _Uncached(train, batch_size, where, steps[0]),
             _Cached(train, batch_size, where, steps[1]),
             epoch_rows=len(train),
             seconds=seconds,
@@ -104,17 +101,15 @@ def measure_saving(
     phase.write(comparison.to_json())
     rows = [*read_journal(train.table.place).rows, *phase.rows]  # a read-only store has not kept the last ones
     spending = spent_on(train.table.fingerprint, this_machine().id, spans_of(rows))
-    return Saving(comparison, spending.time_s, spending.amount, spending.fed_rows, spending.epochs)
+    return Saving(comparison, spending.time_s, spending.amount, spending.fed_rows)
 
 
 class _Uncached:
     """Steps of a training loop without a store."""
 
-    def __init__(
-        self, train: Features, batch_size: int, device: torch.device, step: TrainStep, trunk: Callable[..., Any]
-    ) -> None:
+    def __init__(self, train: Features, batch_size: int, device: torch.device, step: TrainStep) -> None:
         assert train.samples is not None
-        self._samples, self._trunk, self._step = train.samples, trunk, step
+        self._samples, self._split, self._step = train.samples, train.split, step
         self._size, self._device = batch_size, device
         self._batches: Iterator[Any] = iter(())
 
@@ -125,7 +120,7 @@ class _Uncached:
             batch = next(self._batches)
         moved = batch.to(self._device)
         targets = nesting.replace(batch.targets, lambda tensor: tensor.to(self._device, non_blocking=True))
-        self._step(self._trunk(*moved.args, **moved.kwargs), targets)
+        self._step(self._split.trunk(*moved.args, **moved.kwargs), targets)
         return int(moved.rows)
 
 

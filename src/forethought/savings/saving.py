@@ -63,9 +63,7 @@ class Saving:
         comparison: What an epoch costs both ways.
         spent_s: Seconds that the store cost on this machine: extracting, aborted runs, verifying, and the comparison.
         spent: Joules, likewise.
-        fed_rows: Rows that were really fed to heads, for training and validation: a pass over the data counts once,
-            however many heads shared it.
-        epochs: Epochs in which they were.
+        fed_rows: Rows that were really fed to heads: a pass over the data counts once, however many heads shared it.
         idle_w: What the machine draws when it does nothing; None if that was not measured.
     """
 
@@ -73,18 +71,12 @@ class Saving:
     spent_s: float
     spent: Amount
     fed_rows: int
-    epochs: int = 0
     idle_w: float | None = None
 
     @property
-    def epoch_rows(self) -> float:
-        """Rows of an epoch: of those that were run, on average; before the first, of the training rows alone."""
-        return self.fed_rows / self.epochs if self.epochs and self.fed_rows else self.comparison.epoch_rows
-
-    def __str__(self) -> str:
-        told = "never" if self.seconds.break_even is None else estimate_text(self.seconds.break_even, word=" epochs")
-        saved = f"; in {self.epochs:,} epochs {saved_text(self.seconds)}" if self.fed_rows else ""
-        return f"{self.comparison}. The store cost {self.spent_s:.3g} s so far and pays back after {told}{saved}"
+    def epochs(self) -> float:
+        """Epochs that were really run."""
+        return self.fed_rows / self.comparison.epoch_rows
 
     @property
     def seconds(self) -> Balance:
@@ -123,26 +115,8 @@ class Saving:
             return f"what the store cost is {self.spent.label}, what an epoch costs is {self.comparison.label}"
         return None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as values that JSON knows; what is not known is null."""
-        ratio = self.comparison.seconds.ratio
-        return {
-            "comparison": self.comparison.to_json(),
-            "times_faster": None if ratio is None else ratio.to_dict(),
-            "epochs": self.epochs,
-            "epoch_rows": self.epoch_rows,
-            "fed_rows": self.fed_rows,
-            "spent_s": self.spent_s,
-            "spent": self.spent.to_dict(),
-            "idle_w": self.idle_w,
-            "seconds": self.seconds.to_dict(),
-            "joules_gross": None if self.joules is None else self.joules.to_dict(),
-            "joules_net": None if self.net_joules is None else self.net_joules.to_dict(),
-            "why_no_joules": self.why_no_joules,
-        }
-
     def _balance(self, gain: Gain, spent: float, bound: tuple[float, float] | None) -> Balance:
-        rows = self.epoch_rows
+        rows = self.comparison.epoch_rows
         saved = gain.difference.times(self.fed_rows, spent)
         epoch = gain.difference.times(rows)
         return Balance(

@@ -20,7 +20,6 @@ class Spending:
         time_s: Seconds spent on it.
         amount: Joules, likewise.
         fed_rows: Rows fed to heads, a pass over the data counted once.
-        epochs: Epochs in which they were.
         spans: What was charged.
         elsewhere: What other machines spent on it: told, never added.
     """
@@ -28,7 +27,6 @@ class Spending:
     time_s: float
     amount: Amount
     fed_rows: int
-    epochs: int
     spans: tuple[Span, ...]
     elsewhere: tuple[Span, ...]
 
@@ -42,7 +40,6 @@ def spent_on(table: str, machine: str, spans: Iterable[Span]) -> Spending:
         time_s=sum(span.time_s for span in here),
         amount=Amount.total(span.amount for span in here) if here else Amount.unknown("nothing was spent here"),
         fed_rows=fed_rows(table, [span for span in spans if span.machine == machine]),
-        epochs=sum(span.number("epochs") for span in spans if span.machine == machine and fed_rows(table, [span])),
         spans=tuple(here),
         elsewhere=tuple(span for span in charged if span.machine != machine),
     )

@@ -67,10 +67,9 @@ class FileState(NamedTuple):
     def is_lasting(self) -> bool:
         """Whether nothing has changed since, for sure. A file that is gone does not change any more."""
         try:
-            found = os.stat(self.path)
+            return self.is_settled and not self.differs(self._from(self.path, os.stat(self.path)))
         except OSError:
             return True
-        return self.is_settled and not self.differs(self._from(self.path, found))
 
     def differs(self, other: "FileState") -> bool:
         """Say whether another file, or another content, shows."""

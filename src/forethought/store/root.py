@@ -1,6 +1,5 @@
 """The store: one folder of tables and notes, shared by runs, processes and machines."""
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -258,8 +257,6 @@ class Store:
             version = json.loads(raw)["format"]
         except OSError as err:
             fix = "Give this user the right to read it (chmod -R u+rX)."
-            if err.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                fix = "Name another path: Store(path)."
             raise StorePathError(
                 f"Cannot open store '{self.url}': expected a readable {MARKER}, got {err.strerror or err}. "
                 f"{fix if self.place.folder is not None else 'Check the address, the network and the credentials.'}"

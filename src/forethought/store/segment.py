@@ -137,27 +137,19 @@ class Segment:
             self._checked[name] = found
         return found
 
-    def recheck(self) -> bool:
-        """Check columns anew if the file is not what it was when they were, as far as inode, size and times tell.
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file is still what it was when columns of it were checked, as far as its inode and times tell.
 
-        Returns:
-            Whether it was not, so that columns must be asked for again. What is mapped shows what is written into the
-            file later, but stays where the file is removed.
+        What is mapped shows what is written into the file later, but stays where the file is removed.
         """
-        if self._state is None or self._state.is_lasting:
-            return False
-        before = self._known, self._header, self._before, self._state, self._checked
+        return self._state is None or self._state.is_lasting
+
+    def forget(self) -> None:
+        """Check columns anew when they are next asked for. What was given out before stays as it is."""
         self._known, self._header = self._header or self._known, None
-        self._before, self._state, self._checked = self._state, None, {}
-        try:
-            for name in before[-1]:
-                self.column(name)
-        except DamagedSegmentError as err:
-            self._checked = {}
-            if isinstance(err.__cause__, FileNotFoundError):  # a moment ago: it was what it was
-                self._known, self._header, self._before, self._state, self._checked = before
-                return False
-        return True
+        self._before, self._state = self._state, None
+        self._checked, self._sound = {}, set()
 
     def _state_of(self, file: FileIO) -> FileState:
         try:

@@ -120,9 +120,11 @@ class Table:
         return segment
 
     def recheck(self, numbers: Iterable[int]) -> bool:
-        """Say whether files of these segments changed since their columns were checked: ask for these again."""
-        changed = [self._numbered(number).recheck() for number in numbers]
-        return any(changed)
+        """Say whether files of these segments changed since their columns were checked, which are then checked anew."""
+        changed = [segment for number in numbers if not (segment := self._numbered(number)).is_unchanged]
+        for segment in changed:
+            segment.forget()
+        return bool(changed)
 
     def drop(self, number: int, error: DamagedSegmentError) -> None:
         """Leave a segment out from now on, in this object: its rows are absent unless another holds them."""
