@@ -71,7 +71,11 @@ def test_about_gives_no_tensor_and_reads_no_value(name):
     if given is None:
         return
     ask = getattr(torch.Tensor, name, None) or getattr(torch, name)
-    answers = [ask(tensor, *given) for tensor in (torch.zeros(2, 3), torch.full((2, 3), float("nan")))]
+    tensors = torch.zeros(2, 3), torch.full((2, 3), float("nan"))
+    answers = [ask(tensor, *given) for tensor in tensors]
+    if name == "requires_grad_":  # the tensor itself, for chaining
+        assert answers[0] is tensors[0] and answers[1] is tensors[1]
+        return
     assert not any(isinstance(answer, torch.Tensor) for answer in answers)
     if name not in {"__hash__"}:
         assert answers[0] == answers[1]

@@ -17,6 +17,7 @@ from forethought.recording import MIXED, Call, Label, Made, Operation, Position,
 
 _BY_VALUES = {
     "nonzero", "argwhere", "unique", "unique_consecutive", "unique_dim", "masked_select", "bincount", "nms",
+    "unique_dim_consecutive", "linalg_lstsq",
     "batched_nms", "to_sparse", "to_sparse_coo", "to_sparse_csr", "to_sparse_csc", "to_sparse_bsr", "to_sparse_bsc",
     "coalesce", "pack_padded_sequence", "pad_packed_sequence",
 }  # fmt: skip
