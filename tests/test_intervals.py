@@ -115,7 +115,7 @@ def test_intervals_agree_with_mapie():
 
     class Fitted(base.RegressorMixin, base.BaseEstimator):
         def fit(self, x, y):
-            self.is_fitted_ = True
+            self.fitted_ = True
             return self
 
         def predict(self, x):
