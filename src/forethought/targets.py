@@ -12,6 +12,10 @@ from forethought.errors import DataError
 from forethought.tensors import tensor_bytes
 
 Rows = slice | Tensor | np.ndarray
+_CHOSEN = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+}  # fmt: skip
 
 
 def take(targets: Any, at: Rows, one: bool = False) -> Any:
@@ -19,6 +23,9 @@ def take(targets: Any, at: Rows, one: bool = False) -> Any:
     if isinstance(at, np.ndarray):
         at = torch.from_numpy(at)
     if isinstance(targets, Tensor):
+        if isinstance(at, Tensor) and at.dtype == torch.int64 and targets.dtype in _CHOSEN:
+            chosen_rows = targets.index_select(0, at.to(targets.device))  # several times as fast as indexing
+            return chosen_rows[0] if one else chosen_rows
         return targets[at][0].clone() if one else targets[at].clone()
     if isinstance(targets, list):
         chosen = targets[at] if isinstance(at, slice) else [targets[i] for i in at.tolist()]

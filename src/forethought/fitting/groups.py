@@ -55,19 +55,27 @@ class Group(Protocol):
 
 
 class Sums:
-    """Running sums of H heads: losses and metrics. They stay on the device: reading them is left to an epoch's end."""
+    """Running sums of H heads: losses and metrics. They stay on the device: reading them is left to an epoch's end.
+
+    Attributes:
+        values: (H, 3 + metrics): losses, what they amount to in rows or weights, what scores amount to, each metric.
+    """
 
     def __init__(self, heads: int, metrics: int, device: torch.device) -> None:
         # float64 so that a sum over millions of rows stays exact enough to rank by; MPS has none.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Losses, what they amount to in rows or weights, what the scores amount to, and each metric.
         self.values = torch.zeros(heads, 3 + metrics, dtype=dtype, device=device)
 
     def add_losses(self, losses: Tensor, rows: int, weights: Tensor | None) -> None:
         """Add mean losses (H,) of a batch."""
-        amount = rows if weights is None else weights.sum().to(self.values.dtype)
-        self.values[:, 0] += losses.detach().to(self.values.dtype) * amount
-        self.values[:, 1] += amount
+        losses = losses.detach()
+        if weights is None:
+            self.values[:, 0].add_(losses, alpha=rows)
+            self.values[:, 1] += rows
+        else:
+            amount = weights.sum(dtype=self.values.dtype)
+            self.values[:, 0].add_(losses * amount)
+            self.values[:, 1] += amount
 
     def add_scores(self, scores: Sequence[Tensor], weights: Tensor | None) -> None:
         """Add scores (H, B) of rows, one tensor for each metric."""
@@ -75,7 +83,7 @@ class Sums:
         for at, each in enumerate(scores):
             total = each.sum(-1, dtype=dtype) if weights is None else each.to(dtype) @ weights.to(dtype)
             self.values[:, 3 + at] += total
-        self.values[:, 2] += scores[0].shape[-1] if weights is None else weights.sum().to(dtype)
+        self.values[:, 2] += scores[0].shape[-1] if weights is None else weights.sum(dtype=dtype)
 
     def take_means(self) -> Tensor:
         """Return mean loss and mean scores, (H, 1 + metrics), and begin anew."""

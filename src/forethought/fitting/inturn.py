@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from forethought.fitting.products import FastProducts
+from forethought.fitting.products import fast_products
 
 
 class InTurn:
@@ -19,6 +19,7 @@ class InTurn:
 
     def __init__(self, head: nn.Module) -> None:
         self._head = head
+        self._products = fast_products(head)
 
     def outputs(self, tensors: Mapping[str, Tensor], x: Any, *, training: bool) -> Tensor:
         """Run H heads with these tensors, (H, ...) each, on one batch: their outputs, (H, B, ...)."""
@@ -33,7 +34,7 @@ class InTurn:
             self._head.train(training)
         heads = len(next(iter(tensors.values())))
         made = Called(self._head, call)
-        with FastProducts():
+        with self._products:
             return torch.stack(
                 [functional_call(made, {f"head.{n}": t[at] for n, t in tensors.items()}, ()) for at in range(heads)]
             )

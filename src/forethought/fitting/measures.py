@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from forethought.errors import FitError
 
 Measure = Callable[..., Tensor]
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 LOSSES: dict[str, Measure] = {
     "mse": F.mse_loss,
@@ -32,17 +34,37 @@ _ELEMENTWISE: dict[str, Measure] = {
 METRICS = ("mae", "mse", "rmse", "accuracy", "cross_entropy", "bce")
 
 
-def as_loss(loss: str | Measure | None, head: nn.Module) -> Callable[..., Tensor]:
-    """Return a function of (values, target, weights=None) that gives the scalar training loss of the head."""
+def as_loss(
+    loss: str | Measure | None, head: nn.Module, within: AbstractContextManager[Any] = _NOTHING
+) -> Callable[..., Tensor]:
+    """Return a function of (values, target, weights=None) that gives the scalar training loss of the head.
+
+    Args:
+        loss: A name, a function, or None for the head's own or the default.
+        head: The head.
+        within: Where to run it.
+    """
     if has_own_loss(loss, head):
         own: Any = type(head).loss  # type: ignore[attr-defined]
-        return lambda values, target, weights=None: own(head, values, target)
+
+        def own_loss(values: Any, target: Tensor, weights: Tensor | None = None) -> Tensor:
+            with within:
+                made: Tensor = own(head, values, target)
+            return made
+
+        return own_loss
     if loss == "own":
         raise FitError(
             f"Cannot train {type(head).__name__} with loss='own': expected a method loss(values, targets), "
             "got none. Pass loss='mse'"
         )
-    return lambda values, target, weights=None: mean_loss(loss or "mse", head(values), target, weights)
+
+    def loss_of(values: Any, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        with within:
+            output = head(values)
+        return mean_loss(loss or "mse", output, target, weights)
+
+    return loss_of
 
 
 def has_own_loss(loss: str | Measure | None, head: nn.Module) -> bool:

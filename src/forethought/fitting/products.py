@@ -7,15 +7,17 @@ the processor and the sizes only, never on a clock, so that a training repeats i
 """
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _LEAST_OUTPUTS = 4  # below, a matrix is nearly a vector, and reading it is all the work
 _LEAST_WORK = 2**18  # multiplications that are worth the few microseconds of another call
+_LEAST_WEIGHTS = 2**13  # of a layer that is worth being watched for: that costs each operation of its head some, too
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,8 +28,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-class FastProducts(TorchFunctionMode):
-    """Inside, `torch.nn.Linear` multiplies by `linear`."""
+def fast_products(head: nn.Module) -> AbstractContextManager[Any]:
+    """Run a head inside, and its Linear layers multiply by `linear`; where none would gain, nothing is watched."""
+    is_worth = any(
+        isinstance(layer, nn.Linear) and layer.out_features >= _LEAST_OUTPUTS and layer.weight.numel() >= _LEAST_WEIGHTS
+        for layer in head.modules()
+    )
+    # Inside, replays of a split watch every operation themselves.
+    return _FastProducts() if is_worth and _is_faster() and not hasattr(type(head), "has_shell") else nullcontext()
+
+
+class _FastProducts(TorchFunctionMode):
+    """Sees products."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one operation."""

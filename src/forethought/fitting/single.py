@@ -11,7 +11,7 @@ from torch import Tensor
 from forethought.fitting.flattening import load_optimizer, optimizer_state
 from forethought.fitting.groups import Group, Sums, Work, check_loss
 from forethought.fitting.measures import as_loss, per_sample
-from forethought.fitting.products import FastProducts
+from forethought.fitting.products import fast_products
 from forethought.fitting.trainee import Trainee
 
 
@@ -29,13 +29,13 @@ class Single:
         trainable = [p for p in self._head.parameters() if p.requires_grad]
         self._optimizer = trainee.options.make_optimizer(trainable) if trainable else None
         self._base_lrs = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
-        self._loss = as_loss(trainee.options.loss, self._head)
+        self._products = fast_products(self._head)
+        self._loss = as_loss(trainee.options.loss, self._head, self._products)
         self._trainable = trainable
         self._tensors: list[Tensor] = [*trainable, *self._head.buffers()]
         self._kept = [tensor.detach().clone() for tensor in self._tensors]
         self._sums = Sums(1, len(trainee.options.metrics), trainee.device)
         self._work = Work(trainee)
-        self._is_plain = not getattr(type(self._head), "has_shell", False)
 
     def learn(self, values: Any, target: Tensor, weights: Tensor | None, passed: float) -> None:
         """Take one step."""
@@ -44,7 +44,8 @@ class Single:
             loss = self._loss(values, target, weights)
             check_loss(self._trainee.name, loss)
             if self._optimizer is not None:
-                self._optimizer.zero_grad(set_to_none=True)
+                for parameter in self._trainable:
+                    parameter.grad = None
                 loss.backward()
                 self._set_lr(options.lr_share(passed))
                 if options.clip is not None:
@@ -56,7 +57,8 @@ class Single:
     def add_scores(self, values: Any, target: Tensor, weights: Tensor | None) -> None:
         """Add the metrics of one batch."""
         with self._running(training=False):
-            output = self._head(values)
+            with self._products:
+                output = self._head(values)
             scores = [per_sample(metric, output, target)[None] for metric in self._trainee.options.metrics]
             self._sums.add_scores(scores, weights)
 
@@ -115,11 +117,7 @@ class Single:
             self._head.train(training)
         try:
             with self._work.at(training=training):
-                if self._is_plain:
-                    with FastProducts():
-                        yield
-                else:
-                    yield
+                yield
         except Exception as err:
             err.add_note(f"(while fitting head {self._trainee.name!r})")
             raise
