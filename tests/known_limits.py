@@ -29,8 +29,4 @@ KNOWN_LIMITS: dict[str, str] = {
     "test_nesting.py::test_replace_rebuilds_rarer_containers[a Mapping of one's own]": "rebuilt as if it were a plain object or dict",
     "test_nesting.py::test_replace_rebuilds_rarer_containers[mappingproxy]": "rebuilt as if it were a plain object or dict",
     "test_nesting.py::test_replace_rebuilds_rarer_containers[tuple with its own constructor]": "rebuilt as if it were a plain object or dict",
-    "test_replay.py::test_laws_of_the_split[SharedNotes]": "refused, with another error than the test wants: a plain object on the model is shared with the shell: a placeholder stays on the model",
-    "test_replay.py::test_halves_can_be_copied_whole[<lambda>]": "copying or pickling a module drops `_compiled_call_impl`, in which a shell keeps its calls",
-    "test_replay.py::test_a_trunk_is_a_module_of_another_model": "refused, with another error than the test wants: a trunk inside another model is copied into its shell, and its calls get other names",
-    "test_replay.py::test_scripted_code_across_the_frontier_is_refused_by_type": "a placeholder in scripted code raises the interpreter's RuntimeError, not a SplitError",
 }

@@ -2,6 +2,7 @@
 
 import copy
 import types
+import warnings
 
 import pytest
 import torch
@@ -267,3 +268,61 @@ def test_a_gradient_and_a_run_do_not_change_the_key():
     net.zero_grad(set_to_none=False)
     ft.split(net, X)
     assert model_key(net, (), "form", "cpu") == before
+
+
+class Scripted(nn.Module):
+    """Reads a number, a list and its mode, with code of its own."""
+
+    def __init__(self, gain=1.0, steps=(1.0, 2.0)):
+        super().__init__()
+        self.net, self.gain, self.steps = nn.Linear(4, 4), gain, list(steps)
+
+    def forward(self, x):
+        return self.net(x) * self.gain + self.steps[1]
+
+
+class ScriptedOtherwise(Scripted):
+    def forward(self, x):
+        return self.net(x) * self.gain - self.steps[1]
+
+
+def _of_script(inner, edit=lambda scripted: None):
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"):
+        scripted = torch.jit.script(inner()).requires_grad_(False)
+    edit(scripted)
+    return ft.split(nn.Sequential(scripted, nn.Linear(4, 2)), torch.ones(3, 4)).trunk.fingerprint
+
+
+def _one_ulp(scripted):
+    weight = scripted.net.weight.data
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (Scripted, _one_ulp),
+        (lambda: Scripted(gain=2.0),),
+        (lambda: Scripted(steps=(1.0, 3.0)),),
+        (ScriptedOtherwise,),
+    ],
+    ids=["one ulp", "number", "list", "code"],
+)
+def test_what_a_scripted_module_computes_is_seen(other):
+    """Function modes do not see inside: its code, weights and attributes stand for it."""
+    assert _of_script(Scripted) == _of_script(Scripted)
+    assert _of_script(*other) != _of_script(Scripted)
+
+
+def test_a_trunk_inside_another_model_counts():
+    def build(scale):
+        torch.manual_seed(0)
+        inner = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
+        inner[0].weight.data.mul_(scale)
+        trunk = ft.split(inner, torch.ones(3, 4)).trunk
+        model = nn.Sequential(trunk, nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
+        return ft.split(model, torch.ones(3, 4)).trunk.fingerprint
+
+    assert build(1.0) == build(1.0)
+    assert build(1.0) != build(2.0)

@@ -157,3 +157,39 @@ def test_a_frozen_value_left_as_a_buffer_is_a_copy():
     assert torch.equal(model.last, twin.last)
     model.last.zero_()
     assert torch.equal(values, kept)
+
+
+@pytest.mark.parametrize("left", ["size", "tensor", "list", "number"])
+def test_what_a_frozen_module_leaves_on_a_shared_object_is_of_this_batch(left):
+    """A plain object that two modules hold carries values past the output; nothing of it stays on the user's object."""
+
+    class Inner(nn.Module):
+        def __init__(self, notes):
+            super().__init__()
+            self.net, self.notes = odd_models.frozen(nn.Linear(6, 8)), notes
+
+        def forward(self, x):
+            h = self.net(x)
+            self.notes.log.append(len(x))
+            self.notes.seen = {"size": len(x), "tensor": h.mean(1, keepdim=True), "number": float(h.max())}.get(left)
+            return h
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.notes = odd_models.Notes()
+            self.notes.log, self.notes.seen = [], 1
+            self.body = Inner(self.notes)
+
+        def forward(self, x):
+            y = self.head(self.body(x))
+            return y * (self.notes.log[-1] if left == "list" else self.notes.seen)
+
+    model, x, y = Model(), torch.randn(4, 6), torch.randn(4, 6)
+    notes, before = model.notes, copy.deepcopy(vars(model.notes))
+    parts = ft.split(model, torch.randn(3, 6))
+    values = [parts.trunk(x), parts.trunk(y)]
+    mixed = [torch.cat(pair) for pair in zip(*[v if isinstance(v, tuple) else (v,) for v in values], strict=True)]
+    got = parts.head(tuple(mixed)) if left != "number" else parts.head(parts.trunk(torch.cat([x, y])))
+    assert vars(notes) == before
+    assert torch.allclose(got, model(torch.cat([x, y])))

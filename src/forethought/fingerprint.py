@@ -21,6 +21,7 @@ from forethought.numerics import numeric_state
 from forethought.operations import code_of, name_of
 from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Recording, Value
+from forethought.scripts import contents
 from forethought.sources import is_library, is_made_by, names, numerics_version
 
 VERSION = 2
@@ -186,6 +187,10 @@ class _Writer:
 
     def _operation(self, op: Operation) -> None:
         self._digest.add("operation", name_of(op.func), code_of(op.func))
+        if isinstance(owner := getattr(op.func, "__self__", None), torch.jit.ScriptModule):
+            self._digest.add("script", contents(owner))
+        elif owner is not None and getattr(type(owner), "has_shell", False):
+            self._digest.add("trunk", owner.fingerprint)  # of a split of its own
         self._digest.add([str(made.dtype) for made in op.made])  # what an autocast region inside the forward changes
         seen = [(op.arguments, self._larger[op.ordinal].arguments if self._larger else op.arguments)]
         seen += [(same[op.ordinal].arguments, larger[op.ordinal].arguments) for same, larger in self._siblings]

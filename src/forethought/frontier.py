@@ -28,6 +28,7 @@ from forethought.cut import Cut
 from forethought.errors import SplitError
 from forethought.held import tensors_of
 from forethought.moving import drawn, held_by, moving
+from forethought.notes import Noted, notes_of
 from forethought.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
 from forethought.recording import (
     MIXED,
@@ -169,6 +170,7 @@ class Recorder(TorchFunctionMode):
         for tensor in [read.outside for read in self._held if read.outside is not None]:
             self._tracker.note(tensor, Label.CONSTANT, None)  # itself, not a view that shows all of it
         self._native = self._homes.keys() | {id(tensor) for module in modules for tensor in tensors_of(module)}
+        self._notes = notes_of(modules)
         self._root = Call("", model, None)
         self._here = self._root
         self._begun = False
@@ -182,8 +184,10 @@ class Recorder(TorchFunctionMode):
         for at, tensor in enumerate(inputs):
             self._tracker.note(tensor, Label.FROZEN, (-1, at))
         made = [_made(t, (-1, at), Label.FROZEN) for at, t in enumerate(inputs)]
+        noted = Noted(self._notes)
         with torch.enable_grad(), active(self), self:
             output = self._model(*args, **kwargs)
+        notes = self._notes if noted.is_changed() else []
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
         buffers = self._set_buffers()
@@ -203,7 +207,7 @@ class Recorder(TorchFunctionMode):
         return Recording(
             self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
             self._asked_for(), cut.hand_over(), left, moving(self._operations, self._held), bool(buffers),
-            drawn(self._operations),
+            drawn(self._operations), notes,
         )  # fmt: skip
 
     def _set_buffers(self) -> dict[tuple[str, str], Read]:
@@ -229,7 +233,7 @@ class Recorder(TorchFunctionMode):
         call.inputs = before
         direct = {id(value) for value in (*args, *kwargs.values())}
         call.direct = {v for t, v in zip(given, before, strict=True) if v is not None and id(t) in direct}
-        attributes = dict(vars(module))
+        attributes, noted = dict(vars(module)), Noted(self._notes)
         outside, self._here = self._here, call
         try:
             output = module._call_impl(*args, **kwargs)
@@ -239,7 +243,7 @@ class Recorder(TorchFunctionMode):
             after = vars(module)
             new = {n: v for n, v in after.items() if n not in attributes or attributes[n] is not v}
             holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
-            call.sets_attributes = holds_tensors or not attributes.keys() <= after.keys()
+            call.sets_attributes = holds_tensors or not attributes.keys() <= after.keys() or noted.is_changed()
             call.left = {} if call.sets_attributes else new
             self._close(call, output, given)
         return output

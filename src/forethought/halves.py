@@ -1,11 +1,13 @@
 """The two halves of a split: `Trunk` runs what is frozen, `Head` what trains."""
 
 import copy
+import operator
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 
 from forethought import nesting
 from forethought.errors import ReplayDriftError, ShapeError
@@ -83,8 +85,17 @@ class Trunk(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Trunk":
         return self  # frozen: nothing of it changes
 
+    def __reduce__(self) -> Any:
+        return operator.attrgetter("trunk"), (self._owner[0],)
+
     def forward(self, *args: Any, **kwargs: Any) -> Values:
         """Run the frozen part: (B, ...) inputs to one tensor (B, ...), or a tuple of several."""
+        if _get_current_function_mode() is None:
+            return self._values(*args, **kwargs)
+        with _pop_mode_temporarily() as mode:  # whoever watches sees one operation
+            return mode.__torch_function__(self._values, (), args, kwargs)  # type: ignore[no-any-return]
+
+    def _values(self, *args: Any, **kwargs: Any) -> Values:
         args, kwargs = nesting.replace((args, kwargs), plain)
         owner = self._owner[0]
         plans = owner.plans_for(args, kwargs)

@@ -190,6 +190,7 @@ class Recording:
     moving: list[Read]  # buffers that the forward changes, and that something frozen reads
     replaces: bool  # it sets buffers, old ones or new
     drawn: frozenset[int]  # operations that draw random numbers from which frozen values follow
+    notes: list[Any]  # plain objects that modules hold, if the forward leaves something on one
 
     @property
     def last(self) -> int:

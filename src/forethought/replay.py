@@ -138,6 +138,9 @@ class Split:
         self.head = Head(self, None)
         self.frontier: tuple[FrontierTensor, ...] = plan.frontier
 
+    def __reduce__(self) -> Any:
+        return _split_again, (self.model, *self._arguments, self.at)
+
     def __repr__(self) -> str:
         lines = [f"Split of {type(self.model).__name__}, {len(self.frontier)} tensor(s) across the frontier:"]
         lines += [
@@ -323,6 +326,11 @@ def _fitting(plans: Sequence[Plan], values: tuple[Tensor, ...]) -> list[tuple[Pl
     """Find the plans, and the batch sizes, that give a frontier of these shapes."""
     found = [(plan, _batch_of_values(plan, values)) for plan in plans]
     return [(plan, batch) for plan, batch in found if batch is not None]
+
+
+def _split_again(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: tuple[str, ...]) -> Split:
+    """Make a split of a copied or unpickled model: shells and recorded paths are made anew."""
+    return Split(model, args, kwargs, at)
 
 
 def _home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:

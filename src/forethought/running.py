@@ -24,7 +24,11 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
     run = TrunkRun(plan, batch_of(inputs), trainable)
     modules = modules_of(body) if plan.recording.replaces else ()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), kept(plan.constants_written(), modules):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            kept(plan.constants_written(), modules, plan.recording.notes),
+        ):
             run.begin(inputs)
             with active(run), run, eagerly():
                 body(*args, **kwargs)
@@ -40,7 +44,7 @@ def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int
     run = HeadRun(plan, values, batch)
     args, kwargs = run.arguments()
     try:
-        with active(run), run, eagerly():
+        with kept(notes=plan.recording.notes), active(run), run, eagerly():
             result = body(*args, **kwargs)
     except RuntimeError as err:
         if "Cannot replay" not in str(err) or isinstance(err, ForethoughtError):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from forethought.chance import Alone
 from forethought.generators import generators_of
 from forethought.held import Held, tensors_of
+from forethought.notes import Noted, notes_of
 from forethought.shell import modules_of
 from forethought.tensors import as_numbers
 
@@ -43,6 +44,7 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
             for module in modules
             for held in (module._buffers, module._parameters, module._non_persistent_buffers_set)
         ]
+        self._noted = Noted(notes_of(modules))
         tensors = {id(tensor): tensor for module in modules for tensor in tensors_of(module)}
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         self._generators = [own for _, own in generators_of(("", module) for module in modules)]
@@ -69,6 +71,7 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
         self._random.__exit__(*error)
         self._alone.__exit__()
         put_back(self._held)
+        self._noted.put_back()
         with torch.no_grad():
             for tensor, was in self._tensors:
                 if not is_same(tensor, was):
@@ -81,9 +84,13 @@ class kept:  # noqa: N801  (a context manager, read as an adjective)
     Args:
         tensors: Put back to the numbers that they hold.
         modules: Given the buffers back that they hold.
+        notes: Plain objects, given back what they hold.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], modules: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor] = (), modules: Sequence[nn.Module] = (), notes: Sequence[Any] = ()
+    ) -> None:
+        self._noted = Noted(notes)
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._held = [(held, copy.copy(held)) for m in modules for held in (m._buffers, m._non_persistent_buffers_set)]
 
@@ -92,6 +99,7 @@ class kept:  # noqa: N801  (a context manager, read as an adjective)
 
     def __exit__(self, *_: object) -> None:
         put_back(self._held)
+        self._noted.put_back()
         with torch.no_grad():
             for tensor, before in self._tensors:
                 tensor.copy_(before)

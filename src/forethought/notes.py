@@ -1,0 +1,69 @@
+"""Plain objects that modules hold and share: a forward may leave values on them, for other modules to read.
+
+A shell shares them with the model, so that a changed setting is seen at once. What a run leaves on one is put back
+after it, and a call that leaves something there is never taken as one step.
+"""
+
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_OTHERS = (
+    Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType,
+    torch.Generator,
+)  # fmt: skip
+_CONTAINERS = (list, dict, set)
+_SEQUENCES = (list, tuple)
+
+
+def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
+    """List the plain objects among the attributes of modules, and in lists, tuples and dictionaries there."""
+    found: dict[int, Any] = {}
+    for module in modules:
+        for name, value in module.__dict__.items():
+            if name in {"_parameters", "_buffers", "_modules", "_compiled_call_impl"}:
+                continue
+            held = value if isinstance(value, _SEQUENCES) else value.values() if type(value) is dict else (value,)
+            for one in held:
+                if hasattr(one, "__dict__") and not isinstance(one, _OTHERS):
+                    found[id(one)] = one
+    return list(found.values())
+
+
+class Noted:
+    """What plain objects held at a moment.
+
+    Args:
+        notes: The objects.
+    """
+
+    def __init__(self, notes: Sequence[Any]) -> None:
+        self._held = [(note.__dict__, dict(note.__dict__)) for note in notes]
+        self._inside = [
+            (value, value.copy()) for _, before in self._held for value in before.values() if type(value) in _CONTAINERS
+        ]
+
+    def is_changed(self) -> bool:
+        """Say whether one of them holds something else now."""
+        return any(map(_differs, self._held)) or any(map(_differs, self._inside))
+
+    def put_back(self) -> None:
+        """Let them hold what they held."""
+        for now, before in [*self._held, *self._inside]:
+            if _differs((now, before)):
+                now.clear()
+                now.extend(before) if isinstance(now, list) else now.update(before)
+
+
+def _differs(pair: tuple[Any, Any]) -> bool:
+    now, before = pair
+    if len(now) != len(before):
+        return True
+    if isinstance(now, dict):
+        return any(key not in before or value is not before[key] for key, value in now.items())
+    if isinstance(now, list):
+        return any(a is not b for a, b in zip(now, before, strict=True))
+    return bool(now != before)
