@@ -289,7 +289,7 @@ class ScriptedOtherwise(Scripted):
 def _of_script(inner, edit=lambda scripted: None):
     torch.manual_seed(0)
     with warnings.catch_warnings(action="ignore"):
-        scripted = torch.jit.script(inner()).requires_grad_(False)
+        scripted = torch.jit.script(inner().requires_grad_(False))
     edit(scripted)
     return ft.split(nn.Sequential(scripted, nn.Linear(4, 2)), torch.ones(3, 4)).trunk.fingerprint
 
