@@ -5,6 +5,7 @@ code reads files in no way that Python does not see (watching.py). For any other
 """
 
 import itertools
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from forethought.errors import IdentityError
 from forethought.identity import Digest
 from forethought.marks import SCALARS
 from forethought.past import CONSTRUCTORS, past_methods
-from forethought.sources import imported, is_shipped, names, read_globals, roundabout, texts, version
+from forethought.sources import imported, is_shipped, may_call, names, read_globals, roundabout, texts, version
 
 _KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
 _UNSEEN = (
@@ -188,7 +189,7 @@ class _DataDigest(Digest):
         self._names |= found | texts(function.__code__)
         self._makes_unnamed |= bool(_MAKES & found) or "type" in read_globals(function.__code__)
         hidden = found & (_REACH | _UNSEEN_NAMES | _ASKS) | roundabout(function.__code__)
-        if {"os", "read"} <= found and "open" not in found:
+        if "read" in found and "open" not in found and may_call(function, os, "read"):
             hidden.add("read")  # of a descriptor that was opened before
         hidden |= {name for name in imported(function.__code__) if not self._is_library(name)}
         if hidden:

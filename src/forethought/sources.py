@@ -3,6 +3,7 @@
 import argparse
 import dis
 import functools
+import itertools
 import os
 import sys
 import sysconfig
@@ -211,6 +212,29 @@ def cell_content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:
         return None
+
+
+def may_call(function: types.FunctionType, module: types.ModuleType, name: str) -> bool:
+    """Say whether a function may read this name of a module: as `module.name`, or of the module by another name."""
+    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    if any(item is module for item in [*held, *map(cell_content, function.__closure__ or ())]):
+        return True
+    if module.__name__ in imported(function.__code__):
+        return True
+    aliases = {alias for alias, item in function.__globals__.items() if item is module}
+    return bool({name, None} & _read_of(function.__code__, aliases))
+
+
+def _read_of(code: types.CodeType, aliases: set[str]) -> set[str | None]:
+    """Give the attributes that code, and that inside it, reads of these globals; None if it does something else."""
+    found: set[str | None] = set()
+    for step, after in itertools.pairwise(dis.get_instructions(code)):
+        if "LOAD" in step.opname and step.argval in aliases:
+            found.add(str(after.argval) if after.opname in ("LOAD_ATTR", "LOAD_METHOD") else None)
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            found |= _read_of(item, aliases)
+    return found
 
 
 def roundabout(code: types.CodeType) -> set[str]:
