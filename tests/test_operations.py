@@ -74,7 +74,8 @@ def test_about_gives_no_tensor_and_reads_no_value(name):
     tensors = torch.zeros(2, 3), torch.full((2, 3), float("nan"))
     answers = [ask(tensor, *given) for tensor in tensors]
     if name == "requires_grad_":  # the tensor itself, for chaining
-        assert answers[0] is tensors[0] and answers[1] is tensors[1]
+        assert answers[0] is tensors[0]
+        assert answers[1] is tensors[1]
         return
     assert not any(isinstance(answer, torch.Tensor) for answer in answers)
     if name not in {"__hash__"}:
