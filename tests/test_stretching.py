@@ -10,8 +10,8 @@ import forethought as ft
 from forethought import nesting
 from forethought.curves import Curves
 from forethought.errors import ForethoughtError, ReplayDriftError, ShapeError
+from forethought.families import _all_made
 from forethought.padding import Leaf, Padding
-from forethought.stretching import _forms
 
 transformers = pytest.importorskip("transformers")
 
@@ -135,12 +135,16 @@ def test_what_follows_is_what_would_have_been_recorded(stretched):
     model, feed, split = stretched
     followed = split.plans_for((), feed(2, 20))[0]
     recorded = ft.split(model, (), feed(2, 20)).plan
-    pairs = list(zip(_forms(followed), _forms(recorded), strict=True))
+    pairs = list(zip(forms_of(followed), forms_of(recorded), strict=True))
     steady = [(a, b) for a, b in pairs if a.is_steady]
     assert [(a.shape, a.stride) for a, _ in steady] == [(b.shape, b.stride) for _, b in steady]
     assert len(steady) >= len(pairs) / 2
     assert followed.is_stretched
     assert not recorded.is_stretched
+
+
+def forms_of(plan):
+    return [form for _, form in _all_made(plan)]
 
 
 @pytest.mark.parametrize("name", ["distilbert, layer", "recurrent", "folded", "sound"])

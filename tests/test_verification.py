@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import forethought as ft
-from forethought.errors import DataError, StoreError
+from forethought.errors import DataError, ImpureTrunkError, StoreError
 from forethought.housekeeping import verify_live
 from forethought.store import Store
 from forethought.verification import spread
@@ -63,10 +63,12 @@ def pad(samples):
 
 
 class Reader(nn.Module):
-    def __init__(self):
+    """Adds words up: those of the padding, too, unless they are nothing."""
+
+    def __init__(self, padding=0):
         super().__init__()
         torch.manual_seed(3)
-        self.words = nn.Embedding(64, 8).requires_grad_(False)
+        self.words = nn.Embedding(64, 8, padding_idx=padding).requires_grad_(False)
         self.head = nn.Linear(8, 2)
 
     def forward(self, words):
@@ -115,10 +117,12 @@ def test_spread_reaches_every_sample():
 
 
 def test_verify_reads_padded_samples_in_the_batch_that_they_came_in(tmp_path):
-    """A sample whose content depends on the padding of its batch is looked up as it was."""
+    """A sample is looked up however far its batch was padded; where its row depends on that, there is none."""
     features = ft.extract(Reader(), Sentences(), tmp_path, batch_size=8, collate_fn=pad)
     for n in (1, 6, 40):
         assert features.verify(n).is_right
+    with pytest.raises(ImpureTrunkError, match="padded"):
+        ft.extract(Reader(padding=None), Sentences(), tmp_path, batch_size=8, collate_fn=pad)
 
 
 def test_verify_leaves_chance_and_model_as_they_were(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.calibration import Trial
+from forethought.forms import Rows, entries_of, some
 from forethought.precision import PrecisionReport, Stored
 from forethought.replay import Split
 
@@ -34,7 +35,8 @@ def measure(stored: Stored, trial: Trial, split: Split, device: torch.device) ->
     """
     stored.check(trial.rows, trial.indices)
     chosen = trial.telling if stored.dtype == "int8" else trial.rows
-    batches = list(zip(*(part.split(trial.batch_size) for part in chosen), strict=True))
+    starts = range(0, len(chosen[0]), trial.batch_size)
+    batches = [[some(part, slice(start, start + trial.batch_size)) for part in chosen] for start in starts]
     pairs = [(exact, stored.decode(stored.encode(exact))) for exact in batches]
     measured = {"samples": len(chosen[0]), "measured_on": datetime.now(UTC).isoformat(timespec="minutes")}
     measured |= _feature_errors(stored, pairs)
@@ -45,16 +47,15 @@ def measure(stored: Stored, trial: Trial, split: Split, device: torch.device) ->
         return measured | {"reason": f"the head's output was not compared: {type(err).__name__}: {reason}"}
 
 
-def report_of(stored: Stored, rows: int, measured: Any) -> PrecisionReport:
-    """Make the report from what `measure` found, which may be lost or of another version."""
+def report_of(stored: Stored, entries: Sequence[int], measured: Any) -> PrecisionReport:
+    """Make the report from what `measure` found, which may be lost or of another version; `entries` as of `Stored`."""
     known = PrecisionReport.__dataclass_fields__.keys() - _SIZES
     if not isinstance(measured, dict) or not measured.keys() <= known:
         measured = {"reason": "errors are not known: the store has lost its note of them"}
-    sizes = stored.row_bytes * rows, stored.exact_row_bytes * rows
-    return PrecisionReport(stored.dtype, *sizes, **measured)
+    return PrecisionReport(stored.dtype, stored.size_bytes(entries), stored.exact_bytes(entries), **measured)
 
 
-_Pairs = Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]
+_Pairs = Sequence[tuple[Sequence[Rows], Sequence[Rows]]]
 
 
 def _feature_errors(stored: Stored, pairs: _Pairs) -> dict[str, float]:
@@ -63,14 +64,14 @@ def _feature_errors(stored: Stored, pairs: _Pairs) -> dict[str, float]:
     count = 0
     for batch in pairs:
         for coding, exact, fed in zip(stored.codings, *batch, strict=True):
-            if coding is not None and exact.numel():
-                exact = exact.double()
-                error = (fed.double() - exact).abs()
-                relative = torch.where(error == 0, error, error / exact.abs())
+            if coding is not None and entries_of(exact).numel():
+                values = entries_of(exact).double()
+                error = (entries_of(fed).double() - values).abs()
+                relative = torch.where(error == 0, error, error / values.abs())
                 largest, total = max(largest, float(error.max())), total + float(error.sum())
                 largest_relative = max(largest_relative, float(relative.max()))
                 total_relative += float(relative.sum())
-                count += exact.numel()
+                count += values.numel()
     return {
         "largest_error": largest,
         "mean_error": total / max(count, 1),
@@ -104,8 +105,9 @@ def _output_errors(stored: Stored, pairs: _Pairs, split: Split, device: torch.de
     }
 
 
-def _output(head: nn.Module, stored: Stored, rows: Sequence[Tensor], device: torch.device) -> Tensor | None:
-    values = tuple(tensor.from_rows(part.to(device)) for tensor, part in zip(stored.frontier, rows, strict=True))
+def _output(head: nn.Module, stored: Stored, rows: Sequence[Rows], device: torch.device) -> Tensor | None:
+    pairs = zip(stored.frontier, rows, strict=True)
+    values = tuple(tensor.from_rows(tensor.padded(part).to(device)) for tensor, part in pairs)
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         output = head(values)
     for tensor in nesting.tensors(output):

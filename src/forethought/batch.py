@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.columns import Column, Columns
 from forethought.errors import DataError
-from forethought.identity import Digest, row_keys
+from forethought.identity import KEY_BYTES, Digest, row_keys
+from forethought.padding import Padding
 
 _TARGET_NAMES = ("labels", "label")  # forwards name them to compute a loss; they are no input of a frozen part
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -27,12 +28,16 @@ class Batch:
         kwargs: Arguments by name, in the order of the model's signature.
         targets: The rest.
         order: Names that positions of the model's `forward` have.
+        padding: How samples differ in size; None if they do not.
+        sizes: (B, K): the sizes of each sample, by each measure of `padding`.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     targets: Any
     order: tuple[str, ...] = ()
+    padding: Padding | None = None
+    sizes: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -44,10 +49,38 @@ class Batch:
         """How many samples it holds."""
         return len(self.tensors[0])
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The size of the batch by each measure of its samples; None if they do not differ in size."""
+        return None if self.padding is None else self.padding.sizes_in(self.tensors)
+
     def row_keys(self) -> np.ndarray:
-        """Identify each sample by what the model is given: (B, 16) bytes."""
-        rest = Digest().add(self._outline())
-        return row_keys(self.tensors, rest.hex().encode())
+        """Identify each sample by what the model is given, without padding: (B, 16) bytes."""
+        rest = Digest().add(self._outline()).hex().encode()
+        if self.sizes is None:
+            return row_keys(self.tensors, rest)
+        keys = np.empty((self.rows, KEY_BYTES), np.uint8)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, sizes in enumerate(self.sizes.tolist()):
+            alike.setdefault(tuple(sizes), []).append(row)
+        for rows in alike.values():
+            keys[rows] = row_keys(self.cropped(torch.tensor(rows)).tensors, rest)
+        return keys
+
+    def cropped(self, rows: Tensor) -> "Batch":
+        """Take samples of one size, without padding."""
+        assert self.padding is not None
+        assert self.sizes is not None
+        chosen = self.select(rows)
+        tensors = iter(self.padding.cropped(chosen.tensors, self.sizes[rows[0]].tolist()))
+        return chosen.with_tensors(lambda _: next(tensors))
+
+    def shortened(self) -> "Batch":
+        """Cut off padding that even the largest sample has."""
+        assert self.padding is not None
+        assert self.sizes is not None
+        tensors = iter(self.padding.cropped(self.tensors, self.sizes.amax(0).tolist()))
+        return self.with_tensors(lambda _: next(tensors))
 
     def _outline(self) -> Any:
         """Tell what the tensors are given as, the same whether by position or by name."""
@@ -61,19 +94,21 @@ class Batch:
 
     def select(self, rows: Tensor) -> "Batch":
         """Take some of the samples; targets are left out."""
-        return self._with(lambda tensor: tensor[rows])
+        chosen = self.with_tensors(lambda tensor: tensor[rows])
+        return chosen if self.sizes is None else replace(chosen, sizes=self.sizes[rows])
 
     def copied_to(self, device: torch.device) -> "Batch":
         """Copy what the model is given to a device: a forward may write into it, and it is the user's."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True, copy=True))
+        return self.with_tensors(lambda tensor: tensor.to(device, non_blocking=True, copy=True))
 
     def to(self, device: torch.device) -> "Batch":
         """Move what the model is given to a device."""
-        return replace(self._with(lambda tensor: tensor.to(device, non_blocking=True)), targets=self.targets)
+        return replace(self.with_tensors(lambda tensor: tensor.to(device, non_blocking=True)), targets=self.targets)
 
-    def _with(self, new: Any) -> "Batch":
+    def with_tensors(self, new: Any) -> "Batch":
+        """Put others in the place of what the model is given; targets are left out."""
         args, kwargs = nesting.replace((self.args, self.kwargs), new)
-        return Batch(args, kwargs, None, self.order)
+        return replace(self, args=args, kwargs=kwargs, targets=None)
 
 
 class Parting:

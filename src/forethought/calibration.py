@@ -8,11 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from forethought.batch import Batch
 from forethought.dataset import Samples
-from forethought.forms import FrontierTensor
+from forethought.forms import FrontierTensor, Rows, entries_of, joined, some
 from forethought.identity import Digest
 from forethought.precision import LEAST_SCALE, Rounded, Scaled, Stored, channels_of, gets_smaller, scales_of
 from forethought.store import Store
@@ -28,30 +27,30 @@ class Trial:
     Args:
         samples: The data set.
         sample_bytes: What a sample or its row takes, the larger of both: about 128 MB are read at most.
-        run: Gives the rows of a batch: (B, *shape) on the CPU for each tensor of the frontier.
+        run: Gives the rows of a batch, on the CPU, for each tensor of the frontier: (B, *shape), or without padding.
     """
 
-    def __init__(self, samples: Samples, sample_bytes: int, run: Callable[[Batch], list[Tensor]]) -> None:
+    def __init__(self, samples: Samples, sample_bytes: int, run: Callable[[Batch], list[Rows]]) -> None:
         self.batch_size = samples.batch_size
         self._samples = samples
         self._run = run
         self._most = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _MOST_BYTES // max(sample_bytes, 1)))
 
     @cached_property
-    def rows(self) -> list[Tensor]:
+    def rows(self) -> list[Rows]:
         """The rows (N, *shape) of each tensor of the frontier; computed when first asked for."""
         parts = [self._run(batch) for batch in self._batches()]
-        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        return [joined(rows) for rows in zip(*parts, strict=True)]
 
     @property
-    def setting(self) -> list[Tensor]:
+    def setting(self) -> list[Rows]:
         """The rows that set scales: every second one, or all if there are no others in the data set."""
-        return self.rows if self._is_whole else [part[::2] for part in self.rows]
+        return self.rows if self._is_whole else [some(part, slice(None, None, 2)) for part in self.rows]
 
     @property
-    def telling(self) -> list[Tensor]:
+    def telling(self) -> list[Rows]:
         """The rows that tell what scales do to rows: those that did not set them, or all."""
-        return self.rows if self._is_whole else [part[1::2] for part in self.rows]
+        return self.rows if self._is_whole else [some(part, slice(1, None, 2)) for part in self.rows]
 
     @property
     def count(self) -> int | None:
@@ -73,11 +72,9 @@ class Trial:
     def _batches(self) -> Iterator[Batch]:
         if self._samples.is_indexed:
             for start in range(0, len(self.indices), self.batch_size):
-                yield self._samples.fetch(self.indices[start : start + self.batch_size])
+                yield from self._samples.fetch_apart(self.indices[start : start + self.batch_size])
         else:
-            first = self._samples.some(self._most)
-            for rows in torch.arange(first.rows).split(self.batch_size):
-                yield first.select(rows)
+            yield from self._samples.first(self._most)
 
 
 def choose_stored(
@@ -136,5 +133,9 @@ def _scales_from(trial: Trial, frontier: tuple[FrontierTensor, ...]) -> dict[str
     """Set scales from a trial; give the note that `_with_scales` reads."""
     codings = [Scaled(t.dtype, torch.ones(channels_of(t))) if gets_smaller(t, "int8") else None for t in frontier]
     Stored("int8", frontier, tuple(codings)).check(trial.rows, trial.indices)
-    scales = {str(at): scales_of(trial.setting[at]).tolist() for at, coding in enumerate(codings) if coding is not None}
+    scales = {
+        str(at): scales_of(entries_of(trial.setting[at])).tolist()
+        for at, coding in enumerate(codings)
+        if coding is not None
+    }
     return {"samples": len(trial.rows[0]), **scales}

@@ -2,14 +2,87 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-Sizes = tuple[int | None, ...]
-"""One size for each that differs; None where it is not known."""
+Sizes = tuple[int | tuple[int, int] | None, ...]
+"""One size for each that differs: itself, or the smallest and largest that it may be; None where nothing is known."""
 
 Curve = tuple[int, ...]
 """Whole coefficients, one for each term."""
+
+_STEPS = 8  # of a staircase that are looked at, at least
+
+
+@dataclass(frozen=True)
+class Stairs:
+    """A number that grows with one size by steps, as what convolutions leave: floor((rise * n + offset) / run).
+
+    Attributes:
+        measure: Which size n is.
+        rise: How much it grows by, if there are no steps.
+        offset: What is added: a token in front, say.
+        run: The width of a step: the strides of convolutions multiplied.
+
+    Example:
+        >>> [Stairs(0, offset=-10, run=5).at(n) for n in (60, 64, 65)]
+        [10, 10, 11]
+    """
+
+    measure: int
+    rise: int = 1
+    offset: int = 0
+    run: int = 1
+
+    def at(self, size: Any) -> Any:
+        """Evaluate at a whole number, or a tensor of them."""
+        return (size * self.rise + self.offset) // self.run
+
+    def sizes_at(self, height: int) -> int | tuple[int, int]:
+        """Give the size, or the smallest and the largest one, at which it has a height."""
+        first = -((self.offset - height * self.run) // self.rise)
+        last = -((self.offset - (height + 1) * self.run) // self.rise) - 1
+        return first if first == last else (first, last)
+
+
+def climb(height: Callable[[int], int], largest: int, measure: int = 0) -> Stairs | None:
+    """Find a staircase by its steps; None if it is none.
+
+    Args:
+        height: Gives the height at a size from 1 to `largest`; raises anything at sizes that are too small.
+        largest: The largest size to look at. Most looks are at small ones.
+        measure: Which size it is.
+
+    Example:
+        >>> climb(lambda n: (n - 10) // 5 + 1, 10_000)
+        Stairs(measure=0, rise=1, offset=-5, run=5)
+    """
+    top = largest
+    try:
+        while height(top // 2) >= _STEPS:
+            top //= 2
+    except Exception:  # whatever a model says of inputs that are too small
+        pass
+    bottom = top // 2 + 1
+    heights = height(bottom) + 1, height(top)
+    first, last = (_begin(height, wanted, bottom, top) for wanted in heights)
+    rises = heights[1] - heights[0]
+    if rises < 1 or (last - first) % rises:
+        return None
+    run = (last - first) // rises
+    stairs = Stairs(measure, 1, heights[1] * run - last, run) if run else None
+    tried = {bottom, top, largest, *(bottom + (top - bottom) * part // 5 for part in range(1, 5))}
+    return stairs if stairs and all(height(size) == stairs.at(size) for size in tried) else None
+
+
+def _begin(height: Callable[[int], int], wanted: int, low: int, high: int) -> int:
+    """Find the smallest size at which a staircase has a height."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if height(middle) >= wanted else (middle + 1, high)
+    return low
 
 
 class Curves:
@@ -48,19 +121,26 @@ class Curves:
         for coefficient, term in zip(curve, self._terms, strict=True):
             if coefficient:
                 powers = [(size, power) for size, power in zip(sizes, term, strict=True) if power]
-                if any(size is None for size, _ in powers):
+                exact = [size**power for size, power in powers if isinstance(size, int)]
+                if len(exact) < len(powers):
                     return None
-                total += coefficient * math.prod(size**power for size, power in powers if size is not None)
+                total += coefficient * math.prod(exact)
         return total
 
-    def solve(self, curve: Curve, value: int) -> tuple[int, int] | None:
-        """Find which size, and how much of it, gives this value; None unless the curve follows one size, evenly."""
+    def line(self, curve: Curve) -> tuple[int, int, int] | None:
+        """Write a curve that follows one size, evenly, as (which size, slope, value at 0); None for any other."""
         held = [(term, number) for term, number in zip(self._terms, curve, strict=True) if number and any(term)]
         if len(held) != 1 or sum(held[0][0]) != 1:
             return None
-        term, slope = held[0]
-        size, rest = divmod(value - curve[0], slope)
-        return None if rest else (term.index(1), size)
+        return held[0][0].index(1), held[0][1], curve[0]
+
+    def solve(self, curve: Curve, value: int) -> tuple[int, int] | None:
+        """Find which size, and how much of it, gives this value; None unless the curve follows one size, evenly."""
+        line = self.line(curve)
+        if line is None:
+            return None
+        size, rest = divmod(value - line[2], line[1])
+        return None if rest else (line[0], size)
 
     def _fit(self, seen: tuple[int, ...]) -> Curve | None:
         if len(set(seen)) == 1:

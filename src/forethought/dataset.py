@@ -5,6 +5,7 @@ A tuple's first element is the model's input and the rest are targets; of a dict
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -18,8 +19,11 @@ from forethought.batch import Batch, Parting
 from forethought.chance import RandomStatesKept
 from forethought.columns import columns_of, length_of, rows_of
 from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError
+from forethought.joints import LOOKED, Joining
+from forethought.padding import Widths
 from forethought.reading import Collated, IndexLists, Reader, Stream, load
 from forethought.targets import join_targets
+from forethought.unevenness import Unevenness, UnforeseenSizesError
 from forethought.watching import Seen
 
 _MORE_BATCHES = 1.25  # of those that would be needed: the cost of rows that round as they did
@@ -82,6 +86,7 @@ class Samples:
         self._workers = num_workers or 0
         self._draw: tuple[int, int] | None = None
         self._probed = Seen()
+        self._joining = Joining(self._collate, self._parting.part)
         self.is_indexed = self._columns is not None or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))
         if self.is_indexed and len(self) == 0:
             raise EmptyDatasetError(
@@ -142,37 +147,94 @@ class Samples:
         with RandomStatesKept():
             return self._fetched(indices)
 
+    def fetch_apart(self, indices: Sequence[int]) -> list[Batch]:
+        """Read these samples here and now, one by one if they cannot be joined."""
+        return [self.fetch(indices)] if self.can_be_joined else [self.fetch([index]) for index in indices]
+
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether any samples can lie in one batch: not if they differ in size and nothing pads them."""
+        uneven = self.unevenness
+        return uneven is None or uneven.is_padded
+
+    @property
+    def widths(self) -> Widths:
+        """What batches are padded to, where samples differ in size."""
+        uneven = self.unevenness
+        return Widths([]) if uneven is None else uneven.widths
+
     def _fetched(self, indices: Sequence[int]) -> Batch:
         if self._columns is not None:
             return self._parting.part(rows_of(self._columns, np.asarray(indices, np.int64)))
+        items = self._items(indices)
+        while True:
+            self.unevenness  # noqa: B018  (known before anything is joined)
+            try:
+                return self._joining.batch(items)
+            except UnforeseenSizesError:
+                self._joining.show(indices)
+
+    def _items(self, indices: Sequence[int]) -> list[Any]:
         reader = Reader(self._dataset, self._draw, watches=True)
-        samples = []
+        items = []
         for index in indices:
-            sample, seen = reader[int(index)]
-            samples.append(sample)
+            item, seen = reader[int(index)]
+            items.append(item)
             self._probed.add(seen)
-        return self._parting.part(Collated(self._collate)(samples))
+        return items
+
+    @property
+    def unevenness(self) -> Unevenness | None:
+        """How samples differ in size, from a few of them; None if they do not, or not in a way that was seen."""
+        if not self._joining.has_looked and self._columns is None:
+            with RandomStatesKept():
+                shown = self._joining.shown
+                indices = sorted({*spread(len(self), LOOKED), *shown}) if self.is_indexed else []
+                self._joining.look(
+                    self._items(indices) if indices else self._first(max(LOOKED, 1 + max(shown, default=0)))
+                )
+        return self._joining.uneven
+
+    @property
+    def shown(self) -> list[int]:
+        """Samples of other sizes than most: whoever looks at the data set anew should look at them."""
+        return sorted(self._joining.shown)
+
+    def show(self, indices: Sequence[int]) -> None:
+        """Have samples looked at, beside a few others."""
+        if not set(indices) <= self._joining.shown:
+            self._joining.show(indices)
+
+    def _first(self, count: int) -> list[Any]:
+        items = list(itertools.islice(iter(self._dataset), count))
+        if not items:
+            raise EmptyDatasetError(
+                "Cannot extract features: expected an iterable that gives samples, got none. "
+                "An iterator can be read once only: pass the iterable itself."
+            )
+        return items
 
     @property
     def probed(self) -> Seen:
         """What was opened by `fetch`, `some` and `check_repeats`, in this process."""
         return self._probed
 
-    def some(self, count: int) -> Batch:
-        """Read a few samples, spread over the data set; of an iterable, the first."""
-        if self.is_indexed:
+    def example(self, count: int) -> Batch:
+        """Read a few samples, spread over the data set; of an iterable, the first.
+
+        Where samples differ in size, two come before them that show a model's path best.
+        """
+        if self._columns is not None:
             return self.fetch(spread(len(self), count))
-        samples = []
-        for sample in self._dataset:
-            samples.append(sample)
-            if len(samples) == count:
-                break
-        if not samples:
-            raise EmptyDatasetError(
-                "Cannot extract features: expected an iterable that gives samples, got none. "
-                "An iterator can be read once only: pass the iterable itself."
-            )
-        return self._parting.part(Collated(self._collate)(samples))
+        self.unevenness  # noqa: B018  (known before anything is joined)
+        return self._joining.example(count, self._batch_size)
+
+    def first(self, count: int) -> Iterator[Batch]:
+        """Read the first samples of an iterable, in batches."""
+        self.unevenness  # noqa: B018  (known before anything is joined)
+        items = self._first(count)
+        for start in range(0, len(items), self._batch_size):
+            yield self._joining.batch(items[start : start + self._batch_size])
 
     def read(self, indices: np.ndarray | None = None) -> Iterator[tuple[Batch, list[Seen]]]:
         """Read all in order, or the samples at these indices; give batches and what was opened for each sample."""
@@ -222,8 +284,18 @@ class Samples:
     def _loaded(
         self, source: Any, batches: Any, workers: int, lent: dict[str, Any]
     ) -> Iterator[tuple[Batch, list[Seen]]]:
-        for collated, seen in load(source, self._collate, batches, workers, lent):
-            yield self._parting.part(collated), seen
+        self.unevenness  # noqa: B018  (known before anything is joined)
+        rows = 0
+        for number, (joined, seen, measured) in enumerate(
+            load(source, self._collate, batches, workers, lent, self._joining.measure())
+        ):
+            try:
+                batch = self._joining.parted(joined, measured)
+            except UnforeseenSizesError:
+                self._joining.show(batches[number] if self.is_indexed else range(rows + self._batch_size))
+                raise
+            rows += batch.rows
+            yield batch, seen
 
     def check_repeats(self) -> dict[int, bytes]:
         """Read some samples twice and compare.

@@ -13,7 +13,8 @@ A message says: cannot do what, expected what, got what, and the fix as code or 
      ├─ DataError                also ValueError     the data set cannot be used as it is
      │   ├─ EmptyDatasetError
      │   ├─ RandomDatasetError                       the same index gives different inputs
-     │   └─ UnequalShapesError
+     │   ├─ UnequalShapesError                       samples have different shapes, and nothing tells them from padding
+     │   └─ PaddingError                             rows cannot be cut from a padded batch, or put back into one
      ├─ PrecisionError           also ValueError     features cannot be stored in the precision asked for
      ├─ IdentityError            also TypeError      no identity can be established: nothing is stored
      ├─ StoreError               also OSError        the store cannot be read or written
@@ -74,7 +75,11 @@ class RandomDatasetError(DataError):
 
 
 class UnequalShapesError(DataError):
-    """Samples have different shapes, so they cannot be rows of one table."""
+    """Samples have different shapes, and nothing tells what is a sample and what padding."""
+
+
+class PaddingError(DataError):
+    """Rows cannot be cut from a padded batch, or cannot be put back into one as the head was given them."""
 
 
 class PrecisionError(ForethoughtError, ValueError):

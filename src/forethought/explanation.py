@@ -15,6 +15,7 @@ from forethought.manifest import Manifest
 from forethought.replay import At, Split
 from forethought.roll import Roll
 from forethought.store import Store
+from forethought.unevenness import UnforeseenSizesError
 
 _MOST_NAMED = 8
 _NO_TIME = "a time that was not recorded"
@@ -100,6 +101,14 @@ def explain(
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
+    while True:
+        try:
+            return _explained(trunk, samples, store)
+        except UnforeseenSizesError:  # these samples are looked at now
+            trunk.restart()
+
+
+def _explained(trunk: FrozenPart, samples: Samples, store: Store) -> Explanation:
     roll = Roll(samples, store)
     split = trunk.split_for(samples)
     fingerprint = fingerprint_of(split.plan)

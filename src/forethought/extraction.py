@@ -19,7 +19,8 @@ from torch import nn
 from forethought.dataset import Samples
 from forethought.division import Division
 from forethought.errors import DataError, StoreError
-from forethought.features import Features, View
+from forethought.features import Features
+from forethought.feed import count_entries
 from forethought.frozen import FrozenPart, MistakenNoteError
 from forethought.identity import KEY_BYTES
 from forethought.ledger import Phase, phase_in, price_of_reuse, record_run, run_facts
@@ -28,6 +29,8 @@ from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
 from forethought.store import DamagedSegmentError, Store
+from forethought.unevenness import UnforeseenSizesError
+from forethought.views import View
 
 _SEGMENT_BYTES = 64 * 2**20
 _COMMIT_S = 20.0  # what a kill may cost, in seconds of work
@@ -102,18 +105,24 @@ def extract(
             dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
         )
         drawn = [samples] if views is None else [samples.view(view, seed) for view in range(views)]
-        rolls = [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
-        try:
-            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
-            places = [job.fill(roll) for roll in rolls]
-        except MistakenNoteError:
-            trunk.believes = False
-            job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
-            places = [job.fill(roll) for roll in rolls]
+        rolls: list[Roll] = []
+        while True:
+            try:
+                rolls = rolls or [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
+                job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
+                places = [job.fill(roll) for roll in rolls]
+                break
+            except MistakenNoteError:
+                trunk.believes = False
+            except UnforeseenSizesError:  # these samples are looked at now, and decide how rows are laid out
+                rolls = []
+                trunk.restart()
         trunk.remember(store)
         for roll in rolls:
             roll.keep()
         rows = sum(map(len, places))
+        counts = [count_entries(job.table, job.frontier, each) for each in places]
+        entries = [sum(each) for each in zip(*counts, strict=True)]
         device_type = trunk.device.type
         reuse = price_of_reuse(store, job.table.fingerprint, rows - job.rows_computed, device_type)
         phase.add(rows=rows, rows_reused=rows - job.rows_computed, avoided_s=reuse.time_s, avoided_j=reuse.energy_j)
@@ -121,11 +130,11 @@ def extract(
         rows=rows,
         rows_computed=job.rows_computed,
         rows_reused=rows - job.rows_computed,
-        size_bytes=rows * sum(column.row_bytes for column in job.table.columns),
+        size_bytes=trunk.size_bytes(rows, entries),
         time_s=time.perf_counter() - started,
         energy_j=phase.energy_j,
         energy_source=phase.energy_source,
-        precision=trunk.precision(rows),
+        precision=trunk.precision(entries),
         avoided_s=reuse.time_s,
         avoided_j=reuse.energy_j,
         avoided_source=reuse.remark,
@@ -135,7 +144,14 @@ def extract(
         facts = run_facts(asdict(report), trunk.model, dataset, device_type)
         record_run(store, job.table.fingerprint, facts | {"label": phase.amount.label, "span": phase.span})
     return Features(
-        job.table, views_of_rows, job.frontier, report, trunk.split_on(drawn[0]), drawn[0], trunk.stored.codings
+        job.table,
+        views_of_rows,
+        job.frontier,
+        report,
+        trunk.split_on(drawn[0]),
+        drawn[0],
+        trunk.stored.codings,
+        widths=drawn[0].widths,
     )
 
 

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,40 +15,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
-from forethought.feed import Column, Feed, Request, Rows, Shard, Source, bytes_of
+from forethought.feed import Brings, Brought, Feed, InputSizes, Request, Rows, Shard, Source, bytes_of
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Values
 from forethought.ledger import phase_in
 from forethought.outcome import ExtractionReport
+from forethought.padding import Uneven, Widths
 from forethought.precision import Coding
 from forethought.replay import Split
 from forethought.selection import Which, deal, labels_of, rows_of
 from forethought.store import DamagedSegmentError, Table
-from forethought.targets import take
+from forethought.targets import padded, take
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """One draw of every sample.
-
-    Attributes:
-        places: (N, 2): segment and row of each sample.
-        targets: Whatever the data set holds beside the inputs.
-    """
-
-    places: NDArray[np.int64]
-    targets: Any
-
-
-class Fetched(list[Any]):
-    """Samples fetched together, one by one for torch's DataLoader; `batch` is all of them at once."""
-
-    batch: tuple[Any, ...]
+from forethought.views import Fetched, View
 
 
 @dataclass(eq=False)
@@ -62,6 +47,7 @@ class Features(Dataset[Any]):
         codings: How each tensor is stored, None where exactly; empty if all are.
         weights: How much each sample counts, (N,), or None: they then come with every batch.
         numbers: Which samples of the data set these are, (N,); None for all of them.
+        widths: What batches are padded to, where samples differ in size.
     """
 
     table: Table
@@ -73,9 +59,12 @@ class Features(Dataset[Any]):
     codings: tuple[Coding | None, ...] = ()
     weights: Tensor | None = field(default=None, repr=False)
     numbers: NDArray[np.int64] | None = field(default=None, repr=False)
+    widths: Widths = field(default_factory=lambda: Widths([]), repr=False)
     _split: Split | None = None
     _rows: dict[int, Rows] = field(default_factory=dict, repr=False)
     _sources: dict[Any, Source] = field(default_factory=dict, repr=False)
+    _inputs: dict[int, InputSizes] = field(default_factory=dict, repr=False)
+    _told: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary, repr=False)
     _epochs: int = 0  # fed without a number
     _shuffled: int = 0  # epochs fed so
 
@@ -96,13 +85,17 @@ class Features(Dataset[Any]):
         return self.drawn[0].targets
 
     def __repr__(self) -> str:
-        rows = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in self.frontier)
+        rows = ", ".join(f"{tensor.name} {tensor.shown}" for tensor in self.frontier)
         return f"Features({len(self):,} rows of {rows}; {self.report})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle as paths: the model stays behind, and files are opened again where they are needed."""
         left_behind: dict[str, Any] = {"make_split": None, "samples": None, "_split": None, "_rows": {}, "_sources": {}}
-        return self.__dict__ | left_behind
+        return self.__dict__ | left_behind | {"_inputs": {}, "_told": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open nothing yet."""
+        self.__dict__.update(state, _told=WeakIdKeyDictionary())
 
     @property
     def split(self) -> Split:
@@ -114,6 +107,7 @@ class Features(Dataset[Any]):
                     "Use the split of the features that were pickled."
                 )
             self._split = self.make_split()
+            self._split.sizes_told = self._told
         return self._split
 
     @property
@@ -131,13 +125,14 @@ class Features(Dataset[Any]):
         """Give several samples, fetched at once: a DataLoader asks for a batch by this."""
         at = np.array([operator.index(index) % len(self) for index in indices], np.int64)
         rows = tuple(column.brought(at) for column in self._mapped(0, at))
-        samples = list(zip(*rows, strict=True)) if len(rows) > 1 else list(rows[0])
+        each = [tensor.apart(row) for tensor, row in zip(self.frontier, rows, strict=True)]
+        samples = list(zip(*each, strict=True)) if len(each) > 1 else each[0]
         rest = [part for part in (self.targets, self.weights) if part is not None]
         if rest:
             asides = [[take(part, at[i : i + 1], one=True) for i in range(len(at))] for part in rest]
             samples = list(zip(samples, *asides, strict=True))
         fetched = Fetched(samples)
-        fetched.batch = self.finished(0, at, rows, torch.device("cpu"))
+        fetched.join = partial(self.finished, 0, at, rows, torch.device("cpu"))
         return fetched
 
     @staticmethod
@@ -214,7 +209,15 @@ class Features(Dataset[Any]):
         weights = None if self.weights is None else self.weights[torch.from_numpy(at)]
         numbers = at if self.numbers is None else self.numbers[at]
         return replace(
-            self, drawn=drawn, weights=weights, numbers=numbers, _rows={}, _sources={}, _epochs=0, _shuffled=0
+            self,
+            drawn=drawn,
+            weights=weights,
+            numbers=numbers,
+            _rows={},
+            _sources={},
+            _inputs={},
+            _epochs=0,
+            _shuffled=0,
         )
 
     def folds(
@@ -256,6 +259,8 @@ class Features(Dataset[Any]):
     def numpy(self, view: int = 0) -> Any:
         """Give the features in the data set's order: one read-only array (N, ...), or a tuple of several.
 
+        Where rows differ in size, a list of N arrays without padding is in the place of an array.
+
         Args:
             view: Which draw of the samples.
         """
@@ -264,15 +269,7 @@ class Features(Dataset[Any]):
         everything = slice(0, len(self))
         arrays = []
         for column, tensor in zip(self._mapped(view), self.frontier, strict=True):
-            if not _is_in_numpy(tensor.dtype):
-                lacking = str(tensor.dtype).removeprefix("torch.")
-                raise DataError(
-                    f"Cannot give '{tensor.name}' as an array: numpy has no {lacking}. "
-                    "Take tensors instead: torch.cat([v.float() for v, _ in features.batches(4096)])"
-                )
-            array = column.rows(everything).numpy()
-            array.flags.writeable = False  # it may be the mapped file itself
-            arrays.append(array)
+            arrays.append(tensor.arrays(column.rows(everything)))
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
     def verify(self, n: int = 64, seed: int = 0) -> Verification:
@@ -313,14 +310,18 @@ class Features(Dataset[Any]):
             return self._verified(self.samples, places)
 
     def _verified(self, samples: Samples, places: Sequence[int]) -> Verification:
-        columns = self._mapped(0)
         chosen = Chosen(
             places if self.numbers is None else self.numbers[places].tolist(),
             self._keys(places),
-            lambda positions: [column.brought(np.array([places[at] for at in positions])) for column in columns],
+            lambda positions: self.rows_at([places[at] for at in positions]),
+            self.frontier,
         )
         split = self.split
         return compare(split, samples, chosen, elsewhere(self.table.provenance, split), self.codings)
+
+    def rows_at(self, places: Sequence[int]) -> list[Tensor | Uneven]:
+        """Give the rows of some samples for each tensor of the frontier, without padding where they differ in size."""
+        return [column.brought(np.array(places, np.int64)) for column in self._mapped(0)]
 
     def _keys(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Read which samples the stored rows are said to be of."""
@@ -355,12 +356,19 @@ class Features(Dataset[Any]):
         return self._sources[key]
 
     def finished(
-        self, view: int, at: slice | NDArray[np.int64], rows: tuple[Tensor, ...], device: torch.device
+        self, view: int, at: slice | NDArray[np.int64], rows: Brought, device: torch.device
     ) -> tuple[Any, ...]:
         """Make a batch of rows: as the head was given them, with targets and weights."""
-        values: Values = tuple(tensor.from_rows(row) for tensor, row in zip(self.frontier, rows, strict=True))
-        values = values[0] if len(values) == 1 else values
-        targets = _moved(take(self.drawn[view].targets, at), device)
+        if view not in self._inputs:
+            with _told():
+                self._inputs[view] = InputSizes(self.table, self.drawn[view].places, self.widths)
+        shape = self._inputs[view].of(at)
+        pairs = zip(self.frontier, rows, strict=True)
+        each = tuple(tensor.from_rows(tensor.padded(row, shape)) for tensor, row in pairs)
+        if shape is not None:
+            self._told[each[0]] = shape
+        values: Values = each[0] if len(each) == 1 else each
+        targets = _moved(padded(take(self.drawn[view].targets, at), self.widths), device)
         return (values, targets) if self.weights is None else (values, targets, _moved(take(self.weights, at), device))
 
     def _of(self, view: int) -> Rows:
@@ -369,7 +377,7 @@ class Features(Dataset[Any]):
             self._rows[view] = Rows(self.table, self.drawn[view].places, self.frontier, codings)
         return self._rows[view]
 
-    def _mapped(self, view: int, at: NDArray[np.int64] | None = None) -> Sequence[Column]:
+    def _mapped(self, view: int, at: NDArray[np.int64] | None = None) -> Sequence[Brings]:
         """Open a view where it lies, the files of these samples looked at just now."""
         with _told():
             return self._of(view).mapped.columns(at)
@@ -382,10 +390,6 @@ def _told() -> Iterator[None]:
         yield
     except DamagedSegmentError as err:
         raise StoreError(f"{err} Compute its rows again: ft.extract(model, dataset, store)") from err
-
-
-def _is_in_numpy(dtype: torch.dtype) -> bool:
-    return dtype != torch.bfloat16 and not (dtype.is_floating_point and dtype.itemsize == 1)
 
 
 def _moved(targets: Any, device: torch.device) -> Any:

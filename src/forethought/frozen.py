@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from forethought import nesting
 from forethought.accuracy import measure, report_of
@@ -15,36 +16,19 @@ from forethought.batch import Batch
 from forethought.calibration import Trial, choose_stored
 from forethought.dataset import Samples
 from forethought.errors import IdentityError, SplitError, StoreError
+from forethought.feeding import check_head
 from forethought.fingerprint import fingerprint_of, model_key, parts_of
-from forethought.forms import FrontierTensor
+from forethought.forms import FrontierTensor, Rows
+from forethought.layouts import Padded, cut_rows, find_layouts
+from forethought.padding import Leaf
 from forethought.placement import devices_of
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.purity import check_still, probe
 from forethought.replay import At, Split, split
-from forethought.store import Column, Store, Table, warn_not_kept
+from forethought.rowbytes import bytes_of, columns_of
+from forethought.store import Ragged, Store, Table, warn_not_kept
 
 _PROBE_ROWS = 6
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-}
 
 
 # What probing showed in this process, by fingerprint and device: a trunk is probed once, however many stores it fills.
@@ -82,6 +66,8 @@ class FrozenPart:
                 f"Cannot move {type(self.model).__name__} to {self.device} and back: expected a model on one device, "
                 f"got one on {sorted(map(str, devices_of(self.model)))}. Leave device= out."
             )
+        self.measures = 0  # how many sizes a sample has
+        self._frontier: tuple[FrontierTensor, ...] = ()
         self._example: Batch | None = None
         self._believed: str | None = None  # the fingerprint that a note gave
         self._facts: dict[str, Any] | None = None
@@ -89,7 +75,8 @@ class FrozenPart:
 
     def table(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
         """Find the table of this trunk's rows; where the store knows the model as it stands, without running it."""
-        example = self._example = samples.some(_PROBE_ROWS)
+        example = self._example = samples.example(_PROBE_ROWS)
+        self.measures = 0 if example.padding is None else example.padding.count
         different = len({key.tobytes() for key in example.row_keys()})
         key = self._key(example)
         known = store.note(key) if key and self.believes else None
@@ -106,17 +93,28 @@ class FrozenPart:
         with self.placed():
             split = self.split()
             if self._given is not None:
+                self._stretch(split, example.to(self.device))
                 split.renew()
             check_still(split)
             fingerprint = self._fingerprint(split, example)
             probed = self._probed(store, fingerprint, different)
             parts = parts_of(split.plan, self.model)
-        table = self._table(store, samples, fingerprint, split.frontier, parts)
-        written = [tensor.to_json() for tensor in split.frontier]
+            frontier = self._laid_out(split, example)
+        table = self._table(store, samples, fingerprint, frontier, parts)
+        written = [tensor.to_json() for tensor in frontier]
         self._facts = {"trunk": fingerprint, "frontier": written, "probed": probed["probed"]}
         self._write_note(store, fingerprint, probed)
         self._write_note(store, key, self._facts)
-        return table, split.frontier
+        return table, frontier
+
+    def _laid_out(self, split: Split, example: Batch) -> tuple[FrontierTensor, ...]:
+        """Say how rows differ in size, where samples do, and check that padding changes none."""
+        if example.padding is None:
+            return split.frontier
+        rows = Padded(split, example.to(self.device))
+        layouts = find_layouts(rows)
+        check_head(rows, layouts)
+        return tuple(replace(tensor, layout=each) for tensor, each in zip(split.frontier, layouts, strict=True))
 
     def _probed(self, store: Store, fingerprint: str, different: int) -> dict[str, Any]:
         """Say what probing this trunk with so many samples showed: here, a moment ago, or to whoever told the store."""
@@ -145,6 +143,7 @@ class FrozenPart:
         parts: dict[str, str] | None = None,
     ) -> Table:
         """Open the table of a trunk's rows as they are to be stored. What is not known of that is tried out first."""
+        self._frontier = frontier
         trial = Trial(samples, self._sample_bytes(frontier), self._tried)
         stored = self.stored = choose_stored(self._dtype, fingerprint, frontier, store, trial)
         key = stored.table_id(fingerprint)
@@ -157,8 +156,10 @@ class FrozenPart:
             "parts": parts,
         }
         if stored.is_exact:
-            return store.table(key, _columns(stored), facts)
-        table = store.table(key, _columns(stored), facts | {"trunk": fingerprint, "stored": stored.dtype})
+            return store.table(key, columns_of(stored, self.measures), facts)
+        table = store.table(
+            key, columns_of(stored, self.measures), facts | {"trunk": fingerprint, "stored": stored.dtype}
+        )
         self._measured = (store.note(key) or {}).get("precision")
         if self._measured is None and table.rows == 0:
             with self.placed():
@@ -166,18 +167,27 @@ class FrozenPart:
             self._write_note(store, key, {"precision": self._measured})
         return table
 
-    def _tried(self, batch: Batch) -> list[Tensor]:
+    def _tried(self, batch: Batch) -> list[Rows]:
         with self.placed():
-            return [rows.cpu() for rows in self._run(batch)]
+            return self._run(batch)
 
     def _sample_bytes(self, frontier: Sequence[FrontierTensor]) -> int:
         assert self._example is not None
         given = sum(tensor.nbytes for tensor in self._example.tensors) // self._example.rows
         return max(given, sum(tensor.size_bytes for tensor in frontier))
 
-    def precision(self, rows: int) -> PrecisionReport | None:
-        """Report what storing so many rows smaller saves and costs; None if they are exact."""
-        return None if self.stored.is_exact else report_of(self.stored, rows, self._measured)
+    def restart(self) -> None:
+        """Begin anew, with another example."""
+        self._split = self._given
+
+    def size_bytes(self, rows: int, entries: Sequence[int]) -> int:
+        """Bytes of so many rows as they are stored, with their sizes; `entries` as of `Stored`."""
+        sizes = sum(column.row_bytes for column in columns_of(self.stored, self.measures) if column.is_ragged)
+        return rows * (sizes + 8 * self.measures) + self.stored.size_bytes(entries)
+
+    def precision(self, entries: Sequence[int]) -> PrecisionReport | None:
+        """Report what storing rows smaller saves and costs; None if they are exact. `entries` as of `Stored`."""
+        return None if self.stored.is_exact else report_of(self.stored, entries, self._measured)
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
@@ -197,7 +207,10 @@ class FrozenPart:
         """Identify the model as it stands; None if something in it does not show its content."""
         if self._given is not None:
             return None
-        forms = [(tuple(t.shape[1:]), str(t.dtype)) for t in example.tensors]
+        leaves = [Leaf()] * len(example.tensors) if example.padding is None else example.padding.leaves
+        forms = [
+            (leaf.without_sizes(t.shape[1:]), str(t.dtype)) for leaf, t in zip(leaves, example.tensors, strict=True)
+        ]
         shape = nesting.outline((example.args, example.kwargs))
         try:
             return model_key(self.model, _paths(self._at), (forms, shape), self.device.type)
@@ -206,8 +219,9 @@ class FrozenPart:
 
     def split_for(self, samples: Samples) -> Split:
         """The split, recorded on a few of these samples."""
-        self._example = samples.some(_PROBE_ROWS)
+        self._example = samples.example(_PROBE_ROWS)
         if self._given is not None:
+            self._stretch(self._given, self._example)
             self._given.renew()
         return self.split()
 
@@ -217,10 +231,17 @@ class FrozenPart:
             assert self._example is not None
             example = self._example.to(self.device)
             made = split(self.model, example.args, example.kwargs, self._at)
+            self._stretch(made, example)
             if self._believed is not None and fingerprint_of(made.plan) != self._believed:
                 raise MistakenNoteError
             self._split = made
         return self._split
+
+    def _stretch(self, split: Split, example: Batch) -> None:
+        """Let a split take samples of any size, where they differ."""
+        if example.padding is not None:
+            two = example.select(torch.arange(2))
+            split.stretch(example.padding, two.args, two.kwargs)
 
     def split_on(self, samples: Samples) -> Callable[[], Split]:
         """Give a way to have the split later, on the device where the model is then."""
@@ -237,14 +258,17 @@ class FrozenPart:
 
         return make
 
-    def rows(self, batch: Batch, indices: np.ndarray | None = None) -> list[np.ndarray]:
-        """Run the trunk; give each column's rows as bytes (B, n). `indices` name the samples in errors."""
-        rows = [part.cpu() for part in self._run(batch)]
-        return [_bytes(part) for part in self.stored.encode(rows, indices)]
+    def rows(self, batch: Batch, indices: np.ndarray | None = None) -> list[np.ndarray | Ragged]:
+        """Run the trunk; give each column's rows, as bytes (B, n) or ragged. `indices` name the samples in errors."""
+        return bytes_of(self.stored.encode(self._run(batch), indices), batch.sizes)
 
-    def _run(self, batch: Batch) -> list[Tensor]:
-        batch, split = batch.copied_to(self.device), self.split()
-        return [rows.detach() for rows in split.rows(batch.args, batch.kwargs)]
+    def _run(self, batch: Batch) -> list[Rows]:
+        """Run the trunk; give the rows of each tensor of the frontier, on the CPU, without padding."""
+        if any(tensor.layout is not None and tensor.layout.by_longest for tensor in self._frontier):
+            batch = batch.shortened()
+        given, split = batch.copied_to(self.device), self.split()
+        rows = [rows.detach() for rows in split.rows(given.args, given.kwargs)]
+        return [cut_rows(tensor, each, batch).cpu() for tensor, each in zip(self._frontier, rows, strict=True)]
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -263,20 +287,6 @@ def _paths(at: At) -> tuple[Any, ...]:
     return (at,) if isinstance(at, str | int) else tuple(at or ())
 
 
-def _columns(stored: Stored) -> list[Column]:
-    unknown = [tensor for tensor in stored.frontier if tensor.dtype not in _DTYPES]
-    if unknown:
-        raise SplitError(
-            f"Cannot store '{unknown[0].name}': expected a dtype that safetensors has, got {unknown[0].dtype}. "
-            "Cut where the values are others: ft.extract(..., at=...), or let the model give torch.view_as_real(x)"
-        )
-    return [
-        Column(f"{at}{end}", _DTYPES[dtype], shape)
-        for at, parts in enumerate(stored.parts)
-        for end, dtype, shape in parts
-    ]
-
-
 def _frontier_of(note: dict[str, Any]) -> tuple[FrontierTensor, ...] | None:
     """Read what the store knows of a trunk; anything unexpected means that it knows nothing."""
     try:
@@ -287,8 +297,3 @@ def _frontier_of(note: dict[str, Any]) -> tuple[FrontierTensor, ...] | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _bytes(rows: Tensor) -> np.ndarray:
-    rows = rows.contiguous()
-    return rows.reshape(len(rows), -1).view(torch.uint8).numpy()

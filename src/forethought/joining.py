@@ -6,6 +6,7 @@ foretold.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from forethought import nesting
@@ -167,10 +168,10 @@ class _Joiner:
         first = same[0]
         form = self._form(same)
         self.is_even = self.is_even and form is not None and form.is_even
-        if form is None or first.sized is Sized.VALUES:
+        if form is None:
             shape, stride = (tuple((0, n) for n in sizes) for sizes in (first.shape, first.stride))
             form = Form(shape, stride, first.dtype, first.device, is_steady=False)
-        return first, form
+        return first, replace(form, is_steady=form.is_steady and first.sized is not Sized.VALUES)
 
     def _form(self, same: Sequence[Made]) -> Form | None:
         first, batch = same[0], self._sizes[0]

@@ -8,7 +8,7 @@ is refused, with the sample that has it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 
 from forethought.errors import PrecisionError
-from forethought.forms import FrontierTensor
+from forethought.forms import FrontierTensor, Rows, entries_of
 from forethought.identity import Digest
+from forethought.padding import Uneven
 
 VERSION = 1
 Dtype = torch.dtype | str | None
 """How features are stored: None (as they are), torch.float16, torch.bfloat16 or "int8"."""
 
-Part = tuple[str, torch.dtype, tuple[int, ...]]
-"""What one column of the store holds of a tensor: the end of its name, its type, and the shape of one row."""
+Part = tuple[str, torch.dtype, tuple[int | None, ...]]
+"""What one column of the store holds of a tensor: the end of its name, its type, and the shape of one row.
+
+None stands for a size that differs from row to row. Then each entry along these axes is coded as if it were a row.
+"""
 
 LEAST_SCALE = torch.finfo(torch.float32).smallest_normal
 _MOST = 127  # of int8; -128 is left out, so that both signs reach equally far
@@ -41,7 +45,7 @@ class Coding(Protocol):
         """The largest magnitude that can be stored."""
         ...
 
-    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    def parts(self, shape: tuple[int | None, ...]) -> tuple[Part, ...]:
         """Say what is stored of rows of this shape."""
         ...
 
@@ -75,7 +79,7 @@ class Rounded:
         """The largest number of the stored type: nothing is rounded down to it, and nothing up to infinity."""
         return torch.finfo(self.stored).max
 
-    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    def parts(self, shape: tuple[int | None, ...]) -> tuple[Part, ...]:
         """One column, of the stored type."""
         return (("", self.stored, shape),)
 
@@ -113,9 +117,9 @@ class Scaled:
         """Half of the largest number: what is read back is at most twice as large as what was stored."""
         return min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max) / 2
 
-    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    def parts(self, shape: tuple[int | None, ...]) -> tuple[Part, ...]:
         """A column of int8, and one of powers."""
-        return ("", torch.int8, shape), (".power", torch.uint8, ())
+        return ("", torch.int8, shape), (".power", torch.uint8, shape[: shape.count(None)])
 
     def encode(self, rows: Tensor) -> list[Tensor]:
         """Choose each row's power, and round to whole steps."""
@@ -158,7 +162,8 @@ def by_channel(rows: Tensor) -> Tensor:
 
 def channels_of(tensor: FrontierTensor) -> int:
     """Count the channels of a tensor's rows."""
-    return by_channel(torch.empty((1, *tensor.shape), device="meta")).shape[2]
+    shape = tuple(size for size in tensor.stored_shape if size is not None)
+    return by_channel(torch.empty((1, *shape), device="meta")).shape[2]
 
 
 def scales_of(rows: Tensor) -> Tensor:
@@ -199,15 +204,18 @@ class Stored:
         """What is stored of each tensor."""
         return [parts_of(tensor, coding) for tensor, coding in zip(self.frontier, self.codings, strict=True)]
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row as stored."""
-        return sum(dtype.itemsize * math.prod(shape) for parts in self.parts for _, dtype, shape in parts)
+    def size_bytes(self, entries: Sequence[int]) -> int:
+        """Bytes of rows as stored: of so many of each tensor, or entries along the axes where rows differ in size."""
+        return sum(
+            count * dtype.itemsize * math.prod(size for size in shape if size is not None)
+            for count, parts in zip(entries, self.parts, strict=True)
+            for _, dtype, shape in parts
+        )
 
-    @property
-    def exact_row_bytes(self) -> int:
-        """Bytes of one row as the head receives it."""
-        return sum(tensor.size_bytes for tensor in self.frontier)
+    def exact_bytes(self, entries: Sequence[int]) -> int:
+        """Bytes of rows as the head receives them, but for padding."""
+        exact = Stored("exact", self.frontier, (None,) * len(self.frontier))
+        return exact.size_bytes(entries)
 
     def table_id(self, fingerprint: str) -> str:
         """Identify the table of a trunk's rows stored like this: never that of its exact rows."""
@@ -221,38 +229,47 @@ class Stored:
                 coding.identify(digest)
         return digest.hex()
 
-    def encode(self, rows: Sequence[Tensor], indices: Sequence[int] | np.ndarray | None = None) -> list[Tensor]:
+    def encode(self, rows: Sequence[Rows], indices: Sequence[int] | np.ndarray | None = None) -> list[Rows]:
         """Turn each tensor's rows into what is stored of them.
 
         Args:
-            rows: (B, *shape) of each tensor of the frontier, on the CPU.
+            rows: (B, *shape) of each tensor of the frontier, on the CPU, without padding where they differ in size.
             indices: Which sample of the data set each row is of.
 
         Raises:
             PrecisionError: a value is not finite, or too large.
         """
         self.check(rows, indices)
-        encoded: list[Tensor] = []
+        encoded: list[Rows] = []
         for coding, part in zip(self.codings, rows, strict=True):
-            encoded += [part] if coding is None else coding.encode(part.contiguous())
+            if coding is None:
+                encoded.append(part)
+            elif isinstance(part, Uneven):
+                encoded += [replace(part, values=values) for values in coding.encode(part.values.contiguous())]
+            else:
+                encoded += coding.encode(part.contiguous())
         return encoded
 
-    def check(self, rows: Sequence[Tensor], indices: Sequence[int] | np.ndarray | None = None) -> None:
+    def check(self, rows: Sequence[Rows], indices: Sequence[int] | np.ndarray | None = None) -> None:
         """Refuse what cannot be stored like this; arguments and errors as for `encode`."""
         for tensor, coding, part in zip(self.frontier, self.codings, rows, strict=True):
-            if coding is None or not part.numel():
+            values = entries_of(part)
+            if coding is None or not values.numel():
                 continue
-            least, most = torch.aminmax(part)
+            least, most = torch.aminmax(values)
             if not (-coding.limit <= float(least) and float(most) <= coding.limit):  # so NaN is refused too
                 raise self._refused(tensor, coding.limit, part, indices)
 
     def _refused(
-        self, tensor: FrontierTensor, limit: float, rows: Tensor, indices: Sequence[int] | np.ndarray | None
+        self, tensor: FrontierTensor, limit: float, rows: Rows, indices: Sequence[int] | np.ndarray | None
     ) -> PrecisionError:
-        flat = rows.reshape(len(rows), -1)
+        values = entries_of(rows)
+        flat = values.reshape(len(values), -1)
         is_bad = ~(flat.double().abs() <= limit)
         at = int(is_bad.any(dim=1).nonzero()[0])
         value = float(flat[at][is_bad[at]][0])
+        if isinstance(rows, Uneven):
+            at = int((rows.sizes.prod(1).cumsum(0) <= at).sum())
         where = f"row {at} of its batch" if indices is None else f"sample {int(indices[at])}"
         wider = abs(value) <= torch.finfo(torch.bfloat16).max and self.dtype != "bfloat16"
         return PrecisionError(
@@ -261,13 +278,20 @@ class Stored:
             "ft.extract(model, dataset, store)"
         )
 
-    def decode(self, encoded: Sequence[Tensor]) -> list[Tensor]:
-        """Give rows as they will be fed. Undoes `encode`, but for the error."""
+    def decode(self, encoded: Sequence[Rows]) -> list[Rows]:
+        """Give rows as they will be fed, but for padding. Undoes `encode`, but for the error."""
         given, rows = iter(encoded), []
         for coding, parts in zip(self.codings, self.parts, strict=True):
             own = [next(given) for _ in parts]
-            rows.append(own[0] if coding is None else coding.decode(own, "cpu"))
+            rows.append(own[0] if coding is None else decoded(coding, own, "cpu"))
         return rows
+
+
+def decoded(coding: Coding, parts: Sequence[Rows], device: str | torch.device) -> Rows:
+    """Turn what is stored into rows, on a device."""
+    first = parts[0]
+    rows = coding.decode([entries_of(part) for part in parts], device)
+    return replace(first, values=rows) if isinstance(first, Uneven) else rows
 
 
 def name_of(dtype: Dtype) -> str | None:
@@ -294,7 +318,7 @@ def gets_smaller(tensor: FrontierTensor, dtype: str) -> bool:
 
 def parts_of(tensor: FrontierTensor, coding: Coding | None) -> tuple[Part, ...]:
     """Say what is stored of a tensor."""
-    shape = tuple(tensor.shape)
+    shape = tensor.stored_shape
     return (("", tensor.dtype, shape),) if coding is None else coding.parts(shape)
 
 

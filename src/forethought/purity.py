@@ -21,6 +21,7 @@ from forethought.chance import Alone
 from forethought.dispatch import DispatchMode
 from forethought.errors import ImpureTrunkError
 from forethought.generators import Drawing, drawn_by, random_states
+from forethought.operations import func_name
 from forethought.recording import Call, Label
 from forethought.replay import Split
 from forethought.rounding import Rounding
@@ -287,12 +288,18 @@ def bound_of(dtype: torch.dtype, noise: float) -> float:
 
 
 def _check_rows(split: Split) -> None:
+    packs = any("pack_padded" in func_name(op.func) for op in split.plan.recording.operations)
+    fix = (
+        "put the packing, the recurrent layer and the unpacking into one frozen module, whose output alone then crosses"
+        if packs
+        else "use split.trunk live, or cut elsewhere with at="
+    )
     for tensor in split.frontier:
         if tensor.row_axis is None:
             raise ImpureTrunkError(
                 f"Cannot store features of {_name(split)}: expected one row a sample in each tensor of the frontier, "
                 f"got '{tensor.name}' of shape {tuple(tensor.shape)}, which belongs to the batch as a whole. "
-                "It splits, but cannot be stored: use split.trunk live, or cut elsewhere with at=."
+                f"It splits, but cannot be stored: {fix}."
             )
 
 
@@ -338,7 +345,8 @@ def _rate(module: nn.Module) -> float:
 def rows_of(split: Split, batch: Batch) -> list[Tensor]:
     """Run the trunk on copies of what the model is given, since a forward may write into it."""
     args, kwargs = nesting.replace((batch.args, batch.kwargs), torch.clone)
-    return split.rows(args, kwargs)
+    rows = split.rows(args, kwargs)
+    return rows if batch.shape is None else split.filled_up(rows, batch.shape)
 
 
 def distance(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from forethought import nesting
 from forethought.chance import RandomStatesKept
 from forethought.errors import DataError, UnequalShapesError
+from forethought.measuring import Measure, Measured
 from forethought.watching import Seen, Watch
 
 Collate = Callable[[list[Any]], Any]
@@ -92,8 +93,13 @@ class IndexLists:
 
 
 def load(
-    source: Any, collate: Collate, batches: Iterable[Sequence[int]] | int, workers: int, lent: dict[str, Any]
-) -> Iterator[tuple[Any, list[Seen]]]:
+    source: Any,
+    collate: Collate,
+    batches: Iterable[Sequence[int]] | int,
+    workers: int,
+    lent: dict[str, Any],
+    measure: Measure | None = None,
+) -> Iterator[tuple[Any, list[Seen], Measured | None]]:
     """Read batches with torch's DataLoader.
 
     Args:
@@ -102,16 +108,18 @@ def load(
         batches: The indices of each batch, or the size of a batch of an iterable.
         workers: Processes that read.
         lent: Further options of a DataLoader of the user's.
+        measure: What tells how large each sample is, where they differ.
 
     Returns:
-        (collated batch, what was opened for each sample); the latter is empty where no Reader tells.
+        (collated batch, what was opened for each sample, the samples' sizes); what was opened is empty where no Reader
+        tells.
     """
     is_told = isinstance(source, Reader)
     how: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
     loader: DataLoader[Any] = DataLoader(
         source,
         num_workers=workers,
-        collate_fn=_Joined(collate) if is_told else Collated(collate),
+        collate_fn=_Joined(collate, is_told, measure),
         generator=torch.Generator(),  # the user's own is left as it is
         **how,
         **lent,
@@ -122,17 +130,22 @@ def load(
             item: Any = next(items, _END)
         if item is _END:
             return
-        yield item if is_told else (item, [])
+        yield item
 
 
 class _Joined:
-    """Joins what a Reader gives."""
+    """Joins samples, or what a Reader gives, and measures them."""
 
-    def __init__(self, collate: Collate) -> None:
+    def __init__(self, collate: Collate, is_told: bool, measure: Measure | None) -> None:
         self._collate = Collated(collate)
+        self._is_told = is_told
+        self._measure = measure
 
-    def __call__(self, items: list[tuple[Any, Seen]]) -> tuple[Any, list[Seen]]:
-        return self._collate([sample for sample, _ in items]), [seen for _, seen in items]
+    def __call__(self, items: list[Any]) -> tuple[Any, list[Seen], Measured | None]:
+        samples = [sample for sample, _ in items] if self._is_told else items
+        joined = self._collate(samples)
+        measured = None if self._measure is None else self._measure(samples, joined)
+        return joined, [seen for _, seen in items] if self._is_told else [], measured
 
 
 class Collated:
@@ -154,8 +167,9 @@ class Collated:
             if len(shapes) < 2:
                 raise
             raise UnequalShapesError(
-                f"Cannot join samples into a batch: expected one shape, got {sorted(shapes)[:4]}. Resize or crop them "
-                "in the data set's transform, or pad them: ft.extract(..., collate_fn=...)"
+                f"Cannot join samples into a batch: expected one shape, got {sorted(shapes)[:4]}. Pad "
+                "them: ft.extract(..., collate_fn=...), or give them one at a time: ft.extract(..., batch_size=1), or "
+                "resize or crop them in the data set's transform."
             ) from err
 
 

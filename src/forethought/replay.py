@@ -18,10 +18,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.candidates import find_candidates, within
+from forethought.curves import Stairs
 from forethought.errors import ShapeError, SplitError
 from forethought.forms import FrontierTensor
 from forethought.halves import Head, Trunk
 from forethought.inputs import batch_of, inputs_of, plain, signature_of
+from forethought.matching import fitting, is_same_geometry, shown_shape
 from forethought.padding import Padding
 from forethought.placement import placed
 from forethought.plan import Plan
@@ -128,6 +130,7 @@ class Split:
         self._home = _home_of(model)
         self._plans: dict[Any, list[Plan]] = {}
         self._paths: Stretch | None = None  # of inputs that differ in size
+        self.sizes_told: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the first tensor of features -> of their inputs
         # The trunk's tensors -> plan and batch size that made them.
         self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
         inputs = inputs_of(args, kwargs)
@@ -238,6 +241,7 @@ class Split:
         self._arguments = nesting.replace((args, kwargs), plain)
         self._plans.clear()
         self._check_frontier("these inputs of several sizes cross another one")
+        self.frontier = self.plan.frontier
 
     def renew(self) -> None:
         """Record the model as it is now, whatever was recorded before.
@@ -247,7 +251,7 @@ class Split:
         """
         self._follow()
         self.trunk.rebuild()
-        self._forget()
+        self.forget()
         self._check_frontier("the model has changed since")
 
     def _check_frontier(self, why: str) -> None:
@@ -258,8 +262,8 @@ class Split:
                 f"{_names(self.frontier)}, as it was split, got {names}: {why}. Split it again: ft.split(model, x)"
             )
 
-    def _forget(self) -> None:
-        """Forget what was recorded."""
+    def forget(self) -> None:
+        """Forget what was recorded: it is recorded again when it is needed."""
         self._plans.clear()
         if self._paths is not None:
             self._paths.forget()
@@ -295,7 +299,31 @@ class Split:
         known = [plan for plans in self._plans.values() for plan in plans]
         known += [] if self._paths is None else self._paths.plans
         if changed - {"training"} - {name for plan in known for name in plan.writes}:
-            self._forget()
+            self.forget()
+
+    def stairs_of(self, at: int, axis: int) -> Stairs | None:
+        """Find how the size of rows (B, ...) of a tensor of the frontier along an axis follows from one size of inputs.
+
+        None if it does not grow evenly, or by even steps.
+        """
+        return None if self._paths is None else self._paths.stairs_of(*self._example(), at, axis)
+
+    def filled_up(self, rows: list[Tensor], inputs: Sequence[int]) -> list[Tensor]:
+        """Pad rows with zeros, where values decide how far they are padded, as far as they might for such inputs."""
+        return [
+            self._filled_up(at, each, inputs) if self.frontier[at].open_axes else each for at, each in enumerate(rows)
+        ]
+
+    def _filled_up(self, at: int, rows: Tensor, inputs: Sequence[int]) -> Tensor:
+        stairs = {axis: self.stairs_of(at, axis) for axis in range(1, rows.ndim)}
+        sizes = [rows.shape[axis] if each is None else each.at(inputs[each.measure]) for axis, each in stairs.items()]
+        made = rows.new_zeros((len(rows), *(max(pair) for pair in zip(sizes, rows.shape[1:], strict=True))))
+        made[tuple(slice(size) for size in rows.shape)] = rows
+        return made
+
+    def note_sizes(self, value: Tensor, sizes: tuple[int, ...]) -> None:
+        """Note the sizes that inputs had of which this is the first tensor of the features."""
+        self.sizes_told[value] = sizes
 
     def remember(self, values: tuple[Tensor, ...], plan: Plan, batch: int) -> None:
         """Note which path made these values."""
@@ -306,26 +334,24 @@ class Split:
         made_by = self._made_by.get(values[0]) if values else None
         if made_by is not None:
             return [made_by]
-        known = [] if self._paths is None else self._paths.plans_of(values)
-        found = _fitting(known, values) or _fitting([plan for plans in self._plans.values() for plan in plans], values)
+        sizes = self.sizes_told.get(values[0]) if values else None
+        if self._paths is not None and not self._paths.plans:
+            self.plan  # noqa: B018  (recorded again, after a change)
+        known = [] if self._paths is None else self._paths.plans_of(values, sizes)
+        found = fitting(known, values) or fitting([plan for plans in self._plans.values() for plan in plans], values)
         if not found:
             raise ShapeError(
-                f"Cannot run the head: expected tensors shaped {[_shown(t) for t in self.frontier]} (B the batch), "
+                f"Cannot run the head: expected tensors shaped {[shown_shape(t) for t in self.frontier]} (B the "
+                f"batch), "
                 f"got {[tuple(value.shape) for value in values]}. Give it what split.trunk(...) returned."
             )
-        if len(found) > 1 and any(not _same_geometry(found[0], other) for other in found[1:]):
+        if len(found) > 1 and any(not is_same_geometry(found[0], other) for other in found[1:]):
             raise ShapeError(
                 "Cannot run the head: expected the features' shape to tell which inputs they are of, got inputs of "
                 "several shapes, or with several numbers or flags, that give features of one shape. "
                 "Make one split for each: ft.split(model, x)"
             )
         return found
-
-
-def _fitting(plans: Sequence[Plan], values: tuple[Tensor, ...]) -> list[tuple[Plan, int]]:
-    """Find the plans, and the batch sizes, that give a frontier of these shapes."""
-    found = [(plan, _batch_of_values(plan, values)) for plan in plans]
-    return [(plan, batch) for plan, batch in found if batch is not None]
 
 
 def _split_again(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: tuple[str, ...]) -> Split:
@@ -352,26 +378,3 @@ def _joined(tensor: Tensor, example: Tensor, batch: int) -> Tensor:
     """Add the example's samples after those of a batch."""
     fits = tensor.ndim and tensor.shape[0] == batch and tensor.shape[1:] == example.shape[1:]
     return torch.cat([tensor, example.to(tensor.device)]) if fits else tensor
-
-
-def _batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:
-    if len(values) != len(plan.frontier):
-        return None
-    batches = [tensor.form.batch_of(tuple(v.shape)) for tensor, v in zip(plan.frontier, values, strict=True)]
-    batch = next((size for size in batches if size is not None), None)
-    if batch is None:
-        return None  # nothing tells how many samples there were
-    for tensor, value in zip(plan.frontier, values, strict=True):
-        if not tensor.fits(tuple(value.shape), batch) or tensor.dtype != value.dtype:
-            return None
-    return batch
-
-
-def _same_geometry(a: tuple[Plan, int], b: tuple[Plan, int]) -> bool:
-    shapes = [[form.at(batch) for _, form in plan.inputs] for plan, batch in (a, b)]
-    return shapes[0] == shapes[1] and repr(a[0].arguments) == repr(b[0].arguments)
-
-
-def _shown(tensor: FrontierTensor) -> str:
-    names = [f"{a if a > 1 else ''}B{f'+{c}' if c else ''}" if a else str(c) for a, c in tensor.form.shape]
-    return f"({', '.join(names)})"

@@ -14,6 +14,7 @@ from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
 from forethought.identity import KEY_BYTES
 from forethought.manifest import Manifest, OpenedFiles
+from forethought.padding import Widths
 from forethought.store import Store, warn_not_kept
 from forethought.targets import Gathering, is_same, join_targets, put, take
 from forethought.watching import Seen
@@ -119,7 +120,9 @@ class Roll:
         self._samples.probed.add(self._opened.unpaired)
         if not self._opened.is_whole:
             return
-        facts = {"parts": self.parts, "name": self._samples.name, "when": time.time()}
+        facts: dict[str, Any] = {"parts": self.parts, "name": self._samples.name, "when": time.time()}
+        if self._samples.unevenness is not None:
+            facts |= {"shown": self._samples.shown, "widths": self._samples.widths.to_json()}
         try:
             raw = self._opened.manifest(self.keys, targets, facts).to_bytes()
         except TypeError:  # targets that only Python can keep: the samples are read each time
@@ -142,16 +145,28 @@ class Roll:
         some = np.flatnonzero(holds)
         if not len(some):
             return None
-        return (known, holds) if self._is_right(known, some) else None
+        return (known, holds) if self._is_right(known, some) and self._has_sizes(known) else None
+
+    def _has_sizes(self, known: Manifest) -> bool:
+        """Take over how samples differ in size; say whether all is known of that."""
+        try:
+            widths = Widths.from_json(known.facts.get("widths", []))
+        except (TypeError, ValueError):
+            return False
+        self._samples.widths.update(widths)
+        return self._samples.unevenness is None or "widths" in known.facts
 
     def _is_right(self, known: Manifest, some: NDArray[np.int64]) -> bool:
         """Read a few samples again, spread and seeded by the data set: what no stamp shows, their content does."""
         seed = int(str(self._name)[:16], 16)
         chosen = np.sort(np.random.default_rng(seed).choice(some, min(_CHECKED, len(some)), replace=False))
-        batch = self._samples.fetch(chosen.tolist())
-        if not (batch.row_keys() == known.keys[chosen]).all():
+        shown = known.facts.get("shown", [])
+        if isinstance(shown, list) and all(isinstance(each, int) and 0 <= each < len(known.keys) for each in shown):
+            self._samples.show(shown)
+        batches = self._samples.fetch_apart(chosen.tolist())
+        if not (np.concatenate([batch.row_keys() for batch in batches]) == known.keys[chosen]).all():
             return False
-        targets = join_targets([batch.targets], [batch.rows])
+        targets = join_targets([batch.targets for batch in batches], [batch.rows for batch in batches])
         return self._samples.is_in_memory or is_same(take(known.targets, chosen), targets)
 
 

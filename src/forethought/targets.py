@@ -1,6 +1,7 @@
 """Targets of many samples: a tensor (N, ...), a list of N, a tuple or dictionary of these, or nothing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from forethought import nesting
 from forethought.errors import DataError
+from forethought.padding import Leaf, Uneven, Widths, put_back
 from forethought.tensors import tensor_bytes
 
 Rows = slice | Tensor | np.ndarray
@@ -16,6 +18,47 @@ _CHOSEN = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
 }  # fmt: skip
+
+
+@dataclass(eq=False)
+class UnevenTargets:
+    """Targets of differing size, one tensor a sample: labels of tokens, say. Fed padded, as they came.
+
+    Attributes:
+        rows: The tensors, without padding.
+        leaf: How they lie in a batch.
+    """
+
+    rows: Uneven
+    leaf: Leaf
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Cannot give target {index}: expected one of {len(self)}.")
+        return self.rows.row(index % len(self)).movedim(tuple(range(len(self._axes))), self._own_axes).clone()
+
+    def padded(self, widths: Widths) -> Tensor:
+        """Join them into a batch (B, ...)."""
+        largest = self.rows.sizes.amax(0).tolist()
+        shape = [widths.at(measure, size) for (_, measure), size in zip(self.leaf.axes, largest, strict=True)]
+        fill = 0 if self.leaf.pad is None else self.leaf.pad
+        return put_back(self.rows, self._axes, shape, fill, self.leaf.at_end)
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(axis for axis, _ in self.leaf.axes)
+
+    @property
+    def _own_axes(self) -> tuple[int, ...]:
+        return tuple(axis - 1 for axis in self._axes)
+
+
+def padded(targets: Any, widths: Widths) -> Any:
+    """Join targets of differing size into batches, wherever there are some among these."""
+    return nesting.replace(targets, lambda uneven: uneven.padded(widths), UnevenTargets)
 
 
 def take(targets: Any, at: Rows, one: bool = False) -> Any:
@@ -27,6 +70,9 @@ def take(targets: Any, at: Rows, one: bool = False) -> Any:
             chosen_rows = targets.index_select(0, at.to(targets.device))  # several times as fast as indexing
             return chosen_rows[0] if one else chosen_rows
         return targets[at][0].clone() if one else targets[at].clone()
+    if isinstance(targets, UnevenTargets):
+        at = at if isinstance(at, slice) else torch.as_tensor(at)
+        return targets[int(at[0])] if one else replace(targets, rows=targets.rows.select(at))  # type: ignore[index]
     if isinstance(targets, list):
         chosen = targets[at] if isinstance(at, slice) else [targets[i] for i in at.tolist()]
         return chosen[0] if one else chosen
@@ -50,6 +96,8 @@ def put(targets: Any, at: np.ndarray, some: Any) -> bool:
     if isinstance(targets, dict):
         fits = isinstance(some, dict) and list(some) == list(targets)
         return fits and all(put(targets[key], at, some[key]) for key in targets)
+    if isinstance(targets, UnevenTargets):
+        return _put_uneven(targets, at, some)
     if isinstance(targets, list):
         if not isinstance(some, list):
             return False
@@ -59,6 +107,21 @@ def put(targets: Any, at: np.ndarray, some: Any) -> bool:
     return targets is None and some is None
 
 
+def _put_uneven(targets: UnevenTargets, at: np.ndarray, some: Any) -> bool:
+    rows = targets.rows
+    if (
+        not isinstance(some, UnevenTargets)
+        or some.leaf != targets.leaf
+        or some.rows.values.dtype != rows.values.dtype
+        or some.rows.values.shape[1:] != rows.values.shape[1:]
+    ):
+        return False
+    order = torch.arange(len(rows))
+    order[torch.from_numpy(at)] = len(rows) + torch.arange(len(at))
+    targets.rows = Uneven.joined([rows, some.rows]).select(order)
+    return True
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Say whether two sets of targets are equal to the last bit, and of one kind."""
     if isinstance(one, Tensor):
@@ -66,6 +129,9 @@ def is_same(one: Any, other: Any) -> bool:
         return alike and tensor_bytes(one) == tensor_bytes(other)
     if type(one) is not type(other):
         return False
+    if isinstance(one, UnevenTargets):
+        parts = ((each.rows.values, each.rows.sizes) for each in (one, other))
+        return one.leaf == other.leaf and is_same(*parts)
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(is_same, one, other))
     if isinstance(one, dict):
@@ -141,7 +207,8 @@ def join_targets(parts: Sequence[Any], rows: Sequence[int]) -> Any:
         DataError: there is not one target for each sample.
     """
     joined = _joined(parts, rows)
-    for column in [joined] if isinstance(joined, list) else nesting.tensors(joined):
+    counted = nesting.replace(joined, lambda uneven: uneven.rows.sizes, UnevenTargets)
+    for column in [joined] if isinstance(joined, list) else nesting.tensors(counted):
         if len(column) != sum(rows):
             raise DataError(
                 f"Cannot match targets to samples: expected {sum(rows)} of them, got {len(column)}. "
@@ -156,6 +223,8 @@ def _joined(parts: Sequence[Any], rows: Sequence[int]) -> Any:
         return _joined([torch.from_numpy(np.array(part)) for part in parts], rows)
     if isinstance(first, Tensor):
         return torch.cat([part.reshape(-1) if part.ndim == 0 else part for part in parts])
+    if isinstance(first, UnevenTargets):
+        return replace(first, rows=Uneven.joined([part.rows for part in parts]))
     if isinstance(first, dict):
         return {key: _joined([part[key] for part in parts], rows) for key in first}
     if isinstance(first, list | tuple) and all(_is_column(item, rows[0]) for item in first):
@@ -167,11 +236,13 @@ def _joined(parts: Sequence[Any], rows: Sequence[int]) -> Any:
 
 def _is_column(item: Any, rows: int) -> bool:
     """Say whether an entry of a batch's targets is for all of its samples, rather than for one."""
+    if isinstance(item, UnevenTargets):
+        return len(item) == rows
     if isinstance(item, Tensor | np.ndarray):
         return item.ndim > 0 and len(item) == rows
     if isinstance(item, dict):
         return bool(item) and all(_is_column(part, rows) for part in item.values())
     if isinstance(item, list | tuple):
-        is_plain = not any(isinstance(part, Tensor | np.ndarray | dict | list | tuple) for part in item)
+        is_plain = not any(isinstance(part, Tensor | UnevenTargets | np.ndarray | dict | list | tuple) for part in item)
         return len(item) == rows if is_plain else all(_is_column(part, rows) for part in item)
     return False

@@ -104,14 +104,21 @@ def _recorded(trials: "_Trials", as_given: bool) -> Plan:
         return trials.of_this_size()
 
 
+def record_once(model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+    """Record a single run of a model on these inputs: enough to see the sizes of what it makes."""
+    trials = _Trials(model, at, args, kwargs)
+    trials.begin()
+    return trials.record(trials.inputs)
+
+
 class _Trials:
     """Runs one model on variations of one example."""
 
     def __init__(self, model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model = model
         self._at = at
-        self._inputs = inputs_of(args, kwargs)
-        self._batch = batch_of(self._inputs)
+        self.inputs = inputs_of(args, kwargs)
+        self._batch = batch_of(self.inputs)
         self._arguments = nesting.outline((args, kwargs), Position)
         self.is_thrifty = True
         self.sizes: set[Value] = set()  # that cross because Python asks for them
@@ -141,12 +148,12 @@ class _Trials:
         Raises:
             ShapeError: a size does not simply grow with the batch: record more.
         """
-        few = resized(telling(self._inputs, self._batch), min(self._batch, _FEW), _FEW)
+        few = resized(telling(self.inputs, self._batch), min(self._batch, _FEW), _FEW)
         sizes = [_FEW + 1, _FEW] if self._batch < 2 * _FEW else [_FEW + 1, _FEW, _FAR]
         for vary in (varied, rolled):
             runs = [few if size == _FEW else resized(vary(few, _FEW), _FEW, size) for size in sizes]
             try:
-                recordings = [self._record(inputs) for inputs in runs]
+                recordings = [self.record(inputs) for inputs in runs]
                 plan = self._plan(recordings, sizes)
             except ReplayDriftError:
                 # Other rows may take another path, which is no fault as long as each batch is seen to take its own.
@@ -167,7 +174,7 @@ class _Trials:
     def thorough(self) -> Plan:
         """Record the whole example, other values of its shapes, one sample more, and about twice as many."""
         batch = max(self._batch, _FEW)
-        example = resized(self._inputs, self._batch, batch)
+        example = resized(self.inputs, self._batch, batch)
         try:
             return self._thorough(example, batch)
         except (NothingFrozenError, _DoubtedError):
@@ -178,7 +185,7 @@ class _Trials:
         except Exception:
             if self._batch >= _FEW:
                 raise
-        return self._thorough(self._inputs, self._batch)  # a model that takes one sample at a time
+        return self._thorough(self.inputs, self._batch)  # a model that takes one sample at a time
 
     def _thorough(self, example: list[Tensor], batch: int) -> Plan:
         turned = rolled(example, batch)
@@ -189,17 +196,17 @@ class _Trials:
 
     def of_this_size(self) -> Plan:
         """Record this number of samples only, of a model that does other things for each."""
-        return self._compared(self._inputs, rolled(self._inputs, self._batch), self._batch, others=False)
+        return self._compared(self.inputs, rolled(self.inputs, self._batch), self._batch, others=False)
 
     def _compared(self, example: list[Tensor], other: list[Tensor], batch: int, others: bool = True) -> Plan:
         runs, sizes = [example, other], [batch, batch]
-        recordings = [self._record(inputs) for inputs in runs]
+        recordings = [self.record(inputs) for inputs in runs]
         for more in (batch + 1, 2 * batch + 3, 2 * batch, 3 * batch) if batch and others else ():
             if len(runs) == 4:
                 break
             try:
                 inputs = resized(rolled(example, batch), batch, more)
-                recordings.append(self._record(inputs))
+                recordings.append(self.record(inputs))
             except ForethoughtError:
                 raise
             except Exception:
@@ -218,7 +225,7 @@ class _Trials:
         plan.moving, plan.stale = self.moving, self.stale
         return plan
 
-    def _record(self, tensors: list[Tensor]) -> Recording:
+    def record(self, tensors: list[Tensor]) -> Recording:
         with self._trial() as body:
             args, kwargs = self._filled(tensors)
             moved = [tensor for tensor in (read.now() for read in self.moving) if tensor is not None]
@@ -308,7 +315,7 @@ class _Trials:
         body, runs = self._fresh(), []
         for _ in range(2):
             with torch.inference_mode(False), eagerly(), self._kept or untouched(body):
-                args, kwargs = self._filled(self._inputs)
+                args, kwargs = self._filled(self.inputs)
                 runs.append(nesting.tensors(body(*args, **kwargs)))
         self._body = None
         if not _all_same(*runs):

@@ -7,7 +7,7 @@ same machine, it is equal to the last bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from torch import Tensor
 from forethought.batch import Batch
 from forethought.dataset import Samples
 from forethought.errors import DataError
-from forethought.precision import Coding
+from forethought.forms import FrontierTensor, Rows, entries_of
+from forethought.padding import Uneven
+from forethought.precision import Coding, decoded
 from forethought.purity import bound_of, companies, distance, rows_of
 from forethought.replay import Split
 from forethought.tensors import as_numbers
@@ -80,12 +82,14 @@ class Chosen:
     Attributes:
         numbers: Their indices, rising.
         keys: Their identities when their rows were stored: (n, 16) bytes.
-        rows: Gives the rows of some of them, by position in `numbers`, a tensor (B, *) for each of the frontier.
+        rows: Gives the rows of some of them, by position in `numbers`, for each tensor of the frontier.
+        frontier: The tensors of a row.
     """
 
     numbers: Sequence[int]
     keys: np.ndarray
-    rows: Callable[[Sequence[int]], list[Tensor]]
+    rows: Callable[[Sequence[int]], list[Rows]]
+    frontier: Sequence[FrontierTensor]
 
 
 def spread(rows: int, n: int, seed: int) -> list[int]:
@@ -141,8 +145,14 @@ def compare(
     total = _Total()
     for group in _groups(samples, chosen):
         numbers = [chosen.numbers[position] for position in group.positions]
-        live = _run(split, group, device, codings or (None,) * len(split.frontier))
-        total.add(numbers, chosen.rows(group.positions), live, is_elsewhere=bool(remark))
+        shape = (group.company or group.batch).shape
+        is_shortened = any(tensor.layout is not None and tensor.layout.by_longest for tensor in chosen.frontier)
+        frontier = [_by_inputs(tensor) for tensor in chosen.frontier]
+        trunk = _Trunk(split, frontier, codings or (None,) * len(frontier), shape, is_shortened)
+        pairs = zip(trunk.frontier, chosen.rows(group.positions), strict=True)
+        stored = [tensor.padded(rows, shape) for tensor, rows in pairs]
+        live = _run(trunk, group, device)
+        total.add(numbers, stored, live, is_elsewhere=bool(remark))
     return Verification(
         rows=len(chosen.numbers),
         exact_rows=total.exact_rows,
@@ -217,37 +227,72 @@ class _Total:
         self.exact_rows += int(exact.sum())
 
 
-def _run(split: Split, group: _Group, device: torch.device, codings: Sequence[Coding | None]) -> list[_Live]:
+@dataclass(frozen=True)
+class _Trunk:
+    """What gives rows, and how they are stored.
+
+    Attributes:
+        split: Whose trunk.
+        frontier: The tensors of a row.
+        codings: How each is stored, None where exactly.
+        shape: The sizes of inputs to pad rows for, where they differ in size: one for all that are compared.
+        is_shortened: Whether inputs are cut to the largest sample before they are run.
+    """
+
+    split: Split
+    frontier: Sequence[FrontierTensor]
+    codings: Sequence[Coding | None]
+    shape: Sequence[int] | None
+    is_shortened: bool
+
+    def values(self, batch: Batch) -> list[Tensor]:
+        """Give the rows of a batch, with the feed's padding in the place of what was padded live."""
+        batch = batch.shortened() if self.is_shortened else batch
+        rows = [each.detach().cpu() for each in rows_of(self.split, batch)]
+        pairs = zip(self.frontier, rows, strict=True)
+        return [tensor.padded(tensor.cut(each, batch.sizes), self.shape) for tensor, each in pairs]
+
+    def kept(self, at: int, rows: Tensor, batch: Batch) -> Tensor:
+        """Give rows as they come back when they are stored."""
+        tensor, coding = self.frontier[at], self.codings[at]
+        if coding is None:
+            return rows
+        parts = tensor.cut(rows, batch.sizes)
+        coded = coding.encode(entries_of(parts))
+        own = [replace(parts, values=part) for part in coded] if isinstance(parts, Uneven) else coded
+        return tensor.padded(decoded(coding, own, "cpu"), self.shape)
+
+
+def _by_inputs(tensor: FrontierTensor) -> FrontierTensor:
+    """Have rows padded as far as inputs ask for, so that those of several batches can be compared."""
+    return tensor if tensor.layout is None else replace(tensor, layout=replace(tensor.layout, by_longest=False))
+
+
+def _run(trunk: _Trunk, group: _Group, device: torch.device) -> list[_Live]:
     """Run the trunk on a group; measure how far rows move when the samples come in other orders and numbers."""
     count = len(group.positions)
-    own = _values(split, group.batch.to(device))
+    own = trunk.values(group.batch.to(device))
     batch = (group.company or group.batch).to(device)
     if batch.rows == 1:
         batch = batch.select(torch.zeros(2, dtype=torch.long))  # one more of its kind
-    usual = own if batch.rows == group.batch.rows else _values(split, batch)
+    usual = own if batch.rows == group.batch.rows else trunk.values(batch)
     noise = [
         (_absolute(a[:count], b[:count]), distance(a[:count], b[:count], a)) for a, b in zip(usual, own, strict=True)
     ]
     for company in companies(batch.rows):
-        parts = zip(usual, _values(split, batch.select(company)), noise, strict=True)
+        parts = zip(usual, trunk.values(batch.select(company)), noise, strict=True)
         noise = [
             (max(absolute, _absolute(whole[company], part)), max(ulps, distance(whole[company], part, scale=whole)))
             for whole, part, (absolute, ulps) in parts
         ]
-    every = zip(own, usual, noise, codings, strict=True)
-    return [_live(rows[:count], whole, moved, coding) for rows, whole, moved, coding in every]
-
-
-def _live(rows: Tensor, usual: Tensor, noise: tuple[float, float], coding: Coding | None) -> _Live:
-    if coding is None:
-        return _Live(rows, usual, noise, rows, 0.0)
-    kept = coding.decode(coding.encode(usual), "cpu")
-    step_ulps = 2 * distance(usual, kept, scale=usual)  # rounding errs by half a step at most
-    return _Live(rows, usual, noise, coding.decode(coding.encode(rows), "cpu"), step_ulps)
-
-
-def _values(split: Split, batch: Batch) -> list[Tensor]:
-    return [rows.detach().cpu() for rows in rows_of(split, batch)]
+    found = []
+    for at, (rows, whole, moved) in enumerate(zip(own, usual, noise, strict=True)):
+        step_ulps = 0.0
+        if trunk.codings[at] is not None:  # rounding errs by half a step at most
+            step_ulps = 2 * distance(whole, trunk.kept(at, whole, batch), scale=whole)
+        kept = trunk.kept(at, rows, group.batch)[:count]
+        found.append(_Live(rows[:count], whole, moved, kept, step_ulps))
+    return found
 
 
 def _is_equal(a: Tensor, b: Tensor) -> Tensor:
@@ -271,7 +316,7 @@ def _absolute(a: Tensor, b: Tensor) -> float:
 def _groups(samples: Samples, chosen: Chosen) -> Iterator[_Group]:
     """Read the samples again; if all of them are chosen, in the batches in which they came."""
     if samples.is_indexed:
-        size = samples.batch_size
+        size = samples.batch_size if samples.can_be_joined else 1
         for start in range(0, len(chosen.numbers), size):
             yield _fetched(samples, chosen, range(start, min(start + size, len(chosen.numbers))))
         return
@@ -289,11 +334,14 @@ def _groups(samples: Samples, chosen: Chosen) -> Iterator[_Group]:
 def _fetched(samples: Samples, chosen: Chosen, positions: range) -> _Group:
     """Read samples together, and a few others if they are few."""
     numbers = [chosen.numbers[at] for at in positions]
-    others = sorted(set(spread(len(samples), _USUAL, seed=0)) - set(numbers)) if len(numbers) < _USUAL else []
+    is_few = len(numbers) < _USUAL and samples.can_be_joined
+    others = sorted(set(spread(len(samples), _USUAL, seed=0)) - set(numbers)) if is_few else []
     whole = samples.fetch([*numbers, *others])
     _check_same(whole, chosen, positions)
     if others and len(chosen.numbers) == len(samples):
-        return _Group(positions, whole.select(torch.arange(len(numbers))), whole)
+        is_uneven = whole.padding is not None  # padded as far as it was, and not as far as the others are
+        came = samples.fetch(numbers) if is_uneven else whole.select(torch.arange(len(numbers)))
+        return _Group(positions, came, whole)
     return _Group(positions, whole)
 
 

@@ -7,11 +7,25 @@ An exact shuffle is of all rows. Where memory cannot hold them, blocks of neighb
 many blocks as fit are mixed with one another: `Mixing` says how well.
 """
 
-from forethought.feed.columns import Column
+from forethought.feed.columns import Brings, Brought, Column
 from forethought.feed.iterator import Feed, Request
 from forethought.feed.memory import bytes_of
 from forethought.feed.opening import Rows
 from forethought.feed.orders import Mixing, Shard
 from forethought.feed.sources import Source
+from forethought.feed.uneven import InputSizes, count_entries
 
-__all__ = ["Column", "Feed", "Mixing", "Request", "Rows", "Shard", "Source", "bytes_of"]
+__all__ = [
+    "Brings",
+    "Brought",
+    "Column",
+    "Feed",
+    "InputSizes",
+    "Mixing",
+    "Request",
+    "Rows",
+    "Shard",
+    "Source",
+    "bytes_of",
+    "count_entries",
+]

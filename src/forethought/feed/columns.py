@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forethought.feed.gathering import gather
 from forethought.forms import FrontierTensor
+from forethought.padding import Uneven
 from forethought.precision import Coding, parts_of
 from forethought.store import Table
 
@@ -19,6 +20,8 @@ Rows = slice | NDArray[np.int64]
 """Which rows, by their position among the samples."""
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Gives memory on the host to gather rows into."""
+Brought = tuple[Tensor | Uneven, ...]
+"""Rows of each tensor of the frontier: (B, *shape), or without padding where they differ in size."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,19 @@ class Slot:
     Attributes:
         name: Of the column.
         dtype: Of the entries.
-        shape: Of one row.
+        shape: Of one row; where rows differ in size, of one entry along the axes where they do.
+        typical: Where rows differ in size, how many such entries a large one has.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    typical: int | None = None
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        """Bytes of one row; of a large one, where rows differ in size."""
+        return math.prod(self.shape) * self.dtype.itemsize * (1 if self.typical is None else self.typical)
 
 
 Layout = Sequence[tuple[Coding | None, Sequence[Slot]]]
@@ -48,9 +53,15 @@ Layout = Sequence[tuple[Coding | None, Sequence[Slot]]]
 def layout_of(frontier: Sequence[FrontierTensor], codings: Sequence[Coding | None]) -> Layout:
     """Say what the store holds of each tensor."""
     return [
-        (coding, [Slot(f"{at}{end}", dtype, shape) for end, dtype, shape in parts_of(tensor, coding)])
+        (coding, [_slot(tensor, f"{at}{end}", dtype, shape) for end, dtype, shape in parts_of(tensor, coding)])
         for at, (tensor, coding) in enumerate(zip(frontier, codings, strict=True))
     ]
+
+
+def _slot(tensor: FrontierTensor, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Slot:
+    axes = () if tensor.layout is None else tensor.layout.axes
+    typical = math.prod(tensor.shape[axis - 1] for axis in axes) if axes else None
+    return Slot(name, dtype, tuple(size for size in shape if size is not None), typical)
 
 
 class Part(Protocol):
@@ -67,6 +78,26 @@ class Part(Protocol):
 
     def view(self, at: slice) -> NDArray[np.uint8] | None:
         """Give rows (B, row_bytes) where they are, read-only by agreement; None where they do not lie together."""
+        ...
+
+
+class Brings(Protocol):
+    """One tensor of the frontier: gathered on the host, decoded where the head is."""
+
+    def host(self, at: Rows, empty: Empty) -> list[Tensor]:
+        """Gather what is stored of rows into memory that `empty` gives."""
+        ...
+
+    def decode(self, parts: Sequence[Tensor], device: str | torch.device) -> Tensor | Uneven:
+        """Turn it into rows on a device: (B, *shape), or without padding where they differ in size."""
+        ...
+
+    def brought(self, at: Rows, device: str | torch.device = "cpu") -> Tensor | Uneven:
+        """Give rows as a copy: in aligned memory, as live ones are, and nobody else's to write into."""
+        ...
+
+    def rows(self, at: Rows) -> Tensor | Uneven:
+        """Give rows: in the mapped file itself where they lie together, else as a copy."""
         ...
 
 
@@ -151,15 +182,6 @@ class Mapped:
             out[:] = there
         else:
             gather(self._segments, self._segment_of[at], self._row_of[at], out)
-
-
-def open_columns(table: Table, places: NDArray[np.int64], layout: Layout) -> list[Column]:
-    """Map the rows at places (N, 2), segment and row, of each tensor.
-
-    Raises:
-        DamagedSegmentError: bytes are not what was written.
-    """
-    return [Column([Mapped(table, slot, places) for slot in slots], coding) for coding, slots in layout]
 
 
 def plain_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from forethought.feed.ahead import Ahead
-from forethought.feed.columns import Column, Rows
+from forethought.feed.columns import Brings, Brought, Rows
 
-Supply = Callable[[], Sequence[Column]]
+Supply = Callable[[], Sequence[Brings]]
 _SLOTS = 3  # one that is filled, one that travels, one that is used
 
 
 class Courier(Protocol):
     """Brings batches to a device."""
 
-    def carry(self, columns: Supply, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, ...]]:
+    def carry(self, columns: Supply, batches: Iterable[Rows]) -> Iterator[Brought]:
         """Gather the rows of each batch, from the columns as they are then, and give them where they are to be."""
         ...
 
@@ -29,7 +29,7 @@ class ByHand:
     def __init__(self, device: str | torch.device) -> None:
         self._device = device
 
-    def carry(self, columns: Supply, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, ...]]:
+    def carry(self, columns: Supply, batches: Iterable[Rows]) -> Iterator[Brought]:
         """Gather one batch at a time."""
         for at in batches:
             yield tuple(column.brought(at, self._device) for column in columns())
@@ -42,11 +42,11 @@ class Lane(Protocol):
         """Give page-locked memory on the host."""
         ...
 
-    def send(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Any]:
+    def send(self, work: Callable[[], Brought]) -> tuple[Brought, Any]:
         """Begin copies in the lane; give what they will make, and a ticket."""
         ...
 
-    def receive(self, tensors: tuple[Tensor, ...], ticket: Any) -> None:
+    def receive(self, tensors: Brought, ticket: Any) -> None:
         """Have the computing stream wait for the copies, and hold on to what they made until it has used it."""
         ...
 
@@ -64,11 +64,11 @@ class ByLane:
     def __init__(self, device: torch.device, lane: Lane) -> None:
         self._device, self._lane = device, lane
 
-    def carry(self, columns: Supply, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, ...]]:
+    def carry(self, columns: Supply, batches: Iterable[Rows]) -> Iterator[Brought]:
         """Gather, copy and give batches, each step one batch ahead of the next."""
         slots = [_Slot(self._lane) for _ in range(_SLOTS)]
         gathered = Ahead(self._gather(columns, batches, slots), depth=1)
-        travelling: deque[tuple[tuple[Tensor, ...], Any]] = deque()
+        travelling: deque[tuple[Brought, Any]] = deque()
         try:
             for slot, decode in gathered:
                 travelling.append(slot.send(decode))
@@ -81,17 +81,17 @@ class ByLane:
 
     def _gather(
         self, columns: Supply, batches: Iterable[Rows], slots: "list[_Slot]"
-    ) -> "Iterator[tuple[_Slot, Callable[[], tuple[Tensor, ...]]]]":
+    ) -> "Iterator[tuple[_Slot, Callable[[], Brought]]]":
         for number, at in enumerate(batches):
             slot = slots[number % _SLOTS]
             slot.reopen()
             there = columns()
             yield slot, partial(self._decode, there, [column.host(at, slot.empty) for column in there])
 
-    def _decode(self, columns: Sequence[Column], parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    def _decode(self, columns: Sequence[Brings], parts: list[list[Tensor]]) -> Brought:
         return tuple(column.decode(own, self._device) for column, own in zip(columns, parts, strict=True))
 
-    def _arrived(self, tensors: tuple[Tensor, ...], ticket: Any) -> tuple[Tensor, ...]:
+    def _arrived(self, tensors: Brought, ticket: Any) -> Brought:
         self._lane.receive(tensors, ticket)
         return tensors
 
@@ -121,7 +121,7 @@ class _Slot:
             self._memory[at] = self._lane.pinned((count,), dtype)
         return self._memory[at][:count].view(shape)
 
-    def send(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Any]:
+    def send(self, work: Callable[[], Brought]) -> tuple[Brought, Any]:
         """Begin to copy what is here."""
         sent, self._ticket = self._lane.send(work)
         return sent, self._ticket
@@ -138,13 +138,13 @@ class CudaLane:
         """Give page-locked memory."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def send(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Any]:
+    def send(self, work: Callable[[], Brought]) -> tuple[Brought, Any]:
         """Begin copies in the stream."""
         with torch.cuda.stream(self._stream):
             made = work()
             return made, self._stream.record_event()
 
-    def receive(self, tensors: tuple[Tensor, ...], ticket: Any) -> None:
+    def receive(self, tensors: Brought, ticket: Any) -> None:
         """Have the current stream wait; the allocator must not give the memory away before it has used it."""
         current = torch.cuda.current_stream(self._device)
         current.wait_event(ticket)

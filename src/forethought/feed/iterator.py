@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from forethought.errors import DataError, StoreError
+from forethought.feed.columns import Brought
 from forethought.feed.couriers import courier_to
 from forethought.feed.opening import Rows
 from forethought.feed.orders import Mixing, Order, Shard, batches_of, by_blocks, draw_seed, exact, in_order
@@ -66,7 +66,7 @@ class Host(Protocol):
     def opened(self, view: int, request: Request, *, is_exact: bool) -> tuple[Rows, Source]:
         """Give the rows of a draw, and where they are fed from; for an exact shuffle, where any row can be had."""
 
-    def finished(self, view: int, at: Any, rows: tuple[Tensor, ...], device: torch.device) -> tuple[Any, ...]:
+    def finished(self, view: int, at: Any, rows: Brought, device: torch.device) -> tuple[Any, ...]:
         """Make a batch of rows."""
 
 

@@ -9,15 +9,17 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from forethought.feed.columns import Column, Layout, layout_of, open_columns
+from forethought.errors import DataError
+from forethought.feed.columns import Brings, Brought, Column, Layout, Slot, layout_of
+from forethought.feed.columns import Mapped as MappedPart
 from forethought.feed.couriers import Courier
 from forethought.feed.memory import available_bytes, free_on
 from forethought.feed.orders import Order
 from forethought.feed.sources import Cuts, OnDevice, Source, hold
 from forethought.feed.streams import Streamed
 from forethought.feed.tiers import Facts, choose
+from forethought.feed.uneven import Pieces, UnevenColumn
 from forethought.forms import FrontierTensor
 from forethought.precision import Coding
 from forethought.store import Table
@@ -49,6 +51,11 @@ class Rows:
     def layout(self) -> Layout:
         """What the store holds of each tensor."""
         return layout_of(self.frontier, self.codings)
+
+    @property
+    def are_uneven(self) -> bool:
+        """Whether rows of some tensor differ in size."""
+        return any(slot.typical is not None for _, slots in self.layout for slot in slots)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -98,6 +105,13 @@ class Rows:
         Raises:
             DataError: there is no such tier.
         """
+        if self.are_uneven:
+            if wanted not in (None, "mapped"):
+                raise DataError(
+                    f"Cannot feed rows that differ in size from tier {wanted!r}: expected 'mapped', where they lie as "
+                    "they are stored. batches(..., tier='mapped')"
+                )
+            return "mapped"
         chosen = choose(wanted, self.facts(device, memory, shuffled))
         return "mapped" if is_exact and chosen == "streamed" else chosen
 
@@ -109,9 +123,10 @@ class Rows:
         """
         if tier == "streamed":
             return Streamed(self.table, self.places, self.layout)
-        if tier == "device":
-            return OnDevice(self.mapped.columns(), len(self), device)
-        return hold(self.mapped.columns(), len(self)) if tier == "ram" else self.mapped
+        if tier == "mapped":
+            return self.mapped
+        columns = [column for column in self.mapped.columns() if isinstance(column, Column)]
+        return OnDevice(columns, len(self), device) if tier == "device" else hold(columns, len(self))
 
 
 class Mapped:
@@ -121,10 +136,10 @@ class Mapped:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._columns: Sequence[Column] | None = None
+        self._columns: Sequence[Brings] | None = None
         self._looked = 0.0
 
-    def columns(self, at: NDArray[np.int64] | None = None) -> Sequence[Column]:
+    def columns(self, at: NDArray[np.int64] | None = None) -> Sequence[Brings]:
         """Give the tensors, their bytes checked in files that have not changed since.
 
         Args:
@@ -144,12 +159,12 @@ class Mapped:
         self._columns = self._columns or open_columns(rows.table, rows.places, rows.layout)
         return self._columns
 
-    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[tuple[Tensor, ...]]:
+    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[Brought]:
         """Gather each batch."""
         self.columns()
         return courier.carry(self._lately, (order.part(start, stop) for start, stop in cuts))
 
-    def _lately(self) -> Sequence[Column]:
+    def _lately(self) -> Sequence[Brings]:
         if self._columns is None or time.monotonic() > self._looked + _LOOK_S:
             return self.columns()
         return self._columns
@@ -160,3 +175,18 @@ class Mapped:
         if table.is_remote and len(segments) > 1:
             with ThreadPoolExecutor(_FETCHERS) as fetchers:
                 list(fetchers.map(lambda number: table.segment(int(number)).header, segments))
+
+
+def open_columns(table: Table, places: NDArray[np.int64], layout: Layout) -> list[Brings]:
+    """Map the rows at places (N, 2), segment and row, of each tensor.
+
+    Raises:
+        DamagedSegmentError: bytes are not what was written.
+    """
+    return [_opened(table, places, coding, slots) for coding, slots in layout]
+
+
+def _opened(table: Table, places: NDArray[np.int64], coding: Coding | None, slots: Sequence[Slot]) -> Brings:
+    if slots[0].typical is not None:
+        return UnevenColumn([Pieces(table, slot, places) for slot in slots], coding)
+    return Column([MappedPart(table, slot, places) for slot in slots], coding)

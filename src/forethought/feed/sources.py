@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forethought.feed.columns import Column, Part, Rows
+from forethought.feed.columns import Brought, Column, Part, Rows
 from forethought.feed.couriers import Courier
 from forethought.feed.gathering import gather
 from forethought.feed.orders import Order
@@ -27,7 +27,7 @@ class Source(Protocol):
         """Where they are: one of `tiers.TIERS`."""
         ...
 
-    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[tuple[Tensor, ...]]:
+    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[Brought]:
         """Give the rows of each batch, (B, *shape) of each tensor, where the courier brings them."""
         ...
 
@@ -48,7 +48,7 @@ class OnHost:
         """Give the tensors."""
         return self._columns
 
-    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[tuple[Tensor, ...]]:
+    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[Brought]:
         """Gather each batch."""
         return courier.carry(self.columns, (order.part(start, stop) for start, stop in cuts))
 
@@ -63,7 +63,7 @@ class OnDevice:
         self._tensors = [_whole(column, rows, device) for column in columns]
         self._carriers = [CARRIERS.get(tensor.dtype.itemsize, tensor.dtype) for tensor in self._tensors]
 
-    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[tuple[Tensor, ...]]:
+    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[Brought]:
         """Choose rows on the device: the order travels there once."""
         at = None if order.at is None else torch.from_numpy(order.at.astype(np.int64, copy=False)).to(self._device)
         for start, stop in cuts:

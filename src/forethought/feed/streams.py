@@ -7,10 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from forethought.feed.ahead import Ahead
-from forethought.feed.columns import Column, Layout, Rows, Slot
+from forethought.feed.columns import Brought, Column, Layout, Rows, Slot
 from forethought.feed.couriers import Courier
 from forethought.feed.gathering import gather
 from forethought.feed.orders import Order
@@ -41,7 +40,7 @@ class Streamed:
         self._table, self._places, self._layout = table, places, layout
         self._slots = [slot for _, slots in layout for slot in slots]
 
-    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[tuple[Tensor, ...]]:
+    def serve(self, order: Order, cuts: Cuts, courier: Courier) -> Iterator[Brought]:
         """Read window after window, and make batches of them."""
         loads = Ahead(self._read(order, cuts), depth=1)
         current = _Current(iter(loads))

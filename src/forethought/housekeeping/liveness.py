@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from forethought.dataset import Samples
 from forethought.errors import StoreError
-from forethought.features import Features, View
+from forethought.features import Features
 from forethought.frozen import FrozenPart, MistakenNoteError
 from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.store import Store
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
+from forethought.views import View
 
 
 def verify_live(
@@ -72,12 +72,8 @@ def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int
     codings = trunk.stored.codings
     report = ExtractionReport(int(is_stored.sum()), 0, int(is_stored.sum()), 0, 0.0, None, "nothing was computed")
     stored = Features(table, (View(places[is_stored], None),), frontier, report, codings=codings)
-
-    def rows(positions: Sequence[int]) -> list[Tensor]:
-        each = [row if isinstance(row, tuple) else (row,) for row in (stored[position] for position in positions)]
-        return [torch.stack(column) for column in zip(*each, strict=True)]
-
-    chosen = Chosen([number for number, there in zip(numbers, is_stored, strict=True) if there], keys[is_stored], rows)
+    there = [number for number, there in zip(numbers, is_stored, strict=True) if there]
+    chosen = Chosen(there, keys[is_stored], stored.rows_at, frontier)
     split = trunk.split_on(samples)()
     return compare(split, samples, chosen, elsewhere(table.provenance, split), codings, int((~is_stored).sum()))
 
@@ -91,5 +87,5 @@ def _keys(samples: Samples, numbers: Sequence[int]) -> np.ndarray:
     if not samples.is_indexed:
         return np.concatenate([batch.row_keys() for batch, _ in samples.read()])[list(numbers)]
     size = samples.batch_size
-    parts = [samples.fetch(numbers[start : start + size]) for start in range(0, len(numbers), size)]
-    return np.concatenate([part.row_keys() for part in parts])
+    parts = [samples.fetch_apart(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    return np.concatenate([each.row_keys() for part in parts for each in part])
