@@ -57,14 +57,15 @@ MAY_IMPORT = {
     "variations": set(),
     "sources": set(),
     "marks": {"sources"},
-    "identity": {"marks", "sources", "tensors"},
+    "contents": set(),
+    "identity": {"contents", "marks", "sources", "tensors"},
     "numerics": set(),
-    "scripts": set(),
-    "fingerprint": {
-        "forms", "identity", "nesting", "numerics", "operations", "plan", "recording", "scripts", "sources",
-    },
     "inputs": {"identity", "nesting", "padding"},
     "running": {"head_run", "inputs", "nesting", "plan", "shell", "trunk_run", "untouched"},
+    "deciders": {"nesting", "recording", "sources"},
+    "fingerprint": {
+        "deciders", "forms", "identity", "nesting", "numerics", "operations", "plan", "recording", "sources",
+    },
     "trials": {
         "frontier", "inputs", "joining", "nesting", "plan", "recording", "running", "shell", "untouched", "variations",
     },
@@ -88,7 +89,7 @@ MAY_IMPORT = {
     "reading": {"chance", "measuring", "nesting", "watching"},
     "targets": {"nesting", "padding", "tensors"},
     "columns": set(),
-    "batch": {"columns", "identity", "nesting", "padding"},
+    "batch": {"columns", "identity", "nesting", "padding", "tensors"},
     "unevenness": {"batch", "measuring", "nesting", "padding", "targets"},
     "joints": {"batch", "measuring", "nesting", "reading", "search", "unevenness"},
     "dataset": {
@@ -122,12 +123,12 @@ MAY_IMPORT = {
         "accuracy", "batch", "calibration", "dataset", "feeding", "fingerprint", "forms", "layouts", "nesting",
         "padding", "placement", "precision", "purity", "replay", "rowbytes", "store",
     },
-    "manifest": {"identity", "watching"},
-    "roll": {"batch", "dataset", "identity", "manifest", "padding", "store", "targets", "watching"},
+    "manifest": {"identity", "tensors", "watching"},
+    "roll": {"batch", "dataset", "manifest", "padding", "store", "targets", "tensors", "watching"},
     "division": {"identity", "store"},
     "extraction": {
-        "dataset", "division", "energy", "features", "feed", "frozen", "identity", "ledger", "outcome", "precision",
-        "replay", "roll", "store", "unevenness", "views",
+        "dataset", "division", "energy", "features", "feed", "frozen", "ledger", "outcome", "precision", "replay", "roll",
+        "store", "tensors", "unevenness", "views",
     },
     "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store", "unevenness"},
     "housekeeping": {

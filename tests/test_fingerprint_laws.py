@@ -502,6 +502,214 @@ def test_the_number_of_hooks_in_a_process_does_not_count():
     assert hooked([2, 3]) == hooked([2, 3]) != hooked([3, 2])
 
 
+class Decides(nn.Module):
+    """Python is told a frozen value, or a size that values decide, in code that both halves walk through."""
+
+    def __init__(self, limit, what="value"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.layer.requires_grad_(False), self.last.requires_grad_(False)
+        self.limit, self.what = limit, what
+
+    def forward(self, x, mask):
+        h = self.layer(x)
+        if self.what == "value":
+            is_much = mask.sum() > self.limit
+        elif self.what == "number":
+            is_much = mask.sum().item() > self.limit
+        else:
+            is_much = mask.flatten().nonzero().shape[0] > self.limit
+        return self.head(self.last(h * 2 if is_much else h * 1))
+
+
+class Inside(Decides):
+    """The same in a module of its own."""
+
+    def forward(self, x, mask):
+        return self.head(self.inner(x, mask))
+
+    def inside(self):
+        self.inner = Decides(self.limit, self.what).requires_grad_(False)
+        self.inner.head = nn.Identity()
+        return self
+
+
+MASKED = torch.ones(4, 8), torch.ones(4, 3)
+
+
+@pytest.mark.parametrize("what", ["value", "number", "size"])
+@pytest.mark.parametrize("make", [Decides, lambda *given: Inside(*given).inside()], ids=["walked", "whole"])
+def test_what_python_compares_a_frozen_value_with_counts(make, what):
+    """The operations are the same for the example, but not for every sample."""
+    here = told(make(50, what), *MASKED)
+    assert told(make(60, what), *MASKED) != here
+    assert told(make(50, what), *MASKED) == here
+    assert told(Wrapper(make(50, what)), *MASKED) == here
+
+
+def test_another_head_of_a_library_model_that_decides_does_not_count():
+    """Its code is told by its version, and its configuration names the classes."""
+    hf = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    found = set()
+    for classes in (2, 5):
+        torch.manual_seed(0)
+        model = hf.BertForSequenceClassification(hf.BertConfig(**sizes, num_labels=classes)).eval()
+        given = {"input_ids": tokens(), "attention_mask": torch.ones(2, 5).long()}
+        found.add(told(ft.freeze(model, all_but="classifier"), **given))
+    assert len(found) == 1
+
+
+def _reading(read, **held):
+    model = Toy()
+    for name, value in held.items():
+        setattr(model, name, value)
+    type(model).forward, before = (lambda self, x: self.head(read(self, x[:, 0].repeat(1, 2)[:, :6]))), Toy.forward
+    try:
+        return told(model, *_toy()[1])
+    finally:
+        Toy.forward = before
+
+
+def _doubled(factor):
+    class Scaled(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            with torch._C.DisableTorchFunctionSubclass():
+                result = func(*args, **(kwargs or {}))
+            return result * factor if func is F.linear else result
+
+    return torch.eye(6).as_subclass(Scaled)
+
+
+def _sparse(factor, layout):
+    return (factor * torch.eye(6)).to_sparse(layout=layout)
+
+
+def _quantized(scale, zero):
+    return torch.quantize_per_tensor(torch.ones(6), scale, zero, torch.qint8)
+
+
+def _quantized_by_channel(scale):
+    scales = torch.tensor([scale, *[0.1] * 5]).double()
+    return torch.quantize_per_channel(torch.ones(6, 6), scales, torch.zeros(6).long(), 0, torch.qint8)
+
+
+def _dispatched(factor):
+    @torch.overrides.wrap_torch_function(lambda x: (x,))
+    def scaled(x):
+        return x * factor
+
+    return scaled
+
+
+HOLDS_MORE = {
+    "the code of a tensor's class": (lambda m, x: F.linear(x, m.held), _doubled, [(2.0,), (3.0,)]),
+    "a sparse tensor": (
+        lambda m, x: torch.sparse.mm(m.held, x.T).T,
+        _sparse,
+        [(1.0, torch.sparse_coo), (2.0, torch.sparse_coo)],
+    ),
+    "a sparse tensor in rows": (
+        lambda m, x: (m.held @ x.T).T,
+        _sparse,
+        [(1.0, torch.sparse_csr), (2.0, torch.sparse_csr)],
+    ),
+    "the scale of a quantized tensor": (
+        lambda m, x: x @ m.held.dequantize().diag(),
+        _quantized,
+        [(0.1, 0), (0.2, 0), (0.1, 1)],
+    ),
+    "the scale of a channel": (lambda m, x: x @ m.held.dequantize(), _quantized_by_channel, [(0.2,), (0.3,)]),
+    "a function that torch dispatches": (lambda m, x: m.held(x), _dispatched, [(2.0,), (3.0,)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:torch.quantize")
+@pytest.mark.parametrize("name", HOLDS_MORE)
+def test_what_its_bytes_or_its_name_do_not_show_counts(name):
+    """Tensors of other kinds, and functions of the user's that torch takes for its own."""
+    read, make, cases = HOLDS_MORE[name]
+    found = [_reading(read, held=make(*case)) for case in cases]
+    assert len(set(found)) == len(cases)
+    assert _reading(read, held=make(*cases[0])) == found[0]
+
+
+class Scripted(nn.Module):
+    def __init__(self, power=3.5, table=1.0, seed=0, limit=2):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer, self.power, self.table = nn.Linear(8, 8), power, {"a": torch.full((8,), table)}
+        self.limit: int = limit
+
+    def helper(self, x):
+        return x * self.table["a"] + torch.tensor([0.5])
+
+    def forward(self, x):
+        if self.limit > 1:
+            x = x * self.power
+        return self.helper(self.layer(x))
+
+
+class Otherwise(Scripted):
+    def helper(self, x):
+        return x * self.table["a"] + torch.tensor([0.25])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+def test_a_scripted_module_is_told_by_its_code_and_all_that_it_reads():
+    """It is one operation to whoever watches, whatever it computes."""
+
+    def of(script, later=lambda script: None):
+        torch.manual_seed(9)
+        model = nn.Sequential(script, nn.Linear(8, 2))
+        split = ft.split(model, torch.ones(2, 8))
+        later(script)
+        return split.trunk.fingerprint
+
+    def edited(script):
+        with torch.no_grad():
+            nudge(next(script.parameters()))
+
+    def made(kind=Scripted, **options):
+        return torch.jit.script(kind(**options).requires_grad_(False))
+
+    x = torch.ones(2, 8)
+    here = of(made())
+    assert of(made()) == here
+    others = [
+        of(made(power=3.25)),
+        of(made(table=2.0)),
+        of(made(seed=1)),
+        of(made(limit=1)),
+        of(made(Otherwise)),
+        of(made(), edited),
+        of(torch.jit.trace(Scripted().requires_grad_(False), x)),
+        of(torch.jit.trace(Scripted(seed=1).requires_grad_(False), x)),
+        of(torch.jit.trace(nn.Hardtanh(-1.0, 1.0), x)),
+        of(torch.jit.trace(nn.Hardtanh(-1.0, 2.0), x)),
+    ]
+    assert len({here, *others}) == 1 + len(others)
+
+
+@pytest.mark.filterwarnings("ignore:.*(deprecated|quantized).*")
+def test_a_quantized_module_is_told_by_its_packed_weights():
+    def of(seed):
+        torch.manual_seed(seed)
+        quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})
+        torch.manual_seed(9)
+        return told(nn.Sequential(quantized, nn.Linear(8, 2)), torch.ones(2, 8))
+
+    assert of(0) == of(0) != of(1)
+
+
 # ---------------------------------------------------------------------------------- numeric state, versions
 
 backends = torch.backends

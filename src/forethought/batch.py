@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.columns import Column, Columns
 from forethought.errors import DataError
-from forethought.identity import KEY_BYTES, Digest, row_keys
+from forethought.identity import Digest
 from forethought.padding import Padding
+from forethought.tensors import KEY_BYTES, row_keys
 
 _TARGET_NAMES = ("labels", "label")  # forwards name them to compute a loss; they are no input of a frozen part
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

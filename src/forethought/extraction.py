@@ -22,13 +22,13 @@ from forethought.errors import DataError, StoreError
 from forethought.features import Features
 from forethought.feed import count_entries
 from forethought.frozen import FrozenPart, MistakenNoteError
-from forethought.identity import KEY_BYTES
 from forethought.ledger import Phase, phase_in, price_of_reuse, record_run, run_facts
 from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
 from forethought.store import DamagedSegmentError, Store
+from forethought.tensors import KEY_BYTES
 from forethought.unevenness import UnforeseenSizesError
 from forethought.views import View
 

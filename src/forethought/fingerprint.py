@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from forethought import nesting
+from forethought.deciders import asked_by_values, codes, decisions
 from forethought.errors import IdentityError
 from forethought.forms import Form, Size, linear_size
 from forethought.identity import Digest
@@ -21,7 +22,6 @@ from forethought.numerics import numeric_state
 from forethought.operations import code_of, name_of
 from forethought.plan import Plan
 from forethought.recording import Call, Operation, Position, Read, Recording, Value
-from forethought.scripts import contents
 from forethought.sources import is_library, is_made_by, names, numerics_version
 
 VERSION = 2
@@ -114,6 +114,8 @@ class _Writer:
         self._digest = digest
         self._operations = plan.recording.operations
         self._numbers: dict[Any, int] = {}
+        self._decisions = decisions(plan.recording)
+        self._opaque: dict[int, bool] = {}
         self._larger = self._aligned(plan.larger)
         self._siblings = [(self._aligned(each.recording), self._aligned(each.larger)) for each in plan.siblings]
         if not all(same and larger for same, larger in self._siblings):
@@ -136,6 +138,8 @@ class _Writer:
                     self._value(value)
             else:
                 self._operation(unit)
+        for ordinal, call in self._decisions:
+            self._digest.add("decides", self._number(ordinal), codes(call))
         for crossing in self._plan.recording.crossings:
             self._digest.add("frontier")
             self._value(crossing.value)
@@ -155,6 +159,7 @@ class _Writer:
         """Collect the operations, or opaque calls, that the frontier follows from, in order."""
         wanted: dict[int, Operation | Call] = {}
         open_values = [(c.value, c.settled) for c in self._plan.recording.crossings]
+        open_values += [((ordinal, 0), -1) for ordinal, _ in self._decisions]
         while open_values:
             value, settled = open_values.pop()
             for ordinal in {value[0], settled}:
@@ -170,10 +175,17 @@ class _Writer:
         """Find what stands for an operation: itself, or the whole call around it that only its code can tell."""
         call: Call | None = op.call
         while call is not None:
-            if call.whole and any(inner.opaque for inner in call.walk()):
+            if call.whole and self._is_opaque(call):
                 return call
             call = call.parent
         return op
+
+    def _is_opaque(self, call: Call) -> bool:
+        if id(call) not in self._opaque:
+            self._opaque[id(call)] = any(
+                inner.opaque or asked_by_values(self._plan.recording, inner) for inner in call.walk()
+            )
+        return self._opaque[id(call)]
 
     def _position(self, unit: Operation | Call) -> int:
         if isinstance(unit, Operation):
@@ -187,9 +199,8 @@ class _Writer:
 
     def _operation(self, op: Operation) -> None:
         self._digest.add("operation", name_of(op.func), code_of(op.func))
-        if isinstance(owner := getattr(op.func, "__self__", None), torch.jit.ScriptModule):
-            self._digest.add("script", contents(owner))
-        elif owner is not None and getattr(type(owner), "has_shell", False):
+        owner = getattr(op.func, "__self__", None)
+        if owner is not None and getattr(type(owner), "has_shell", False):
             self._digest.add("trunk", owner.fingerprint)  # of a split of its own
         self._digest.add([str(made.dtype) for made in op.made])  # what an autocast region inside the forward changes
         seen = [(op.arguments, self._larger[op.ordinal].arguments if self._larger else op.arguments)]

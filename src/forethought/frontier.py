@@ -288,7 +288,10 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if is_about(func, args, kwargs):
             if asks_size(func) and isinstance(args[0], Tensor):
-                self._asked.append((self._look(args[0]), self._here))
+                read = self._look(args[0])
+                self._asked.append((read, self._here))
+                if read.label is Label.FROZEN and read.value is not None:
+                    self._here.asked.append(read.value)
             return func(*args, **kwargs)
         leaves = nesting.tensors((args, kwargs))
         reads = [self._look(tensor) for tensor in leaves]

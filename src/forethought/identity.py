@@ -20,6 +20,7 @@ import blake3
 import numpy as np
 from torch import Tensor, nn
 
+from forethought.contents import SCRIPTS, parts_of_script, parts_of_tensor
 from forethought.errors import IdentityError
 from forethought.marks import CONTAINERS, NAMED_BY_STR, PLAIN, SCALARS, flat_mark, scalar_mark
 from forethought.sources import (
@@ -41,10 +42,9 @@ from forethought.sources import (
     texts,
     unknown,
     version,
+    wrapped_by,
 )
-from forethought.tensors import TensorHash, tensor_bytes
-
-KEY_BYTES = 16
+from forethought.tensors import KEY_BYTES, TensorHash
 
 
 @dataclass(slots=True)
@@ -131,8 +131,11 @@ class Digest:
 
     def _tensor(self, tensor: Tensor) -> None:
         if id(tensor) not in self._images:
-            kind = "" if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) else qualified(type(tensor))
-            head = f"{kind} {tensor.dtype} {tuple(tensor.shape)}:".encode()
+            if not self._skip(tensor) and (parts := parts_of_tensor(tensor)) is not None:
+                self._held.append(parts)
+                self.add(parts)
+                return
+            head = f" {tensor.dtype} {tuple(tensor.shape)}:".encode()
             self._images[id(tensor)] = self._hash_tensor(head, None if self._skip(tensor) else tensor)
             self._held.append(tensor)
         self._mark("tensor", self._images[id(tensor)])
@@ -186,7 +189,9 @@ class Digest:
         return image
 
     def _content(self, value: Any) -> None:
-        if isinstance(value, nn.Module):
+        if isinstance(value, SCRIPTS):
+            self.add(*parts_of_script(value))
+        elif isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, Mapping):
             self._container(value, [part for item in value.items() for part in item])
@@ -303,6 +308,9 @@ class Digest:
             self._mark("library", version(function.__module__).encode())
             self.add([held for cell in function.__closure__ or () if is_foreign(held := cell_content(cell))])
             return
+        if (wrapper := wrapped_by(function, self._is_library)) is not None:
+            self.add(*wrapper)
+            return
         code = function.__code__
         has_text = bool(code.co_consts) and isinstance(code.co_consts[0], str) and code.co_consts[0] == function.__doc__
         self._code(code, code.co_consts[1:] if has_text else code.co_consts)
@@ -373,24 +381,3 @@ class Digest:
     def _code(self, code: types.CodeType, constants: tuple[Any, ...]) -> None:
         self._mark("code", code.co_code)
         self.add(list(constants), code.co_names, code.co_varnames, code.co_freevars)
-
-
-def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
-    """Give the identity of each row of several tensors.
-
-    Args:
-        columns: Tensors (B, ...), the same B.
-        extra: Whatever else the rows depend on.
-
-    Returns:
-        (B, 16) bytes: keyed BLAKE3 over the bytes of each column's row; the key is that of dtypes, shapes and extra.
-    """
-    batch = len(columns[0])
-    head = extra + "".join(f"{c.dtype} {tuple(c.shape[1:])};" for c in columns).encode()
-    views = [np.frombuffer(tensor_bytes(c), np.uint8).reshape(batch, -1) for c in columns]
-    rows = views[0] if len(views) == 1 else np.concatenate(views, axis=1)
-    size, raw, hashed = rows.shape[1], rows.reshape(-1).data, blake3.blake3
-    key = hashed(head).digest()
-    at = range(0, batch * size, size) if size else [0] * batch
-    digests = b"".join([hashed(raw[i : i + size], key=key).digest(length=KEY_BYTES) for i in at])
-    return np.frombuffer(bytearray(digests), np.uint8).reshape(batch, KEY_BYTES)

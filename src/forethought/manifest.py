@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forethought.identity import KEY_BYTES, Digest
+from forethought.identity import Digest
+from forethought.tensors import KEY_BYTES
 from forethought.watching import UNPROVEN, Seen, Stamp, mapped_here, stamp
 
 VERSION = 2

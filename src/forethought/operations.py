@@ -61,7 +61,18 @@ def name_of(func: Function) -> str:
 
 
 def code_of(func: Function) -> Any:
-    """Give the Python functions behind a `torch.library.custom_op`, which its name does not tell."""
+    """Give what a function computes with that its name does not tell: a script, or functions in Python.
+
+    Those are behind a `torch.library.custom_op`, or are functions of the user's that torch dispatches as its own.
+    """
+    owner = getattr(func, "__self__", None)
+    if isinstance(func, torch.jit.ScriptFunction) or isinstance(owner, torch.jit.ScriptModule):
+        return owner or func
+    if getattr(type(owner), "has_shell", False):  # the trunk of a split inside this model has a fingerprint of its own
+        return None
+    if isinstance(func, types.FunctionType | types.MethodType | functools.partial):
+        module = getattr(func, "__module__", "") or ""
+        return None if module.split(".")[0] == "torch" else func
     if not isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return None
     name = func._schema.name if isinstance(func, torch._ops.OpOverload) else func._qualified_op_name

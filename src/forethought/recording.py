@@ -117,6 +117,7 @@ class Call:
     sets_attributes: bool = False  # of its own module, to something with tensors
     left: dict[str, Any] = field(default_factory=dict)  # attributes that it sets to something without
     opaque: bool = False  # something inside cannot be told from its operations alone
+    asked: list[Value] = field(default_factory=list)  # frozen values of which it told Python the size
 
     def child(self, path: str, module: nn.Module) -> "Call":
         """Open the next call of `path` made from inside this one."""

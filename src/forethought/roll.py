@@ -12,11 +12,11 @@ from forethought import manifest
 from forethought.batch import Batch
 from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
-from forethought.identity import KEY_BYTES
 from forethought.manifest import Manifest, OpenedFiles
 from forethought.padding import Widths
 from forethought.store import Store, warn_not_kept
 from forethought.targets import Gathering, is_same, join_targets, put, take
+from forethought.tensors import KEY_BYTES
 from forethought.watching import Seen
 
 Read = tuple[NDArray[np.int64], NDArray[np.uint8], Batch]

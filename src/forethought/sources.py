@@ -118,6 +118,15 @@ def is_made_by(value: types.FunctionType | type, is_library: Callable[[str | Non
     return found is value or not is_heap(value)
 
 
+def wrapped_by(function: types.FunctionType, is_library: Callable[[str | None], bool]) -> list[Any] | None:
+    """Give, for a digest, a library's decorator around a user's function, whose name it bears; None for any other."""
+    home = str(function.__globals__.get("__name__"))
+    if not is_library(home) or vars(sys.modules.get(home, types)) is not function.__globals__:
+        return None
+    held = [cell_content(cell) for cell in function.__closure__ or ()]
+    return ["wrapped", home, version(home), held, vars(function).get("__wrapped__")]
+
+
 @functools.cache
 def version(module: str | None) -> str:
     """Give the version of a library, builds of it left out: they differ between devices."""

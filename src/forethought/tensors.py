@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import blake3
+import numpy as np
 import torch
 from torch import Tensor
 
 from forethought.errors import IdentityError
 
+KEY_BYTES = 16
 BLOCK_BYTES = 1 << 24  # the most that is copied of a tensor at a time
 _ALONE_BYTES = 1 << 20  # less is hashed faster by one thread
 _UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}
@@ -80,3 +82,24 @@ def _blocks(tensor: Tensor) -> Iterator[memoryview]:
         rows = max(1, len(tensor) * BLOCK_BYTES // tensor.nbytes)
         for part in tensor.split(rows):
             yield from _blocks(part[0] if len(part) == 1 else part)
+
+
+def row_keys(columns: list[Tensor], extra: bytes = b"") -> np.ndarray:
+    """Give the identity of each row of several tensors.
+
+    Args:
+        columns: Tensors (B, ...), the same B.
+        extra: Whatever else the rows depend on.
+
+    Returns:
+        (B, 16) bytes: keyed BLAKE3 over the bytes of each column's row; the key is that of dtypes, shapes and extra.
+    """
+    batch = len(columns[0])
+    head = extra + "".join(f"{c.dtype} {tuple(c.shape[1:])};" for c in columns).encode()
+    views = [np.frombuffer(tensor_bytes(c), np.uint8).reshape(batch, -1) for c in columns]
+    rows = views[0] if len(views) == 1 else np.concatenate(views, axis=1)
+    size, raw, hashed = rows.shape[1], rows.reshape(-1).data, blake3.blake3
+    key = hashed(head).digest()
+    at = range(0, batch * size, size) if size else [0] * batch
+    digests = b"".join([hashed(raw[i : i + size], key=key).digest(length=KEY_BYTES) for i in at])
+    return np.frombuffer(bytearray(digests), np.uint8).reshape(batch, KEY_BYTES)

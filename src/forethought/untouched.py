@@ -120,5 +120,7 @@ def is_same(a: Tensor, b: Tensor) -> bool:
     """Compare two tensors, not-a-number equal to itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return a.layout is b.layout and is_same(a.to_dense(), b.to_dense())
     a, b = as_numbers(a), as_numbers(b)
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
