@@ -145,6 +145,17 @@ def test_equal_samples_at_the_beginning_hide_nothing(store):
         ft.extract(Between(lambda h: h - 0.5 * h.mean(0)), x, store)
 
 
+@pytest.mark.parametrize("inner", [lambda h: h * 2 if len(h) > 9 else h, lambda h: h * (1 + 1e-4 * (len(h) > 9))])
+def test_what_happens_only_in_a_large_batch_is_refused(inner, store):
+    """The few samples of the probe do not show it."""
+    model = nn.Sequential(nn.Linear(4, 4), Function(inner), nn.Linear(4, 4)).requires_grad_(False)
+    model.append(nn.Linear(4, 2))
+    with pytest.raises(ImpureTrunkError, match="one of 16 samples and of 2"):
+        ft.extract(model, make_x(), store, batch_size=16)
+    assert not list(store.glob("tables/*/*.safetensors"))
+    assert ft.extract(model, make_x(), store, batch_size=8).report.rows_computed == 20
+
+
 def test_one_sample_at_first_hides_nothing(store):
     model = Between(lambda h: h - 0.5 * h.mean(0))
 
@@ -303,6 +314,15 @@ def test_layers_in_training_mode_are_named_with_the_fix(layer, says, store):
     ft.freeze(model, until="1")
     model.train()
     assert ft.extract(model, make_x(), store).report.rows_computed == 20
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, h):
+        return self.function(h)
 
 
 class Centred(nn.Module):

@@ -23,7 +23,7 @@ from forethought.layouts import Padded, cut_rows, find_layouts
 from forethought.padding import Leaf
 from forethought.placement import devices_of
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
-from forethought.purity import check_still, probe
+from forethought.purity import check_number, check_still, probe
 from forethought.replay import At, Split, split
 from forethought.rowbytes import bytes_of, columns_of
 from forethought.store import Ragged, Store, Table, warn_not_kept
@@ -57,6 +57,7 @@ class FrozenPart:
         self.believes = True
         self._dtype = name_of(dtype)
         self._measured: Any = None
+        self._most_rows = _PROBE_ROWS  # in a batch that is known to give the rows of a small one
         self._at = at
         first = next(self.model.parameters(), None)
         self._home = torch.device("cpu") if first is None else first.device
@@ -268,6 +269,9 @@ class FrozenPart:
             batch = batch.shortened()
         given, split = batch.copied_to(self.device), self.split()
         rows = [rows.detach() for rows in split.rows(given.args, given.kwargs)]
+        if batch.rows > self._most_rows:
+            check_number(split, batch.to(self.device), rows)
+            self._most_rows = batch.rows
         return [cut_rows(tensor, each, batch).cpu() for tensor, each in zip(self._frontier, rows, strict=True)]
 
     @contextmanager

@@ -104,10 +104,28 @@ def check_still(split: Split) -> None:
             raise _drawn(split, str(op))
 
 
+def check_number(split: Split, batch: Batch, rows: list[Tensor]) -> None:
+    """Refuse a trunk that gives samples other rows in so large a batch than in twos: the few of a probe may hide it.
+
+    Args:
+        split: Whose trunk it is.
+        batch: The samples.
+        rows: What it gave for them.
+
+    Raises:
+        ImpureTrunkError: it does.
+    """
+    few = torch.tensor([0, batch.rows - 1])
+    probing = _Probe(split, batch.select(few), rows_of(split, batch.select(few)), [])
+    for at, (one, part) in enumerate(zip(_filled(split, batch, rows), probing.first, strict=True)):
+        probing.check(at, distance(one[few], part, scale=one), f"it was one of {batch.rows} samples and of 2")
+
+
 class _Probe:
     """Compares what a trunk gives of samples that are given in other ways.
 
     Attributes:
+        first: What it gave of them the first time.
         moved: How far a row moved at most, in ulps.
         measured: How far errors of rounding move it, in ulps; None as long as nobody had to know.
     """
@@ -115,7 +133,7 @@ class _Probe:
     def __init__(self, split: Split, batch: Batch, first: list[Tensor], decisions: list[Any]) -> None:
         self._split = split
         self._batch = batch
-        self._first = first
+        self.first = first
         self._decisions = decisions
         self.moved = 0.0
         self.measured: float | None = None
@@ -123,7 +141,7 @@ class _Probe:
     def check_repeats(self, second: list[Tensor]) -> None:
         """Compare with what the same batch gave the second time."""
         every = torch.arange(self._batch.rows)
-        for at, (one, other) in enumerate(zip(self._first, second, strict=True)):
+        for at, (one, other) in enumerate(zip(self.first, second, strict=True)):
             if distance(one, other) > (0 if one.device.type == "cpu" else self._bound(at)):
                 raise ImpureTrunkError(
                     f"Cannot store features of {_name(self._split)}: expected the frozen part to give the same output "
@@ -138,7 +156,7 @@ class _Probe:
             kept = torch.nonzero(chosen == torch.arange(self._batch.rows))[:, 0]
             other = self._batch.select(chosen)
             given, decisions = _decided(self._split, other)
-            for at, (one, rows) in enumerate(zip(self._first, given, strict=True)):
+            for at, (one, rows) in enumerate(zip(self.first, given, strict=True)):
                 apart = distance(one[kept], rows[kept], scale=one)
                 self.moved = max(self.moved, apart)
                 is_exact = one.device.type == "cpu" and decisions == self._decisions
@@ -149,31 +167,34 @@ class _Probe:
         """Give the samples in other orders and numbers."""
         for chosen in companies(self._batch.rows):
             rows = rows_of(self._split, self._batch.select(chosen))
-            for at, (one, other) in enumerate(zip(self._first, rows, strict=True)):
-                apart = distance(one[chosen], other, scale=one)
-                self.moved = max(self.moved, apart)
-                if apart > (bound := self._bound_beyond(at, apart)):
-                    self._refuse(at, apart, bound, "samples were given in another order or number")
+            for at, (one, other) in enumerate(zip(self.first, rows, strict=True)):
+                self.check(at, distance(one[chosen], other, scale=one), "samples were given in another order or number")
+
+    def check(self, at: int, apart: float, when: str) -> None:
+        """Refuse rows that moved further than rounding explains."""
+        self.moved = max(self.moved, apart)
+        if apart > (bound := self._bound_beyond(at, apart)):
+            self._refuse(at, apart, bound, when)
 
     def _bound_beyond(self, at: int, apart: float) -> float:
         """Give the bound; what no bound is below is allowed without finding out."""
-        least = _least(self._first[at].dtype)
+        least = _least(self.first[at].dtype)
         return least if apart <= least else self._bound(at)
 
     def _bound(self, at: int) -> float:
         """Say how far another order of adding up may move a row."""
-        dtype, noise = self._first[at].dtype, self._noise[at]
+        dtype, noise = self.first[at].dtype, self._noise[at]
         if not (dtype.is_floating_point or dtype.is_complex):
             return 0.0
         return min(max(_least(dtype), _TIMES * noise), max(_MOST / torch.finfo(dtype).eps, _least(dtype)))
 
     @cached_property
     def _noise(self) -> list[float]:
-        noise = [0.0] * len(self._first)
+        noise = [0.0] * len(self.first)
         for seed in (0, 1):
             with Rounding(seed):
                 rows = rows_of(self._split, self._batch)
-            moved = [distance(one, other) for one, other in zip(self._first, rows, strict=True)]
+            moved = [distance(one, other) for one, other in zip(self.first, rows, strict=True)]
             noise = [max(pair) for pair in zip(noise, moved, strict=True)]
         self.measured = max(noise)
         return noise
@@ -345,7 +366,10 @@ def _rate(module: nn.Module) -> float:
 def rows_of(split: Split, batch: Batch) -> list[Tensor]:
     """Run the trunk on copies of what the model is given, since a forward may write into it."""
     args, kwargs = nesting.replace((batch.args, batch.kwargs), torch.clone)
-    rows = split.rows(args, kwargs)
+    return _filled(split, batch, split.rows(args, kwargs))
+
+
+def _filled(split: Split, batch: Batch, rows: list[Tensor]) -> list[Tensor]:
     return rows if batch.shape is None else split.filled_up(rows, batch.shape)
 
 
