@@ -663,7 +663,7 @@ class Otherwise(Scripted):
         return x * self.table["a"] + torch.tensor([0.25])
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning")
 def test_a_scripted_module_is_told_by_its_code_and_all_that_it_reads():
     """It is one operation to whoever watches, whatever it computes."""
 
