@@ -147,7 +147,7 @@ MAY_IMPORT = {
     "loading": set(),
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
     "report": {"energy", "housekeeping", "ledger", "savings", "store"},
-    "energy_cli": {FACADE, "energy", "report"},
+    "energy_cli": {FACADE, "energy", "ledger", "report"},
     "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "loading"},
 }  # fmt: skip
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {

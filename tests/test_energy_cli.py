@@ -3,6 +3,7 @@
 import json
 import sys
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -198,7 +199,26 @@ def _idle(ledger):
     from forethought.energy.amounts import Amount
 
     assert [meter.label for meter in ledger.meters.meters] == ["measured:wall"]
-    return Amount.of(300.0, "measured:wall")
+    return SimpleNamespace(energy_j=300.0, time_s=30.0, amount=Amount.of(300.0, "measured:wall"), is_shared=False)
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({}, "idle: 10 W (measured:wall)\n"),
+        ({"is_shared": True}, "this is no baseline"),
+        ({"time_s": 5.0, "energy_j": 50.0}, "too short for a baseline"),
+        ({"energy_j": None}, "not measured: the plug is gone"),
+    ],
+)
+def test_energy_calibrate_says_what_is_no_baseline(about, says, capsys):
+    """A machine that was not idle, or not for long enough, is told as such at once, not when a report is made."""
+    from forethought.energy.amounts import Amount
+
+    facts = {"energy_j": 300.0, "time_s": 30.0, "is_shared": False} | about
+    amount = Amount.of(300.0, "measured:wall") if facts["energy_j"] else Amount.unknown("the plug is gone")
+    energy_cli._say_idle(SimpleNamespace(amount=amount, **facts), True)
+    assert says in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

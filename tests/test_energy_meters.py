@@ -317,7 +317,7 @@ def test_nvml_that_does_not_tell_of_strangers():
 
 
 def test_energy_starts_only_the_command_of_the_user(tmp_path):
-    """With a wall meter by command, that command is the only child, and nobody is called."""
+    """With a wall meter by command, that command is the only child, and nobody is called: reports and all."""
     script = """
 import json, os, sys
 import torch
@@ -326,9 +326,16 @@ sys.addaudithook(lambda event, given: events.append((event, str(given[0]) if giv
 os.environ["FORETHOUGHT_METER"] = "echo 5"
 from forethought.energy import Window, find_meters
 with Window(find_meters().meter) as window: pass
+reads = len([1 for event, _ in events if event == "subprocess.Popen"])
+del os.environ["FORETHOUGHT_METER"]
+import forethought as ft
+from forethought.report import gather, summarize, to_csv, to_html, to_text
+with ft.Ledger(sys.argv[1]).phase("work"): pass
+summary = summarize(gather(sys.argv[1]))
+to_text(summary), to_html(summary), to_csv(summary)
 bad = [e for e in events if e[0].startswith(("socket.", "os.fork", "os.posix_spawn", "os.system", "subprocess."))]
-print(json.dumps(sorted({event for event, _ in bad})), len([1 for event, _ in bad if event == "subprocess.Popen"]))
+print(json.dumps(sorted({event for event, _ in bad})), reads, len([1 for event, _ in bad if event == "subprocess.Popen"]))
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    names, reads = run.stdout.rsplit(" ", 1)
-    assert (json.loads(names), int(reads)) == (["subprocess.Popen"], 3)
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    names, reads, all_of_them = run.stdout.rsplit(" ", 2)
+    assert (json.loads(names), int(reads), int(all_of_them)) == (["subprocess.Popen"], 3, 3)

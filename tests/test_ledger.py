@@ -18,7 +18,7 @@ from test_energy import FakeNvml, gpu, zone
 from torch import nn
 
 import forethought as ft
-from forethought.energy import Limit, Load, MeterReport, WallMeter, find_meters
+from forethought.energy import Limit, Load, MeterReport, Ownership, WallMeter, find_meters
 from forethought.energy.amounts import Amount
 from forethought.energy.meters import LABELS
 from forethought.errors import EnergyError
@@ -241,6 +241,84 @@ def test_a_long_phase_is_written_down_in_parts(tmp_path, monkeypatch):
     assert phase.time_s == pytest.approx(sum(row.time_s for row in rows(tmp_path)))
 
 
+def test_nothing_falls_between_two_parts(tmp_path, monkeypatch):
+    """Parts share their reads: however often a phase is written down, its joules are what the counter gained."""
+    monkeypatch.setattr(phases, "PART_S", 0.0)
+    counter = Counter({"gpu0": 7.0})
+    ledger = ledger_with(tmp_path, counter)
+    with ledger.phase("work") as phase:
+        begun = counter.total["gpu0"]
+        for _ in range(5):
+            phase.lap()
+    assert len({row.part for row in rows(tmp_path)}) == 6
+    assert phase.energy_j == counter.total["gpu0"] - begun
+
+
+def test_a_coarse_counter_is_not_cut_into_parts_that_saw_nothing(tmp_path, monkeypatch):
+    """A plug that counts in watt-hours is written down when it has moved by many steps, not each minute."""
+    monkeypatch.setattr(phases, "PART_S", 0.0)
+    plug = Counter({"wall": 0.0}, "measured:wall", "wall meter")
+    plug.step_j = 3600.0
+    with ledger_with(tmp_path, plug).phase("work") as phase:
+        for _ in range(3):
+            phase.lap()
+        plug.gains_j = {"wall": 3600.0 * 25}
+        phase.lap()
+        assert [row.part for row in rows(tmp_path)] == [0]
+    assert phase.energy_j == 2 * 25 * 3600.0
+
+
+def test_a_component_that_others_counted_is_taken_up_when_they_are_done(tmp_path, monkeypatch):
+    """Refused at first, counted from the next part on: the sum says that it is not whole."""
+    monkeypatch.setattr(phases, "PART_S", 0.0)
+    other = Ownership()
+    other.take(["gpu0"])
+    with ledger_with(tmp_path, Counter({"gpu0": 5.0})).phase("work") as phase:
+        phase.lap()
+        other.release()
+        phase.lap()
+    assert [row.energy_j for row in rows(tmp_path)] == [None, None, 5.0]
+    assert (phase.energy_j, phase.amount.known_j) == (None, 5.0)
+
+
+SIDE_BY_SIDE = """
+import sys, time
+from pathlib import Path
+import forethought as ft
+from forethought.energy import find_meters, ownership
+from types import SimpleNamespace
+ownership.FOLDER = Path(sys.argv[1])
+driver = SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 0)
+report = find_meters(nvml=driver, powercap=Path(sys.argv[1]) / "cap")
+with ft.Ledger(Path(sys.argv[1]) / "other", meter=report).phase("work") as phase:
+    print("begun", flush=True)
+    sys.stdin.readline()
+print(phase.energy_j, phase.energy_source)
+"""
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_count_a_joule_once(tmp_path, monkeypatch):
+    """Two processes, one set of counters: one counts all of it, the other says who did, and the sum is what was drawn."""
+    monkeypatch.setattr("forethought.energy.ownership.FOLDER", tmp_path)
+    folder = zone(tmp_path / "cap", "intel-rapl:0", "package-0", 100)
+    report = find_meters(nvml=FakeNvml(), powercap=tmp_path / "cap")
+    with ft.Ledger(tmp_path / "mine", meter=report).phase("work") as phase:
+        child = subprocess.Popen(
+            [sys.executable, "-c", SIDE_BY_SIDE, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout.readline() == "begun\n"
+        (folder / "energy_uj").write_text("142000000")
+        said, _ = child.communicate("\n")
+    assert said.startswith("None counted by ")
+    assert str(os.getpid()) in said or "another process" in said
+    total = Amount.total([phase.amount, *(amount_of([row]) for row in rows(tmp_path / "other"))])
+    assert (phase.energy_j, total.known_j) == (pytest.approx(42.0), pytest.approx(42.0))
+
+
 def test_counters_that_wrap_are_followed_by_laps(tmp_path, monkeypatch):
     """A lap reads the counters that wrap, and no others: a wall meter's command is not run for it."""
     monkeypatch.setattr(parts, "_LAP_S", 0.0)
@@ -331,8 +409,8 @@ def test_strangers_on_the_gpu_are_told(tmp_path):
 def test_idle_is_a_phase(tmp_path):
     """The baseline is measured like everything else."""
     slept = []
-    amount = ledger_with(tmp_path, Counter({"gpu0": 30.0})).idle(30.0, sleep=slept.append)
-    assert (slept, amount.energy_j) == ([30.0], 30.0)
+    phase = ledger_with(tmp_path, Counter({"gpu0": 30.0})).idle(30.0, sleep=slept.append)
+    assert (slept, phase.energy_j) == ([30.0], 30.0)
     assert rows(tmp_path)[0].phase == "idle"
 
 

@@ -14,8 +14,10 @@ import typer
 import forethought as ft
 from forethought.energy import find_meters
 from forethought.errors import EnergyError
+from forethought.ledger import Phase
 from forethought.report import Carbon, Factors, Price, Summary, check_budget, gather, summarize
 from forethought.report.estimates import KIND, declared
+from forethought.report.idling import LEAST_S
 
 energy_commands = typer.Typer(help="Which energy counters this machine has, and what it draws.", no_args_is_help=True)
 MeterCommand = Annotated[
@@ -148,11 +150,7 @@ def energy_calibrate(
         )
     if has_counter or is_asked:
         typer.echo(f"Leave the machine alone for {seconds:g} s ...", err=True)
-        amount = ledger.idle(seconds)
-        if amount.energy_j is not None:
-            typer.echo(f"idle: {amount.energy_j / seconds:.4g} W ({amount.label})")
-        elif has_counter:
-            typer.echo(f"idle: not measured: {'; '.join(amount.reasons)}")
+        _say_idle(ledger.idle(seconds), has_counter)
     if is_asked:
         wall_idle = typer.prompt("Watts on the wall meter meanwhile", type=float, err=True)
         typer.echo(f"Now it works for {seconds:g} s; watch the wall meter ...", err=True)
@@ -160,6 +158,18 @@ def energy_calibrate(
         wall_load = typer.prompt("Watts on the wall meter meanwhile", type=float, err=True)
     if wall_idle is not None and wall_load is not None:
         _keep(ledger, wall_idle, wall_load)
+
+
+def _say_idle(phase: Phase, has_counter: bool) -> None:
+    """Say what the idle machine drew, and whether that is a baseline."""
+    if phase.energy_j is None:
+        typer.echo(f"idle: not measured: {'; '.join(phase.amount.reasons)}" if has_counter else "", nl=has_counter)
+        return
+    typer.echo(f"idle: {phase.energy_j / phase.time_s:.4g} W ({phase.amount.label})")
+    if phase.is_shared:
+        typer.echo("Other processes were at work meanwhile: this is no baseline. Stop them, and calibrate again.")
+    elif phase.time_s < LEAST_S:
+        typer.echo(f"{phase.time_s:.3g} s are too short for a baseline. Calibrate again: --seconds 30")
 
 
 def _keep(ledger: ft.Ledger, idle_w: float, load_w: float) -> None:

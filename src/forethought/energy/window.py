@@ -9,6 +9,8 @@ from typing import Self
 from forethought.energy.meters import UNAVAILABLE, Meter
 from forethought.errors import ForethoughtError
 
+_STEPS = 20  # of a counter, so that one more or less is a twentieth
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -78,6 +80,7 @@ class Window:
         self._synchronize()
         asked_s = self._clock()
         self._before, self._reason = self._read()
+        self._last_reason = self._reason
         self._start_s = self._before_s = self._clock()
         self._overhead_s = self._start_s - asked_s
         return self
@@ -98,7 +101,7 @@ class Window:
             else:
                 for name, joules in drawn.items():
                     self._components[name] = self._components.get(name, 0.0) + joules
-        self._before, self._before_s = after, after_s
+        self._before, self._before_s, self._last_reason = after, after_s, reason
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -108,6 +111,13 @@ class Window:
             self._synchronize()
         self.lap()
         self._reading = self._close(self._before_s - self._start_s)
+
+    def roll(self) -> Reading:
+        """Close and open again at the read of the last lap, so that nothing falls between two windows."""
+        reading = self._close(self._before_s - self._start_s)
+        self._components, self._overhead_s = {}, 0.0
+        self._start_s, self._reason = self._before_s, self._last_reason
+        return reading
 
     @property
     def reading(self) -> Reading:
@@ -122,6 +132,11 @@ class Window:
                 " Read `window.reading` after the `with` block."
             )
         return self._reading
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the counter gained enough, up to the last lap, for its steps not to matter much."""
+        return sum(self._components.values()) >= _STEPS * self._meter.step_j and bool(self._components)
 
     def _read(self) -> tuple[dict[str, float] | None, str | None]:
         """Read; a meter that fails gives nothing, and the work that it would measure goes on."""

@@ -10,6 +10,7 @@ from forethought.energy.amounts import Amount
 from forethought.energy.load import FEW_CORES, own_processes
 from forethought.energy.meters import UNAVAILABLE, WALL
 from forethought.energy.nvml import NvmlMeter
+from forethought.energy.wall import COMPONENT as WALL_COMPONENT
 from forethought.energy.window import interval_of
 from forethought.errors import EnergyError
 from forethought.ledger.devices import synchronize, visible_gpus
@@ -46,8 +47,11 @@ def find(meter: AnyMeter) -> MeterReport:
 
 
 def components_of(report: MeterReport) -> dict[int, tuple[str, ...]]:
-    """Read each meter once: what it counts, by its position."""
-    return {at: tuple(meter.read() or {meter.instrument: 0.0}) for at, meter in enumerate(report.meters)}
+    """Say what each meter counts, by its position. Wall meters count one thing, and may be slow to ask."""
+    return {
+        at: (WALL_COMPONENT,) if isinstance(meter, WallMeter) else tuple(meter.read() or {meter.instrument: 0.0})
+        for at, meter in enumerate(report.meters)
+    }
 
 
 class Part:
@@ -100,9 +104,29 @@ class Part:
     def close(self) -> list[Row]:
         """Read every meter; give a row for each component, without a span yet."""
         ended = self._clock()
-        self.time_s = ended - self._began
         for window in self._windows.values():
             window.__exit__(None, None, None)
+        return self._told(ended, {at: window.reading for at, window in self._windows.items()})
+
+    def roll(self) -> list[Row] | None:
+        """Close and begin again, at the same reads; None, and go on, while a coarse counter has hardly moved."""
+        ended = self._clock()
+        for window in self._windows.values():
+            window.lap()
+        if not all(window.has_moved for window in self._windows.values()):
+            return None
+        rows = self._told(ended, {at: window.roll() for at, window in self._windows.items()})
+        self._load, self._strangers, self._overhead_s = Load.read(), strangers_at(self._report), 0.0
+        self._start, self._began = self._start + (ended - self._began), ended
+        return rows
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody else counts a component of this part."""
+        return not self._refused
+
+    def _told(self, ended: float, readings: Mapping[int, Reading]) -> list[Row]:
+        self.time_s = ended - self._began
         others, shared = self._company()
         self._overhead_s += self._clock() - ended
         about: dict[str, Any] = {
@@ -115,16 +139,15 @@ class Part:
             "is_shared": shared,
             "overhead_s": self._overhead_s,
         }
-        rows = [row for at in range(len(self._report.meters)) for row in self._rows_of(at, about)]
+        meters = enumerate(self._report.meters)
+        rows = [row for at, meter in meters for row in self._rows_of(at, meter, readings.get(at), about)]
         if not rows:
             reasons = (f"{instrument}: {reason}" for instrument, reason in self._report.unavailable)
             rows = [Row(**about, reason="; ".join(reasons) or "no meter")]
         return _within_walls(rows)
 
-    def _rows_of(self, at: int, about: Mapping[str, Any]) -> list[Row]:
+    def _rows_of(self, at: int, meter: Meter, reading: Reading | None, about: Mapping[str, Any]) -> list[Row]:
         """The rows of one meter."""
-        meter, window = self._report.meters[at], self._windows.get(at)
-        reading = window.reading if window is not None else None
         return [self._row(meter, reading, name, about) for name in self._names[at]]
 
     def _row(self, meter: Meter, reading: Reading | None, name: str, about: Mapping[str, Any]) -> Row:

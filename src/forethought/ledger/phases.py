@@ -110,16 +110,19 @@ class Ledger:
         """
         return Phase(self, name, facts)
 
-    def idle(self, seconds: float = 30.0, sleep: Callable[[float], object] = time.sleep) -> Amount:
+    def idle(self, seconds: float = 30.0, sleep: Callable[[float], object] = time.sleep) -> "Phase":
         """Do nothing for a while, and write down what the machine draws then: what every work is compared with.
 
         Args:
             seconds: How long; 30 or more give a baseline that reports use.
             sleep: Stands in for `time.sleep`.
+
+        Returns:
+            The phase: its joules, and whether others were at work, which makes it no baseline.
         """
         with self.phase("idle") as phase:
             sleep(seconds)
-        return phase.amount
+        return phase
 
     def write(self, line: dict[str, Any]) -> bool:
         """Write a line of another kind. Says whether it could be: an account that is lost must not lose the work."""
@@ -178,6 +181,7 @@ class Phase:
         self._asides: dict[str, tuple[float, dict[str, Any]]] = {}
         self._part: Part | None = None
         self._mine: frozenset[str] = frozenset()
+        self._next_roll = 0.0
 
     def __enter__(self) -> Self:
         if self._part is not None or self._rows:
@@ -260,13 +264,19 @@ class Phase:
 
     def lap(self) -> None:
         """Read the counters that wrap; once a minute write down what there is. Nothing is waited for."""
-        if self._part is None:
+        part = self._part
+        if part is None:
             return
-        if self._part.age_s < PART_S:
-            self._part.lap()
-            return
-        self._close(None)
-        self._open()
+        if part.age_s < PART_S or self._ledger._clock() < self._next_roll:
+            part.lap()
+        elif part.is_whole:
+            self._next_roll = self._ledger._clock() + PART_S
+            rows = part.roll()
+            if rows is not None:
+                self._tell(rows, part.time_s, None)
+        else:  # whoever counted the rest may be done
+            self._close(None)
+            self._open()
 
     @property
     def amount(self) -> Amount:
@@ -317,24 +327,16 @@ class Phase:
 
     def _close(self, outcome: str | None) -> None:
         part, self._part = self._part, None
-        if part is None:
-            return
-        drafts = part.close()
-        self.time_s += part.time_s
+        if part is not None:
+            self._tell(part.close(), part.time_s, outcome)
+
+    def _tell(self, drafts: Sequence[Row], time_s: float, outcome: str | None) -> None:
+        """Name the rows of a part, and write them down."""
+        self.time_s += time_s
         number = self._rows[-1].part + 1 if self._rows else 0
-        facts = dict(self.facts)
-        rows = [
-            replace(
-                draft,
-                span=self.span,
-                phase=self._name,
-                parent=self._parent.span if self._parent is not None else None,
-                part=number,
-                outcome=outcome,
-                facts=facts,
-            )
-            for draft in drafts
-        ]
+        parent = self._parent.span if self._parent is not None else None
+        named = {"span": self.span, "phase": self._name, "parent": parent, "part": number, "outcome": outcome}
+        rows = [replace(draft, **named, facts=dict(self.facts)) for draft in drafts]  # type: ignore[arg-type]
         self._rows += rows
         asides = self._aside_rows(rows[0]) if outcome is not None else []
         self._ledger._write(self._journals, [row.to_json() for row in (*rows, *asides)])
