@@ -1,5 +1,6 @@
 """Wrappers of torch's, around a model or around its weights: split is as exact as without them."""
 
+import copy
 import functools
 import warnings
 
@@ -138,26 +139,37 @@ def test_a_weight_of_which_one_part_trains_splits_exactly(name):
 @pytest.fixture(params=[torch.qint8, torch.float16], ids=str)
 def quantised(request):
     """Makes a model whose frozen layers are quantised as they run."""
-    quantize = pytest.importorskip("torch.ao.quantization").quantize_dynamic
+    return lambda: _quantised(request.param)
 
-    @quietly
-    def make():
-        model = Base()
-        model.body = quantize(model.body, {nn.Linear}, request.param)
-        return model
 
-    return make
+@quietly
+def _quantised(dtype):
+    model = Base()
+    model.body = pytest.importorskip("torch.ao.quantization").quantize_dynamic(model.body, {nn.Linear}, dtype)
+    return model
 
 
 def test_quantised_layers_split_exactly(quantised):
     demand_exact(quantised)
 
 
-def test_quantised_rows_are_not_stored(quantised, tmp_path):
-    """The weights are packed where nobody sees them, and the largest input of a batch rounds the others."""
+def test_rows_that_the_batch_rounds_are_not_stored(tmp_path):
+    """The largest input of a batch rounds the others, when activations are quantised as they come."""
     with pytest.raises(ForethoughtError):
-        ft.extract(quantised(), torch.randn(20, 6), tmp_path / "store")
+        ft.extract(_quantised(torch.qint8), torch.randn(20, 6), tmp_path / "store")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_packed_weights_count(tmp_path):
+    """What is rounded sample by sample is stored, under weights that no parameter shows."""
+    x = torch.randn(20, 6)
+    model = _quantised(torch.float16)
+    stored = ft.extract(model, x, tmp_path)
+    assert torch.equal(next(stored.batches(20))[0], model.body(x))
+    again = ft.extract(copy.deepcopy(model), x, tmp_path)
+    assert again.report.rows_computed == 0
+    other = ft.extract(_quantised(torch.float16), x, tmp_path)
+    assert other.report.rows_computed == 20
 
 
 class Parted(nn.Module):

@@ -66,7 +66,9 @@ class Form:
         return self.is_steady and all(not a or not c for a, c in self.shape)
 
     def batch_of(self, shape: tuple[int, ...]) -> int | None:
-        """Find the batch size that gives this shape; None if none does or none is needed."""
+        """Find the batch size that gives this shape; None if none does, none is needed, or values decide."""
+        if not self.is_steady:
+            return None
         for (a, c), size in zip(self.shape, shape, strict=False):
             if a:
                 return (size - c) // a

@@ -132,7 +132,9 @@ class _Search:
             if any(a > b for one in found for a, b in zip(one.shape, whole.shape[1:], strict=True)):
                 continue
             if all(tuple(one.shape) == tuple(whole.shape[1:]) for one in found):
-                continue  # nothing is padded, so nothing is told
+                if all(holds(row, one, at_end=False) for row, one in zip(whole, found, strict=True)):
+                    return  # it is this, as it is: what else of a sample it seems to begin with does so by chance
+                continue
             for at_end in (False, True):
                 if all(holds(row, one, at_end) for row, one in zip(whole, found, strict=True)):
                     self._take(at, path, found, at_end)
