@@ -145,10 +145,12 @@ MAY_IMPORT = {
     "sklearn": {"heads"},
     "demo": {FACADE, "energy", "timing"},
     "loading": set(),
+    "jobs": {FACADE, "loading", "views"},
+    "jobs_cli": {FACADE, "jobs"},
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
     "report": {"energy", "housekeeping", "ledger", "savings", "store"},
     "energy_cli": {FACADE, "energy", "ledger", "report"},
-    "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "loading"},
+    "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "jobs_cli", "loading"},
 }  # fmt: skip
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {
     "cli",
@@ -157,6 +159,8 @@ FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {
     "energy_cli",
     "report",
     "inspection",
+    "jobs",
+    "jobs_cli",
     "loading",
     "testing",
 }

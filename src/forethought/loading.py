@@ -63,7 +63,7 @@ def load_named(name: str, shapes: Sequence[tuple[int, ...]] = (), dtype: torch.d
             args = ([image for batch in args for image in batch],) if is_listed else args
             made = NamedModel(name, made.model, args, {}, made.weights)
     if any(nn.parameter.is_lazy(parameter) for parameter in made.model.parameters()) and (made.args or made.kwargs):
-        _built(name, lambda: made.model(*made.args, **made.kwargs))  # its first run gives lazy layers their sizes
+        built(name, lambda: made.model(*made.args, **made.kwargs))  # its first run gives lazy layers their sizes
     if not made.args and not made.kwargs:
         raise ModelError(
             f"Cannot run '{name}': expected inputs to run it on, got a function that returns a model alone. "
@@ -105,14 +105,14 @@ def load_dataset(name: str, model: str | None = None) -> Any:
             "Check the path, or name a function that returns the data set: file.py:function"
         )
     try:
-        return _result_of(name, is_data=True)
+        return result_of(name, is_data=True)
     except ModelError as err:
         raise DataError(str(err).replace("returns a model", "returns a data set")) from err
 
 
 def _image_folder(folder: Path, model: str | None) -> Any:
-    datasets = _library("torchvision").datasets
-    transform = None if model is None else _transform_of(model)
+    datasets = library("torchvision").datasets
+    transform = None if model is None else transform_of(model)
     if transform is None:
         raise DataError(
             f"Cannot read the images in '{folder}': expected a model that comes with its transform (torchvision:NAME, "
@@ -123,24 +123,24 @@ def _image_folder(folder: Path, model: str | None) -> Any:
         return datasets.ImageFolder(folder, transform=transform)
     except FileNotFoundError as err:
         raise DataError(
-            f"Cannot read the images in '{folder}': expected one folder of images a class, got {_said(err)}. "
+            f"Cannot read the images in '{folder}': expected one folder of images a class, got {said(err)}. "
             "Write a function that returns the data set and name it: file.py:function"
         ) from err
 
 
-def _transform_of(name: str) -> Callable[[Any], Any] | None:
+def transform_of(name: str) -> Callable[[Any], Any] | None:
     """Find the evaluation transform that a model of one of the two libraries was trained for."""
     source, _, rest = name.partition(":")
     if source == "torchvision":
-        models = _library("torchvision").models
+        models = library("torchvision").models
         if rest not in models.list_models():
-            raise _unknown("torchvision", rest, models.list_models())
+            raise unknown_model("torchvision", rest, models.list_models())
         transform: Callable[[Any], Any] = models.get_model_weights(rest).DEFAULT.transforms()
         return transform
     if source == "timm":
-        timm, data = _library("timm"), importlib.import_module("timm.data")
+        timm, data = library("timm"), importlib.import_module("timm.data")
         if not timm.is_model(rest.split(".")[0]):
-            raise _unknown("timm", rest, timm.list_models())
+            raise unknown_model("timm", rest, timm.list_models())
         trained = timm.get_pretrained_cfg(rest, allow_unregistered=True)
         config = data.resolve_data_config(pretrained_cfg=trained.to_dict() if trained is not None else {})
         made: Callable[[Any], Any] = data.create_transform(**config)
@@ -176,13 +176,13 @@ def _batch_of_images(shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 
 def _from_torchvision(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
-    models = _library("torchvision").models
+    models = library("torchvision").models
     if name not in models.list_models():
-        raise _unknown("torchvision", name, models.list_models())
+        raise unknown_model("torchvision", name, models.list_models())
     builder = models.get_model_builder(name)
     known = inspect.signature(builder).parameters
     options = {option: None for option in ("weights", "weights_backbone") if option in known}
-    model: nn.Module = _built(f"torchvision:{name}", lambda: builder(**options))
+    model: nn.Module = built(f"torchvision:{name}", lambda: builder(**options))
     kind = builder.__module__.split(".")[2]
     crop = getattr(models.get_model_weights(name).DEFAULT.transforms(), "crop_size", [224])
     height, width = crop[0], crop[-1]
@@ -196,11 +196,11 @@ def _from_torchvision(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 def _from_timm(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
-    timm = _library("timm")
+    timm = library("timm")
     base = name.split(".")[0]
     if not timm.is_model(base):
-        raise _unknown("timm", name, timm.list_models())
-    model: nn.Module = _built(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
+        raise unknown_model("timm", name, timm.list_models())
+    model: nn.Module = built(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     return model, _batch_of_images(tuple(config.get("input_size", (3, 224, 224))))
 
@@ -211,7 +211,7 @@ _LIBRARIES: dict[str, Callable[[str], tuple[nn.Module, tuple[Any, ...]]]] = {
 }
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as err:
@@ -222,7 +222,7 @@ def _library(name: str) -> Any:
         ) from err
 
 
-def _unknown(source: str, name: str, names: Sequence[str]) -> ModelError:
+def unknown_model(source: str, name: str, names: Sequence[str]) -> ModelError:
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     meant = ", ".join(f"{source}:{one}" for one in close)
     fix = f"Did you mean {meant}?" if close else f"See {source}'s list of models."
@@ -231,17 +231,17 @@ def _unknown(source: str, name: str, names: Sequence[str]) -> ModelError:
     )
 
 
-def _built(name: str, build: Callable[[], Any]) -> Any:
+def built(name: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
     except Exception as err:
         raise ModelError(
-            f"Cannot build '{name}': expected its function to return, got {_said(err)}. "
+            f"Cannot build '{name}': expected its function to return, got {said(err)}. "
             "FORETHOUGHT_DEBUG=1 shows where it was raised."
         ) from err
 
 
-def _said(err: BaseException) -> str:
+def said(err: BaseException) -> str:
     """Name an exception, in one line."""
     words = " ".join(str(err).split())
     return f"{type(err).__name__}{f': {words[:200]}' if words else ''}"
@@ -254,7 +254,7 @@ def _by_function(name: str) -> NamedModel:
             f"Cannot load '{name}': expected a source that knows the size of its models, got transformers, which does "
             "not. Write a function that returns (model, args) and name it: file.py:function"
         )
-    made = _result_of(name)
+    made = result_of(name)
     model, args, kwargs = _parts(made)
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -264,7 +264,7 @@ def _by_function(name: str) -> NamedModel:
     return NamedModel(name, model, args, kwargs, "weights as the function gives them")
 
 
-def _result_of(name: str, is_data: bool = False) -> Any:
+def result_of(name: str, is_data: bool = False) -> Any:
     """Import what a name stands for: a function is called; a module, or any other data set, is meant itself."""
     place, _, attribute = name.rpartition(":")
     folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
@@ -317,7 +317,7 @@ def _from_file(name: str, path: Path) -> ModuleType:
 
 def _failed(name: str, err: Exception) -> ModelError:
     return ModelError(
-        f"Cannot load '{name}': expected its module to be imported, got {_said(err)}. "
+        f"Cannot load '{name}': expected its module to be imported, got {said(err)}. "
         "FORETHOUGHT_DEBUG=1 shows where it was raised."
     )
 
@@ -347,7 +347,7 @@ def _call(name: str, found: Any) -> Any:
     try:
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
-        return _built(name, found)  # built in, without a signature
+        return built(name, found)  # built in, without a signature
     needed = [
         one.name
         for one in parameters
@@ -359,7 +359,7 @@ def _call(name: str, found: Any) -> Any:
             f"Cannot load '{name}': expected a function without arguments, got one that needs {', '.join(needed)}. "
             f"Write one that gives them: def make(): return {call}"
         )
-    return _built(name, found)
+    return built(name, found)
 
 
 def _parts(made: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
