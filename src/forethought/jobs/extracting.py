@@ -115,10 +115,7 @@ def _check_there(data: str) -> None:
 
 def _listed(asked: Asked, kind: str | None) -> Listing:
     path = Path(asked.data)
-    if path.is_dir():
-        listing = list_folder(path, kind)
-    else:
-        listing = list_sheet(path, asked.paths_in)
+    listing = list_folder(path, kind) if path.is_dir() else list_sheet(path, asked.paths_in)
     if kind is not None and listing.kind != kind:
         raise DataError(
             f"Cannot run '{asked.model}' on '{asked.data}': expected {kind}, got {listing.kind}. Choose another model"
