@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +72,49 @@ def test_wall_meter_that_hangs_is_left(monkeypatch):
     meter = WallMeter("sleep 60")
     assert meter.read() is None
     assert "no answer" in meter.reason
+
+
+@pytest.mark.parametrize("command", ["sleep 61.5 | cat; echo 1", "yes 1", "yes 1 >&2; echo 1", "sleep 61.5 & echo 1"])
+def test_wall_meter_that_hangs_or_floods_leaves_nothing_behind(monkeypatch, command):
+    """However many processes a command starts and whatever they print, none is left, and little of it is kept."""
+    monkeypatch.setattr("forethought.energy.wall._PATIENCE_S", 0.3)
+    left = []
+    popen = subprocess.Popen
+
+    def noted(*args, **kwargs):
+        left.append(popen(*args, **kwargs))
+        return left[-1]
+
+    monkeypatch.setattr("forethought.energy.wall.subprocess.Popen", noted)
+    meter = WallMeter(command)
+    assert meter.read() is None
+    assert re.search("no answer|expected one number", meter.reason)
+    assert len(meter.reason) < 300
+    for _ in range(100):  # what was killed may take a moment to be gone
+        if not alive_in(left[0].pid):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"still there: {alive_in(left[0].pid)}")
+
+
+def alive_in(group):
+    """Processes of a group that are not dead, though perhaps nobody has asked how they ended."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return []
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            states.append(path.read_text().rpartition(")")[2].split())
+    return [state for state in states if state[2] == str(group) and state[0] not in "ZX"]
+
+
+def test_wall_meter_that_prints_no_text_is_a_reason():
+    """Bytes that are no letters are no number, and no error of the work."""
+    meter = WallMeter("printf '\\377\\000'")
+    assert meter.read() is None
+    assert "expected one number" in meter.reason or "could not convert" in meter.reason
 
 
 def test_wall_meter_that_was_reset_is_not_believed():
@@ -217,6 +262,42 @@ def test_one_span_counts_a_component(tmp_path):
     assert second.take(["gpu0", "package-0/dram"]) == {"gpu0", "package-0/dram"}
     assert second.refused == {}
     second.release()
+
+
+def test_a_plug_and_a_counter_of_its_machine_are_not_counted_by_two(tmp_path):
+    """A plug has seen what any counter saw: either one span counts the machine, or some count its components."""
+    plug, counter, other = Ownership(tmp_path), Ownership(tmp_path), Ownership(tmp_path)
+    assert plug.take(["gpu0", "wall"], whole={"wall"}) == {"gpu0", "wall"}
+    assert counter.take(["gpu1"]) == frozenset()
+    assert "counted by" in counter.refused["gpu1"]
+    plug.release()
+    assert counter.take(["gpu1"]) == {"gpu1"}
+    assert other.take(["gpu0"]) == {"gpu0"}
+    assert plug.take(["gpu0", "gpu2", "wall"], whole={"wall"}) == {"gpu2"}
+    assert plug.refused.keys() == {"gpu0", "wall"}
+    other.release()
+    counter.release()
+    assert plug.take(["gpu0", "gpu2", "wall"], whole={"wall"}) == {"gpu0", "gpu2", "wall"}
+    assert plug.has_machine
+    assert counter.take(["gpu1"], is_within=True) == {"gpu1"}
+    plug.release()
+    counter.release()
+    assert other.take(["wall"], whole={"wall"}) == {"wall"}  # nobody who counts nothing is in the way
+    other.release()
+
+
+def test_a_lock_is_for_every_user_and_no_trap(tmp_path):
+    """Whatever the first user's mask, the second can ask; a pipe put in a lock's place does not hang."""
+    before = os.umask(0o077)
+    try:
+        with Ownership(tmp_path) as owner:
+            assert owner.take(["gpu0"]) == {"gpu0"}
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+    os.mkfifo(tmp_path / "forethought-meter-gpu1.lock")
+    with Ownership(tmp_path) as owner:
+        owner.take(["gpu1"])
 
 
 HOLD = """

@@ -213,6 +213,24 @@ def test_a_phase_of_another_thread_does_not_count_the_same_joules(tmp_path):
     assert "counted by" in found["phase"].energy_source
 
 
+@pytest.mark.parametrize("plug_first", [True, False])
+def test_a_plug_and_a_counter_do_not_count_the_same_joules(tmp_path, plug_first):
+    """One run reads a plug, another a counter of the same machine: together they count no more than was drawn."""
+    plug = ledger_with(tmp_path, Counter({"wall": 100.0}, "measured:wall", "wall meter"))
+    counter = ledger_with(tmp_path, Counter({"gpu0": 60.0}))
+    first, second = (plug, counter) if plug_first else (counter, plug)
+    with first.phase("first") as whole:
+        thread = threading.Thread(target=lambda: second.phase("beside").__enter__().__exit__(None, None, None))
+        thread.start()
+        thread.join()
+    assert whole.energy_j is not None
+    known = [row.energy_j for row in rows(tmp_path) if row.energy_j is not None]
+    assert known == [whole.energy_j]
+    with plug.phase("outer") as outer, counter.phase("inner") as inner:  # held by the plug's: told, and not added
+        pass
+    assert (outer.energy_j, inner.energy_j) == (100.0, 60.0)
+
+
 def test_a_phase_begins_once(tmp_path):
     """A phase is one stretch of time."""
     phase = ft.Ledger(tmp_path, meter=None).phase("work")

@@ -458,10 +458,8 @@ def row(span, phase="extract", *, start=1e9, time_s=10.0, energy_j=100.0, machin
         machine,
         start,
         time_s,
-        component="gpu0",
         energy_j=energy_j,
-        label=label,
-        **{"outcome": "done", **about},
+        **{"component": "gpu0", "label": label, "outcome": "done", **about},
     )
 
 
@@ -497,6 +495,10 @@ def test_joules_that_two_spans_may_both_have_counted_are_found():
     assert [(a.id, b.id) for a, b in overlapping(spans)] == [("a", "b")]
     assert overlapping(spans_of([row("a", time_s=100.0), row("b", start=1e9 + 5), row("c", start=1e9 + 50)])) != []
     assert overlapping(spans_of([row("a"), row("b", start=1e9 + 5, energy_j=None)])) == []
+    assert overlapping(spans_of([row("a"), row("b", start=1e9 + 5, component="gpu1")])) == []
+    plug = row("w", start=1e9 + 5, component="wall", label="measured:wall")  # it has seen what the counter saw
+    assert [(a.id, b.id) for a, b in overlapping(spans_of([row("a"), plug]))] == [("a", "w")]
+    assert overlapping(spans_of([plug, row("a", start=1e9 + 7)])) != []
 
 
 def test_everything_that_was_done_for_a_table_is_charged_to_it():

@@ -1,13 +1,14 @@
 """Who counts: counters see the whole device, so at one time one span of work on a machine may count a component.
 
 Each component has a file in a folder that all users of the machine share, and whoever counts holds a lock on it. The
-kernel lets go of it when its process ends, however that ends.
+kernel lets go of it when its process ends, however that ends. What counts the whole machine, such as a plug, has seen
+what the counters saw: it holds the machine's own file alone, and whoever counts a component shares that file.
 """
 
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ if sys.platform != "win32":
 FOLDER = Path("/tmp")
 LOCKS = Path("/proc/locks")
 COUNTED_BY = "counted by"
+_MACHINE = "whole machine"
 
 
 class Ownership:
@@ -27,6 +29,7 @@ class Ownership:
 
     Attributes:
         refused: Why, for each component that somebody else counts.
+        has_machine: Whether it counts the whole machine.
 
     Example:
         >>> import tempfile
@@ -38,21 +41,36 @@ class Ownership:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.refused: dict[str, str] = {}
+        self.has_machine = False
         self._folder = folder or FOLDER
         self._held: dict[str, int] = {}
 
-    def take(self, components: Iterable[str]) -> frozenset[str]:
-        """Ask for components; say which of them this span counts from now on. May be asked again."""
+    def take(
+        self, components: Iterable[str], *, whole: Collection[str] = (), is_within: bool = False
+    ) -> frozenset[str]:
+        """Ask for components; say which of them this span counts from now on. May be asked again.
+
+        Args:
+            components: Their names.
+            whole: Those that count the whole machine.
+            is_within: A span around this one counts the whole machine, and holds what this one counts.
+        """
         self.refused = {}
         if sys.platform == "win32":  # no such lock there; reports name spans that overlap
             return frozenset(components)
-        for component in components:
+        for component in sorted(components, key=lambda name: name not in whole):
             if component not in self._held:
-                self._ask(component)
-        return frozenset(self._held)
+                reason = None if is_within else self._share(component in whole)
+                reason = reason or self._ask(component, fcntl.LOCK_EX)
+                if reason is not None:
+                    self.refused[component] = reason
+        if self._held.keys() == {_MACHINE}:  # others need not wait for who counts nothing
+            self.release()
+        return frozenset(self._held) - {_MACHINE}
 
     def release(self) -> None:
         """Let others count."""
+        self.has_machine = False
         while self._held:
             _, file = self._held.popitem()
             if sys.platform != "win32":
@@ -66,28 +84,42 @@ class Ownership:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _ask(self, component: str) -> None:
+    def _share(self, is_whole: bool) -> str | None:
+        """Hold the machine's file, alone if all of it is counted; say why not."""
+        if self.has_machine or (_MACHINE in self._held and not is_whole):
+            return None
+        if _MACHINE in self._held:  # counted in part so far: the kernel does not change such a lock at once
+            self.release()
+        reason = self._ask(_MACHINE, fcntl.LOCK_EX if is_whole else fcntl.LOCK_SH)
+        self.has_machine = is_whole and reason is None
+        return reason
+
+    def _ask(self, component: str, how: int) -> str | None:
+        """Lock a component's file; say why not."""
         path = self._folder / f"forethought-meter-{re.sub(r'[^A-Za-z0-9]+', '-', component)}.lock"
         try:
             file = _open(path)
         except OSError as error:
-            self.refused[component] = f"no lock can be had on {path}: {error.strerror or error}"
-            return
+            return f"no lock can be had on {path}: {error.strerror or error}"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how | fcntl.LOCK_NB)
         except OSError:
-            self.refused[component] = f"{COUNTED_BY} {_holder(os.fstat(file).st_ino)} of this machine"
+            holder = _holder(os.fstat(file).st_ino)
             os.close(file)
-            return
+            return f"{COUNTED_BY} {holder} of this machine"
         self._held[component] = file
+        return None
 
 
 def _open(path: Path) -> int:
-    """Open for a lock only, so that a file of another user will do; a link is not followed."""
+    """Open for a lock only, so that a file of another user will do; a link is not followed, a pipe not waited for."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if os.fstat(file).st_uid == os.getuid():
+            os.fchmod(file, 0o644)  # whatever this user's mask: other users ask for it, too
+        return file
 
 
 def _holder(inode: int) -> str:

@@ -4,8 +4,14 @@ It is the only instrument that sees all that the machine draws: power supply, bo
 """
 
 import math
+import os
+import selectors
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 from forethought.energy.meters import BOUNDS, WALL, Bound, Limit
@@ -14,6 +20,7 @@ from forethought.errors import EnergyError
 COMPONENT = "wall"
 KWH_J = 3.6e6
 _PATIENCE_S = 10.0
+_MOST_BYTES = 4096  # of what a command prints
 
 
 class WallMeter:
@@ -78,16 +85,56 @@ class WallMeter:
 
 def _said(command: str) -> str:
     """Run the user's command; give the one number that it prints."""
-    try:
-        run = subprocess.run(
-            command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"no answer in {_PATIENCE_S:g} s from: {command}") from None
-    if run.returncode != 0:
-        complaint = (run.stderr.strip().splitlines() or ["no message"])[-1][:200]
-        raise ValueError(f"status {run.returncode} from: {command}: {complaint}")
-    words = run.stdout.split()
-    if len(words) != 1:
-        raise ValueError(f"expected one number from: {command}, got {run.stdout.strip()[:80]!r}")
+    pipe = subprocess.PIPE
+    # A session of its own, so that all that the command started ends with it: `curl ... | jq ...` is three processes.
+    with subprocess.Popen(
+        command, shell=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as run:
+        try:
+            out, complaints = _heard(run)
+            status = run.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            _end(run)
+            raise ValueError(f"no answer in {_PATIENCE_S:g} s from: {command}") from None
+        except BaseException:
+            _end(run)
+            raise
+    words = out.decode(errors="replace").split()
+    if status != 0 and len(out) <= _MOST_BYTES:
+        complaint = (complaints.decode(errors="replace").strip().splitlines() or ["no message"])[-1][:200]
+        raise ValueError(f"status {status} from: {command}: {complaint}")
+    if len(words) != 1 or len(out) > _MOST_BYTES:
+        shown = out[:80].decode(errors="replace").strip()
+        raise ValueError(f"expected one number from: {command}, got {shown!r}")
     return words[0]
+
+
+def _heard(run: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
+    """Read what a command prints and complains of, little of it, for a while."""
+    if sys.platform == "win32":  # pipes cannot be waited for there
+        return run.communicate(timeout=_PATIENCE_S)
+    until, heard = time.monotonic() + _PATIENCE_S, {run.stdout: b"", run.stderr: b""}
+    with selectors.DefaultSelector() as pipes:
+        for pipe in heard:
+            if pipe is not None:
+                pipes.register(pipe, selectors.EVENT_READ)
+        while pipes.get_map() and len(heard[run.stdout]) <= _MOST_BYTES:
+            ready = pipes.select(max(0.0, until - time.monotonic()))
+            if not ready or time.monotonic() > until:
+                raise subprocess.TimeoutExpired(run.args, _PATIENCE_S)
+            for key, _ in ready:
+                some = os.read(key.fd, _MOST_BYTES)
+                heard[key.fileobj] = (heard[key.fileobj] + some)[-2 * _MOST_BYTES :]  # type: ignore[index]
+                if not some:
+                    pipes.unregister(key.fileobj)
+    if len(heard[run.stdout]) > _MOST_BYTES:
+        _end(run)  # it may go on for ever
+    return heard[run.stdout], heard[run.stderr]
+
+
+def _end(run: "subprocess.Popen[bytes]") -> None:
+    if sys.platform == "win32":
+        run.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from forethought.energy import Load, Meter, MeterReport, Reading, WallMeter, Window, find_meters
+from forethought.energy import DeclaredMeter, Load, Meter, MeterReport, Reading, WallMeter, Window, find_meters
 from forethought.energy.amounts import Amount
 from forethought.energy.load import FEW_CORES, own_processes
 from forethought.energy.meters import UNAVAILABLE, WALL
@@ -52,6 +52,12 @@ def components_of(report: MeterReport) -> dict[int, tuple[str, ...]]:
         at: (WALL_COMPONENT,) if isinstance(meter, WallMeter) else tuple(meter.read() or {meter.instrument: 0.0})
         for at, meter in enumerate(report.meters)
     }
+
+
+def whole_of(report: MeterReport, names: Names) -> frozenset[str]:
+    """Say which components are the whole machine."""
+    whole = (at for at, meter in enumerate(report.meters) if meter.label == WALL or isinstance(meter, DeclaredMeter))
+    return frozenset(name for at in whole for name in names[at])
 
 
 class Part:

@@ -17,7 +17,7 @@ from forethought.errors import EnergyError, ForethoughtError
 from forethought.ledger.devices import synchronize
 from forethought.ledger.journal import Journal, journal_of
 from forethought.ledger.machine import this_machine
-from forethought.ledger.parts import AnyMeter, Block, Names, Part, components_of, find
+from forethought.ledger.parts import AnyMeter, Block, Names, Part, components_of, find, whole_of
 from forethought.ledger.rows import Row
 from forethought.ledger.sums import amount_of
 from forethought.store import Store
@@ -310,11 +310,11 @@ class Phase:
 
     def _counted(self) -> frozenset[str]:
         """Components that this phase or one around it counts."""
-        held, phase = frozenset[str](), self._parent
+        held, is_within, phase = frozenset[str](), False, self._parent
         while phase is not None:
-            held, phase = held | phase._mine, phase._parent
+            held, is_within, phase = held | phase._mine, is_within or phase._owner.has_machine, phase._parent
         wanted = [name for names in self._names.values() for name in names if name not in held]
-        self._mine = self._owner.take(wanted)
+        self._mine = self._owner.take(wanted, whole=whole_of(self._report, self._names), is_within=is_within)
         return held | self._mine
 
     def _open(self) -> None:

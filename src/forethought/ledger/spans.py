@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from forethought.energy.amounts import Amount
+from forethought.energy.meters import WALL
 from forethought.ledger.rows import Row
 from forethought.ledger.sums import amount_of
 
+_PLUG = ""
 _CLOCKS_S = 1.0  # what clocks of one machine may differ, from row to row
 
 
@@ -136,19 +138,28 @@ def _is_held(span: Span, known: Mapping[str, Span]) -> bool:
 
 
 def overlapping(spans: Sequence[Span]) -> list[tuple[Span, Span]]:
-    """Find outermost spans that counted one component of one machine at one time: their joules may be the same."""
-    counted: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    """Find outermost spans that counted one component of one machine at one time: their joules may be the same.
+
+    A plug has seen what any counter of its machine saw.
+    """
+    counted: dict[str, list[Row]] = defaultdict(list)
     of = {span.id: span for span in spans}
     for span in spans:
         for row in span.rows:
             if row.energy_j is not None and row.component is not None:
-                counted[row.machine, row.component].append(row)
+                counted[row.machine].append(row)
     found = {}
     for rows in counted.values():
-        rows.sort(key=lambda row: row.start)
-        latest = rows[0]
-        for row in rows[1:]:
-            if row.span != latest.span and latest.start + latest.time_s > row.start + _CLOCKS_S:
-                found[latest.span, row.span] = of[latest.span], of[row.span]
-            latest = max(latest, row, key=lambda each: each.start + each.time_s)
+        latest: dict[str, Row] = {}
+        for row in sorted(rows, key=lambda row: row.start):
+            name = _PLUG if row.label == WALL else str(row.component)
+            for seen, other in latest.items():
+                is_both = seen == name or _PLUG in (seen, name)
+                if is_both and other.span != row.span and _end(other) > row.start + _CLOCKS_S:
+                    found[other.span, row.span] = of[other.span], of[row.span]
+            latest[name] = max(latest.get(name, row), row, key=_end)
     return list(found.values())
+
+
+def _end(row: Row) -> float:
+    return row.start + row.time_s

@@ -66,7 +66,8 @@ def _instrument(meter: Meter, window: Window) -> Instrument:
 def doctor_dict(report: MeterReport, found: list[Instrument]) -> dict[str, Any]:
     """Everything that the doctor says, as values that JSON knows."""
     with Ownership() as owner:
-        owner.take(name for each in found for name in each.power_w)
+        whole = {name for each in found if each.label == WALL for name in each.power_w}
+        owner.take([name for each in found for name in each.power_w], whole=whole)
         taken = dict(owner.refused)
     return {
         "machine": this_machine().to_dict(),
