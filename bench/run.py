@@ -16,8 +16,7 @@ import torch
 
 BENCHES = (
     "epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index", "purity",
-    "energy",
-    "heads",
+    "energy", "heads", "original", "company", "peers",
 )  # fmt: skip
 
 
