@@ -4,7 +4,6 @@ import socket
 
 import pytest
 import torch
-from known_limits import KNOWN_LIMITS
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +51,3 @@ def _torch_as_it_was():
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
     torch.use_deterministic_algorithms(deterministic)
-
-
-def pytest_collection_modifyitems(items):
-    """What is known to fall short is listed in one place, with the reason."""
-    for item in items:
-        reason = KNOWN_LIMITS.get(item.nodeid.removeprefix("tests/"))
-        if reason is not None:
-            item.add_marker(pytest.mark.xfail(strict=False, reason=reason))

@@ -138,7 +138,8 @@ MAY_IMPORT = {
     # What is made of it.
     "fitting": {"features", "heads", "ledger", "nesting", "store"},
     "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},
-    "assembly": {"halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
+    "bundle": {"halves", "recording"},
+    "assembly": {"bundle", "halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
     "regress": {"assembly", "features", "halves", "heads", "nesting", "placeholder", "recording", "replay"},
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},

@@ -324,7 +324,7 @@ def test_assembled_train_leaves_a_trunk_frozen_by_freeze():
 
 
 def test_assembled_can_be_deep_copied():
-    """Averaged weights and snapshots are deep copies: the same outputs, parameters of its own."""
+    """Averaged weights and snapshots are deep copies: the same outputs, parameters that train of its own."""
     split, args, _ = halved("Mlp")
     full = ft.assemble(split, {"own": split.head, "new": nn.Linear(8, 1)})
     before = full(*args)
@@ -332,7 +332,9 @@ def test_assembled_can_be_deep_copied():
     assert is_equal(again(*args), before)
     with torch.no_grad():
         for parameter in again.heads.parameters():
-            parameter.zero_()
+            if parameter.requires_grad:  # what is frozen is shared, and nobody's to change
+                parameter.zero_()
+    assert not is_equal(again(*args), before)
     assert is_equal(full(*args), before)
 
 
@@ -518,6 +520,27 @@ def test_buffers_outside_state_dict_come_back_in_the_head_too(tmp_path):
     assert torch.equal(loaded(X), split.model(X))
 
 
+def test_buffers_that_a_forward_makes_are_made_again(tmp_path):
+    """A cache that the first forward registers is no reason to refuse a file: a fresh model has none."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8).requires_grad_(False), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.b(self.a(x))
+            if not hasattr(self, "ramp"):
+                self.register_buffer("ramp", torch.linspace(0, 1, 2), persistent=False)
+            return h * self.ramp
+
+    model = Model()
+    model(X)
+    split = ft.split(model, X)
+    loaded = ft.load(ft.assemble(split, split.head).save(tmp_path / "model"), Model())
+    assert torch.equal(loaded(X), model(X))
+
+
 FRESH = """
 import sys, torch, safetensors.torch
 import builtins, pickle
@@ -620,6 +643,12 @@ def test_the_trunk_is_saved_once(tmp_path):
     assert sum(t.shape == frozen.shape and torch.equal(t, frozen) for t in held.values()) == 1
 
 
+@pytest.mark.parametrize("same", [3, {"heads.head.weight": "nothing"}, {"x": ["y"]}, {"x": "x"}], ids=str)
+def test_hostile_doubles_are_refused(saved, same):
+    """A tensor that stands for another is in the file, and hides none that is."""
+    assert outcome(forged(saved, {"same": same})) == "refused"
+
+
 def test_example_inputs_that_json_cannot_hold_are_refused(tmp_path):
     """A dtype among the arguments: said by name, and nothing is written."""
 
@@ -646,7 +675,7 @@ def test_saving_where_no_file_can_be_is_an_error_of_ours(tmp_path, place):
 
 
 def test_heads_with_extra_state_are_refused_by_name(tmp_path):
-    """What is no tensor cannot be in the file; the error says so."""
+    """What is no tensor cannot be in the file; the error says so, and nothing is written."""
 
     class Extra(nn.Linear):
         def get_extra_state(self):
@@ -656,8 +685,9 @@ def test_heads_with_extra_state_are_refused_by_name(tmp_path):
             self.k = state["k"]
 
     split, _, _ = halved("Mlp")
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=r"head 'head'.*dict as '_extra_state'"):
         ft.assemble(split, Extra(8, 1)).save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------- what does not fit
@@ -845,6 +875,8 @@ def test_formats_that_never_were_are_refused(saved, number):
 ARGUMENTS = [
     {"tuple": [{"tuple": [{"tensor": 5}]}, {"dict": []}]},
     {"tuple": [{"tuple": [{"tensor": -1}]}, {"dict": []}]},
+    {"tuple": [{"tuple": [{"tensor": 0.5}]}, {"dict": []}]},
+    {"tuple": [{"tuple": [{"tensor": False}]}, {"dict": []}]},
     {"tuple": [{"tuple": [{"tensor": 10**30}]}, {"dict": []}]},
     {"tuple": [{"tuple": [{"tensor": "x"}]}, {"dict": []}]},
     {"tuple": [{"tuple": [{"tensor": 0}, {"tensor": 0}]}, {"dict": []}]},

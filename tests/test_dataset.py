@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from known_limits import was_wrong
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -189,15 +188,15 @@ def test_a_data_set_may_have_no_targets(data, store):
 @pytest.mark.parametrize(
     "data",
     [
-        was_wrong(lambda: X.numpy()[::-1].copy()[::-1], reason="a raw ValueError of torch", id="backwards"),
-        was_wrong(lambda: X.numpy().astype(">f4"), reason="a raw ValueError of torch", id="other byte order"),
-        was_wrong(lambda: np.frombuffer(X.numpy().tobytes(), np.float32).reshape(N, 4), reason="warns", id="read-only"),
-        was_wrong(lambda: (X, list(range(N))), reason="a raw TypeError of torch", id="tensor and list"),
-        was_wrong(lambda: (X, np.array([str(i) for i in range(N)])), reason="a raw TypeError", id="text labels"),
-        was_wrong(lambda: {"x": X, "label": list(range(N))}, reason="KeyError: 0", id="dict with a list"),
-        was_wrong(lambda: collections.OrderedDict(x=X, label=LABELS), reason="KeyError: 0", id="OrderedDict"),
-        was_wrong(lambda: collections.UserDict(x=X, label=LABELS), reason="KeyError: 0", id="UserDict"),
-        was_wrong(lambda: collections.namedtuple("T", "x y")(X, X), reason="taken for two samples", id="named tuple"),
+        pytest.param(lambda: X.numpy()[::-1].copy()[::-1], id="backwards"),
+        pytest.param(lambda: X.numpy().astype(">f4"), id="other byte order"),
+        pytest.param(lambda: np.frombuffer(X.numpy().tobytes(), np.float32).reshape(N, 4), id="read-only"),
+        pytest.param(lambda: (X, list(range(N))), id="tensor and list"),
+        pytest.param(lambda: (X, np.array([str(i) for i in range(N)])), id="text labels"),
+        pytest.param(lambda: {"x": X, "label": list(range(N))}, id="dict with a list"),
+        pytest.param(lambda: collections.OrderedDict(x=X, label=LABELS), id="OrderedDict"),
+        pytest.param(lambda: collections.UserDict(x=X, label=LABELS), id="UserDict"),
+        pytest.param(lambda: collections.namedtuple("T", "x y")(X, X), id="named tuple"),
     ],
 )
 def test_columns_of_every_form_are_read_or_refused_in_words(data, store):
@@ -237,9 +236,7 @@ def method_of(_):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "name"), [("fork", "ForkProcess"), was_wrong("spawn", "SpawnProcess", reason="the context is not lent")]
-)
+@pytest.mark.parametrize(("method", "name"), [("fork", "ForkProcess"), pytest.param("spawn", "SpawnProcess")])
 def test_a_loader_lends_the_way_its_workers_start(method, name, store):
     loader = DataLoader(Pairs(target=method_of), batch_size=10, num_workers=1, multiprocessing_context=method)
     features = ft.extract(Net(), loader, store)
@@ -260,15 +257,15 @@ def test_the_getitem_of_a_subclass_counts(store):
     "data",
     [
         lambda: DataLoader(Pairs(), collate_fn=doubled),
-        was_wrong(lambda: DataLoader(TensorDataset(X, LABELS), collate_fn=doubled), reason="tensors skip collate_fn"),
-        was_wrong(lambda: DataLoader(TensorDataset(X, LABELS), collate_fn=doubled, batch_size=4), reason="same"),
+        lambda: DataLoader(TensorDataset(X, LABELS), collate_fn=doubled),
+        lambda: DataLoader(TensorDataset(X, LABELS), collate_fn=doubled, batch_size=4),
     ],
 )
 def test_the_collate_function_of_a_loader_counts(data, store):
     assert_right(ft.extract(Net(), data(), store), X * 2)
 
 
-@pytest.mark.parametrize("data", [Pairs, was_wrong(lambda: TensorDataset(X, LABELS), reason="tensors skip collate_fn")])
+@pytest.mark.parametrize("data", [Pairs, lambda: TensorDataset(X, LABELS)])
 def test_a_collate_function_that_is_given_counts(data, store):
     assert_right(ft.extract(Net(), data(), store, collate_fn=doubled), X * 2)
 
@@ -276,8 +273,8 @@ def test_a_collate_function_that_is_given_counts(data, store):
 @pytest.mark.parametrize(
     "data",
     [
-        was_wrong(Batches, reason="silently keeps the first of 64 batches", id="iterable"),
-        was_wrong(BatchList, reason="says that the data set is random", id="map"),
+        pytest.param(Batches, id="iterable"),
+        pytest.param(BatchList, id="map"),
     ],
 )
 def test_a_loader_without_batching_of_its_own_loses_no_row(data, store):
@@ -296,12 +293,10 @@ def test_a_loader_without_batching_of_its_own_loses_no_row(data, store):
 @pytest.mark.parametrize(
     "make",
     [
-        was_wrong(
-            lambda: ((X[i], i) for i in range(N)), reason="the first 8 rows are lost without a word", id="generator"
-        ),
-        was_wrong(lambda: iter([(X[i], i) for i in range(N)]), reason="the first 8 rows are lost", id="list iterator"),
-        was_wrong(lambda: zip(X, range(N), strict=True), reason="the first 8 rows are lost", id="zip"),
-        was_wrong(lambda: iter(DataLoader(Pairs(), batch_size=None)), reason="the first 8 rows are lost", id="loader"),
+        pytest.param(lambda: ((X[i], i) for i in range(N)), id="generator"),
+        pytest.param(lambda: iter([(X[i], i) for i in range(N)]), id="list iterator"),
+        pytest.param(lambda: zip(X, range(N), strict=True), id="zip"),
+        pytest.param(lambda: iter(DataLoader(Pairs(), batch_size=None)), id="loader"),
         pytest.param(lambda: iter([(X[i], i) for i in range(5)]), id="short"),
     ],
 )
@@ -366,9 +361,7 @@ def test_several_inputs_go_where_they_belong(data, inputs, store):
     assert torch.equal(features.targets, LABELS)
 
 
-@pytest.mark.parametrize(
-    "inputs", [1, (1,), was_wrong(-1, reason="the input is given a second time, as a target"), "x"]
-)
+@pytest.mark.parametrize("inputs", [1, (1,), -1, "x"])
 def test_inputs_overrides_and_leaves_the_rest_as_targets(inputs, store):
     data = Named() if inputs == "x" else [(i, X[i]) for i in range(N)]
     features = ft.extract(Net(), data, store, inputs=inputs)
@@ -382,8 +375,8 @@ def test_inputs_overrides_and_leaves_the_rest_as_targets(inputs, store):
     [
         (Pairs(), 5),
         (Pairs(), "x"),
-        was_wrong(Named(), "nope", reason="the message does not say what was asked for"),
-        was_wrong(Named(), 7, reason="the message does not say what was asked for"),
+        pytest.param(Named(), "nope"),
+        pytest.param(Named(), 7),
     ],
 )
 def test_inputs_that_are_not_there_are_named(data, inputs, store):
@@ -444,11 +437,9 @@ def arrayed(samples):
     [
         (int, listed, 7),
         (complex, listed, 7 + 0j),
-        was_wrong(
-            lambda i: torch.full((i % 3 + 1,), i), listed, [7, 7], reason="lists of tensors are taken for columns"
-        ),
-        was_wrong(lambda i: {"id": i, "boxes": [i] * (i % 3)}, tupled, {"id": 7, "boxes": (7,)}, reason="same"),
-        was_wrong(int, arrayed, 7, reason="arrays are dropped without a word: targets are None"),
+        pytest.param(lambda i: torch.full((i % 3 + 1,), i), listed, [7, 7]),
+        pytest.param(lambda i: {"id": i, "boxes": [i] * (i % 3)}, tupled, {"id": 7, "boxes": (7,)}),
+        pytest.param(int, arrayed, 7),
     ],
 )
 def test_targets_that_a_collate_function_leaves_apart_stay_with_their_sample(
@@ -491,9 +482,9 @@ def test_an_empty_data_set_is_named(data, store):
         (X, LABELS[:-1]),
         {"x": X, "label": LABELS[1:]},
         ["a", "b"],
-        was_wrong(torch.tensor(1.0), reason="TypeError: len() of a 0-d tensor"),
-        was_wrong({1, 2}, reason="read as samples 1 and 2: RuntimeError in the model"),
-        was_wrong(Pairs(target=lambda i: None), reason="a raw TypeError of default_collate"),
+        torch.tensor(1.0),
+        {1, 2},
+        Pairs(target=lambda i: None),
     ],
 )
 def test_what_is_no_data_set_is_refused_in_words(data, store):
@@ -564,11 +555,9 @@ def states():
     [
         lambda: X,
         lambda: TensorDataset(X, LABELS),
-        was_wrong(Pairs, reason="DataLoader draws a seed from torch's generator"),
-        was_wrong(Stream, reason="same"),
-        was_wrong(
-            lambda: Pairs(lambda row: (torch.rand(1), random.random(), np.random.rand(), row)[-1]), reason="reading"
-        ),
+        Pairs,
+        Stream,
+        lambda: Pairs(lambda row: (torch.rand(1), random.random(), np.random.rand(), row)[-1]),
     ],
 )
 def test_random_states_are_left_as_found(data, store):

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_limits import was_wrong
 from processes import printed
 from torch import nn
 
@@ -152,7 +151,7 @@ class Bytes(bytearray):
     pass
 
 
-ALIKE = {
+PAIRS |= {
     "text in a generator": (lambda d: sum(x["a"] for x in d), lambda d: sum(x["b"] for x in d)),
     "text in a comprehension": (lambda d: [x["a"] for x in d], lambda d: [x["b"] for x in d]),
     "order of constants": (lambda f: f("a", 1), lambda f: f(1, "a")),
@@ -172,10 +171,10 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("name", [*PAIRS, *(was_wrong(name, reason="two values, one digest") for name in ALIKE)])
+@pytest.mark.parametrize("name", PAIRS)
 def test_different_values_have_different_digests(name):
     digests = []
-    for value in (PAIRS | ALIKE)[name]:
+    for value in PAIRS[name]:
         try:
             digests.append(digest(value))
         except IdentityError:
@@ -253,8 +252,8 @@ def test_what_is_too_much_is_refused_or_told_but_never_another_error(name):
         np.array([1, "a"], object),
         memoryview(b"a"),
         decimal.Decimal(1),
-        was_wrong(io.StringIO("a"), reason="told by its empty __dict__"),
-        was_wrong(np.zeros(1, [("a", "O")]), reason="told by the addresses of what it holds"),
+        io.StringIO("a"),
+        np.zeros(1, [("a", "O")]),
     ],
     ids=lambda value: type(value).__name__,
 )

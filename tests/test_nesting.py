@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from forethought import nesting
+from forethought.errors import SplitError
 
 torch.set_num_threads(1)
 
@@ -89,6 +90,24 @@ class Lookup(collections.abc.Mapping):
 
     def __getitem__(self, key):
         return self.rows[key]
+
+
+class Shelf(Lookup, collections.abc.MutableMapping):
+    def __setitem__(self, key, item):
+        self.rows[key] = item
+
+    def __delitem__(self, key):
+        del self.rows[key]
+
+
+class Stamped(Lookup):
+    def __init__(self, stamp, rows):
+        super().__init__(rows)
+
+
+class Halving(Rows):
+    def __init__(self, rows):
+        super().__init__(rows[: (len(rows) + 1) // 2])
 
 
 class Colour(enum.Enum):
@@ -366,8 +385,16 @@ def test_tensors_ends_on_a_cycle_of_builtins(make):
 
 @pytest.mark.parametrize("make", [cycle_of_objects, cycle_of_lists, cycle_of_dicts])
 def test_replace_ends_on_a_cycle(make):
-    """A value that holds itself is rebuilt once, or refused with an error that says so."""
-    nesting.replace(make(), torch.clone)
+    """A value that holds itself, and tensors, is refused with an error that says so: no later look at it would end."""
+    with pytest.raises(SplitError, match="holds itself"):
+        nesting.replace(make(), torch.clone)
+
+
+def test_replace_leaves_a_cycle_without_tensors():
+    """What holds no tensor stays the same object, a value that holds itself too."""
+    value = [1]
+    value.append(value)
+    assert nesting.replace(value, torch.clone) is value
 
 
 def test_deep_nesting_is_gone_through():
@@ -390,13 +417,25 @@ def test_deep_nesting_is_gone_through():
         pytest.param(lambda t: Lookup({"a": t}), lambda v: v["a"], id="a Mapping of one's own"),
         pytest.param(lambda t: types.MappingProxyType({"a": t}), lambda v: v["a"], id="mappingproxy"),
         pytest.param(lambda t: Boxed(t, 1), lambda v: v[0], id="tuple with its own constructor"),
+        pytest.param(lambda t: Shelf({"a": t}), lambda v: v["a"], id="a MutableMapping of one's own"),
+        pytest.param(lambda t: torch.max(t[None], 0), lambda v: v.values, id="what torch returns"),
     ],
 )
 def test_replace_rebuilds_rarer_containers(make, out):
-    """Whatever `tensors` looks into, `replace` can rebuild."""
+    """Whatever `tensors` looks into, `replace` can rebuild, and the original stays as it was."""
     value = make(torch.ones(1))
-    assert len(nesting.tensors(value)) == 1
-    assert out(nesting.replace(value, lambda t: t + 1)).item() == 2.0
+    count = len(nesting.tensors(value))
+    again = nesting.replace(value, lambda t: t + 1)
+    assert type(again) is type(value)
+    assert len(nesting.tensors(again)) == count
+    assert (out(again).item(), out(value).item()) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [lambda t: Stamped(1, {"a": t}), lambda t: Halving([t, t, t])])
+def test_replace_refuses_what_it_cannot_rebuild(value):
+    """A class whose constructor takes other things, or keeps less than it is given, is refused by name."""
+    with pytest.raises(SplitError, match=r"Cannot rebuild a (Stamped|Halving)"):
+        nesting.replace(value(torch.ones(1)), torch.clone)
 
 
 def test_tensors_in_slots_are_found():

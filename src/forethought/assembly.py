@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
+from forethought.bundle import doubles, from_json, put_tensors, tensors_of, to_json, with_doubles
 from forethought.errors import BundleError, FitError
 from forethought.halves import Head
 from forethought.heads import Certificate, from_config
@@ -104,9 +105,10 @@ class Assembled(nn.Module):
             outputs = nesting.tensors(_evaluated(self, args, kwargs))
         tensors = {f"trunk.{name}": tensor for name, tensor in self.split.trunk_tensors().items()}
         for name, head in self.heads.items():
-            tensors |= {f"heads.{name}.{key}": tensor for key, tensor in _state(head).items()}
+            tensors |= tensors_of(name, head)
         tensors |= {f"example.{at}": tensor for at, tensor in enumerate(example)}
         tensors |= {f"output.{at}": tensor for at, tensor in enumerate(outputs)}
+        same = doubles(tensors)
         about = {
             "format": FORMAT,
             "model": type(self.split.model).__qualname__,
@@ -115,11 +117,12 @@ class Assembled(nn.Module):
             "at": list(self.split.at),
             "single": self.is_single,
             "heads": {name: _described(head) for name, head in self.heads.items()},
-            "arguments": _to_json(plan.arguments),
+            "arguments": to_json(plan.arguments),
+            "same": same,
             "frozen": [name for name, p in self.split.model.named_parameters() if not p.requires_grad],
             "training": [name for name, module in self.split.model.named_modules() if module.training],
         }
-        held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items() if name not in same}
         data = safetensors.torch.save(held, {"forethought": json.dumps(about)})
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
@@ -183,7 +186,9 @@ def _loaded(
         )
     example = [tensors[f"example.{at}"] for at in range(_count(tensors, "example"))]
     _load_trunk(model, about, {k.removeprefix("trunk."): t for k, t in tensors.items() if k.startswith("trunk.")})
-    args, kwargs = nesting.replace(_from_json(about["arguments"]), lambda position: example[position.at], Position)
+    args, kwargs = nesting.replace(
+        from_json(about["arguments"], len(example)), lambda position: example[position.at], Position
+    )
     first = next(model.parameters(), None)
     if first is not None:
         args, kwargs = nesting.replace((args, kwargs), lambda tensor: tensor.to(first.device))
@@ -253,10 +258,6 @@ def _moved(tensor: Tensor, like: Tensor | None) -> Tensor:
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() and like.is_floating_point() else None)
 
 
-def _state(head: nn.Module) -> dict[str, Tensor]:
-    return dict(head.body.state_dict()) if isinstance(head, Head) else dict(head.state_dict())
-
-
 def _described(head: nn.Module) -> dict[str, Any]:
     """Say how a head can be had again: one of ours by its options, the model's own, or by whoever loads it."""
     if isinstance(head, Head):
@@ -290,10 +291,8 @@ def _load_head(
             f"Cannot load head '{name}': expected the module, a {spec.get('class')}, which the file cannot hold. "
             f"ft.load(path, model, heads={{'{name}': {spec.get('class')}(...)}})"
         )
-    prefix = f"heads.{name}."
-    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     try:
-        (head.body if isinstance(head, Head) else head).load_state_dict(state)
+        put_tensors(name, head, tensors)
     except RuntimeError as err:
         raise BundleError(
             f"Cannot load head '{name}': expected a module of the saved form, got another. {err}"
@@ -344,40 +343,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"Cannot load '{path}': expected format {FORMAT} or older, got {version}. "
             "It was made by a newer version: pip install --upgrade forethought"
         )
-    return about, tensors
+    return about, with_doubles(tensors, about.get("same", {}), path)
 
 
 def _count(tensors: dict[str, Tensor], prefix: str) -> int:
     return sum(1 for name in tensors if name.startswith(f"{prefix}."))
-
-
-def _to_json(value: Any) -> Any:
-    """Write the arguments of the example as JSON: tensors by position, tuples told from lists."""
-    if isinstance(value, Position):
-        return {"tensor": value.at}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"plain": value}
-    if isinstance(value, tuple):
-        return {"tuple": [_to_json(item) for item in value]}
-    if isinstance(value, list):
-        return {"list": [_to_json(item) for item in value]}
-    if isinstance(value, Mapping):
-        return {"dict": [[key, _to_json(item)] for key, item in value.items()]}
-    raise BundleError(
-        f"Cannot save the example inputs: expected tensors and plain values, got a {type(value).__qualname__}. "
-        "Split the model with plain arguments."
-    )
-
-
-def _from_json(written: Any) -> Any:
-    ((kind, value),) = written.items()
-    if kind == "tensor":
-        return Position(int(value))
-    if kind in ("tuple", "list"):
-        items = [_from_json(item) for item in value]
-        return tuple(items) if kind == "tuple" else items
-    if kind == "dict":
-        return {key: _from_json(item) for key, item in value}
-    if kind != "plain":
-        raise BundleError(f"Cannot read the example's arguments: expected a known kind of value, got {kind!r}.")
-    return value

@@ -8,13 +8,16 @@ import copy
 import dataclasses
 import enum
 import itertools
+import operator
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from forethought.errors import SplitError
 
 Kind = type | tuple[type, ...]
 PLAIN = (
@@ -48,7 +51,11 @@ def tensors(value: Any, kind: Kind = Tensor) -> list[Any]:
         [torch.Size([2]), torch.Size([3])]
     """
     found: list[Any] = []
-    _collect(value, kind, found, frozenset())
+    try:
+        _collect(value, kind, found, frozenset())
+    except RecursionError:  # a list or a dict that holds itself: rare, so only now is each remembered
+        found.clear()
+        _collect_once(value, kind, found, set())
     return found
 
 
@@ -85,29 +92,54 @@ def _collect(value: Any, kind: Kind, found: list[Any], seen: frozenset[int]) -> 
             _collect(item, kind, found, seen | {id(value)})
 
 
+def _collect_once(value: Any, kind: Kind, found: list[Any], path: set[int]) -> None:
+    """Collect from a value that holds itself: what is on the way down already holds nothing new."""
+    if isinstance(value, kind):
+        found.append(value)
+    elif not isinstance(value, _LEAVES) and id(value) not in path:
+        path.add(id(value))
+        for _, item in _items(value):
+            _collect_once(item, kind, found, path)
+        path.discard(id(value))
+
+
 def replace(value: Any, new: Callable[[Any], Any], kind: Kind = Tensor) -> Any:
     """Rebuild a value with `new(tensor)` in the place of each tensor (or `kind`), in the order of `tensors`.
 
     Containers that hold tensors are copied, never changed; the rest is shared with the original.
 
+    Raises:
+        SplitError: a container holds tensors and itself, or is of a class that does not show how it is built.
+
     Example:
         >>> replace([torch.zeros(2), "name"], lambda tensor: len(tensor))
         [2, 'name']
     """
+    try:
+        return _replaced(value, new, kind)
+    except RecursionError as err:
+        raise SplitError(
+            f"Cannot look through a {type(value).__name__}: expected nested values that end, got one that holds "
+            "itself, or hundreds inside one another. Take and return its tensors in a tuple or a dict."
+        ) from err
+
+
+def _replaced(value: Any, new: Callable[[Any], Any], kind: Kind) -> Any:
     exact = type(value)
     if exact in _ATOMS:
         return value
     if isinstance(value, kind):
         return new(value)
     if exact is tuple:
-        return tuple([replace(item, new, kind) for item in value])
+        made = tuple([_replaced(item, new, kind) for item in value])
+        return value if all(map(operator.is_, made, value)) else made
     if isinstance(value, _LEAVES):
         return value
     if isinstance(value, slice):
-        return slice(*(replace(part, new, kind) for part in (value.start, value.stop, value.step)))
+        return slice(*(_replaced(part, new, kind) for part in (value.start, value.stop, value.step)))
     if not tensors(value, kind):
         return value
-    return _rebuild(value, [(key, replace(item, new, kind)) for key, item in _items(value)])
+    return _rebuild(value, [(key, _replaced(item, new, kind)) for key, item in _items(value)])
 
 
 def is_plain(value: Any) -> bool:
@@ -175,26 +207,68 @@ def _names(slots: str | Sequence[str]) -> Sequence[str]:
 
 
 def _rebuild(value: Any, items: list[tuple[Any, Any]]) -> Any:
-    made: Any
     if isinstance(value, Mapping):
-        if type(value) is dict:
-            return dict(items)
-        made = copy.copy(value)
-        for key, item in items:
-            made[key] = item
-        return made
+        return _rebuild_mapping(value, items)
     if isinstance(value, tuple):
         parts = [item for _, item in items]
-        if hasattr(value, "_fields"):
-            return tuple.__new__(type(value), parts)
-        return type(value)(parts)
+        if hasattr(value, "n_sequence_fields"):  # torch.return_types: made by C
+            return type(value)(parts)
+        made: Any = tuple.__new__(type(value), parts)  # whatever else its own constructor asks for
+        if hasattr(value, "__dict__"):
+            vars(made).update(vars(value))
+        return made
     if isinstance(value, list):
         made = copy.copy(value)
         made[:] = [item for _, item in items]
         return made
-    if isinstance(value, Sequence):  # a deque, or a class of the user's
-        return type(value)([item for _, item in items])  # type: ignore[call-arg]
+    if isinstance(value, MutableSequence):
+        made = _copied(value)
+        for at, item in items:
+            made[at] = item
+        return made
+    if isinstance(value, Sequence):
+        return _built(value, [item for _, item in items])
     made = copy.copy(value)
     for key, item in items:
         object.__setattr__(made, key, item)  # a frozen dataclass has no other door
     return made
+
+
+def _rebuild_mapping(value: Mapping[Any, Any], items: list[tuple[Any, Any]]) -> Any:
+    if type(value) is dict:
+        return dict(items)
+    if not isinstance(value, MutableMapping):
+        return _built(value, dict(items))
+    made = _copied(value)
+    for key, item in items:
+        made[key] = item
+    return made
+
+
+def _copied(value: Any) -> Any:
+    """Copy a container so that writing into the copy leaves the original: a class's own may share its inner one."""
+    made = copy.copy(value)
+    for name, held in list(vars(made).items()) if hasattr(made, "__dict__") else []:
+        if isinstance(held, dict | list) and vars(value).get(name) is held:
+            vars(made)[name] = copy.copy(held)
+    return made
+
+
+def _built(value: Any, content: Any) -> Any:
+    """Build another of a class that shows no more than what it holds."""
+    try:
+        made = type(value)(content)
+        is_whole = [key for key, _ in _items(made)] == [key for key, _ in _items(value)]
+    except Exception as err:
+        raise _unbuildable(value) from err
+    if not is_whole:
+        raise _unbuildable(value)
+    return made
+
+
+def _unbuildable(value: Any) -> SplitError:
+    name, kind = type(value).__name__, "dict" if isinstance(value, Mapping) else "list"
+    return SplitError(
+        f"Cannot rebuild a {name} with other tensors in it: expected {name}({kind}) to give one, got another or an "
+        f"error. Take and return a plain {kind}."
+    )
