@@ -130,13 +130,21 @@ MAY_IMPORT = {
         "dataset", "division", "energy", "features", "feed", "frozen", "ledger", "outcome", "precision", "replay", "roll",
         "store", "tensors", "unevenness", "views",
     },
+    "live": {"dataset", "feed", "forms", "frozen", "halves", "nesting", "padding", "replay", "targets", "unevenness"},
+    "writethrough": {
+        "batch", "dataset", "extraction", "features", "feed", "forms", "frozen", "halves", "live", "padding", "roll",
+        "store", "targets",
+    },
     "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store", "unevenness"},
     "housekeeping": {
         "dataset", "features", "frozen", "ledger", "manifest", "outcome", "precision", "replay", "store",
         "verification", "views",
     },
     # What is made of it.
-    "fitting": {"features", "heads", "ledger", "nesting", "store"},
+    "fitting": {
+        "dataset", "extraction", "features", "frozen", "heads", "ledger", "live", "nesting", "precision", "replay",
+        "store", "writethrough",
+    },
     "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},
     "bundle": {"halves", "recording"},
     "assembly": {"bundle", "halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},

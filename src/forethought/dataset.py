@@ -237,10 +237,10 @@ class Samples:
             yield self._joining.batch(items[start : start + self._batch_size])
 
     def read(self, indices: np.ndarray | None = None) -> Iterator[tuple[Batch, list[Seen]]]:
-        """Read all in order, or the samples at these indices; give batches and what was opened for each sample."""
+        """Read all, or the samples at these indices in their order; give batches and what was opened for each."""
         if self._columns is not None:
             for part in self._batches(indices):
-                together = part[-1] - part[0] == len(part) - 1
+                together = bool((np.diff(part) == 1).all())
                 chosen = slice(int(part[0]), int(part[-1]) + 1) if together else part
                 yield self._parting.part(rows_of(self._columns, chosen)), []
         elif self.is_indexed:
@@ -272,7 +272,7 @@ class Samples:
         yield from map(self._parting.part, loader)
 
     def _batches(self, indices: np.ndarray | None) -> list[np.ndarray]:
-        """Part ascending indices into batches: those of a reading of all, to round alike, unless scattered."""
+        """Part indices into batches: where they ascend, those of a reading of all, to round alike, unless scattered."""
         size = self._batch_size
         if indices is None:
             return [np.arange(at, min(at + size, len(self))) for at in range(0, len(self), size)]

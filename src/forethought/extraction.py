@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,14 @@ from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.roll import Read, Reading, Roll
-from forethought.store import DamagedSegmentError, Store
+from forethought.store import DamagedSegmentError, Store, Table
 from forethought.tensors import KEY_BYTES
 from forethought.unevenness import UnforeseenSizesError
 from forethought.views import View
 
 _SEGMENT_BYTES = 64 * 2**20
-_COMMIT_S = 20.0  # what a kill may cost, in seconds of work
+COMMIT_S = 20.0  # what a kill may cost, in seconds of work
+_WITH_HEADS = "not measured apart: heads were trained meanwhile"
 _ATTEMPTS = 3  # to have the same rows stored
 
 
@@ -96,20 +97,60 @@ def extract(
         ...     print(first.report.rows_computed, again.report.rows_computed, again.numpy().shape)
         10 0 (10, 8)
     """
-    started = time.perf_counter()
     _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
+    trunk = FrozenPart(model, at, device, dtype)
+    samples = Samples(
+        dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
+    )
+    drawn = [samples] if views is None else [samples.view(view, seed) for view in range(views)]
+    return gather(trunk, drawn, store, dataset, segment_rows=segment_rows, progress=progress)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What was done of an extraction before: while heads were trained on the rows, as they came.
+
+    Attributes:
+        rolls: The data set's, for each view.
+        rows_computed: Rows that were stored.
+        time_s: Seconds that computing and storing them took.
+    """
+
+    rolls: Sequence[Roll] = ()
+    rows_computed: int = 0
+    time_s: float = 0.0
+
+
+def gather(
+    trunk: FrozenPart,
+    drawn: Sequence[Samples],
+    store: Store,
+    dataset: Any,
+    *,
+    segment_rows: int | None = None,
+    progress: bool = True,
+    begun: Begun | None = None,
+) -> Features:
+    """Compute what a store lacks of the views of a data set; give all rows as features.
+
+    Args:
+        trunk: The frozen part.
+        drawn: The views.
+        store: Where rows are.
+        dataset: What the views are of.
+        segment_rows: As for `extract`.
+        progress: As for `extract`.
+        begun: What was done before.
+    """
+    started, begun = time.perf_counter(), begun or Begun()
     with phase_in(store.place, "extract", readonly=store.readonly) as phase:
-        trunk = FrozenPart(model, at, device, dtype)
-        samples = Samples(
-            dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
-        )
-        drawn = [samples] if views is None else [samples.view(view, seed) for view in range(views)]
-        rolls: list[Roll] = []
+        rolls = list(begun.rolls)
         while True:
             try:
                 rolls = rolls or [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
                 job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
+                job.rows_computed = begun.rows_computed
                 places = [job.fill(roll) for roll in rolls]
                 break
             except MistakenNoteError:
@@ -131,9 +172,9 @@ def extract(
         rows_computed=job.rows_computed,
         rows_reused=rows - job.rows_computed,
         size_bytes=trunk.size_bytes(rows, entries),
-        time_s=time.perf_counter() - started,
-        energy_j=phase.energy_j,
-        energy_source=phase.energy_source,
+        time_s=time.perf_counter() - started + begun.time_s,
+        energy_j=None if begun.rows_computed else phase.energy_j,
+        energy_source=_WITH_HEADS if begun.rows_computed else phase.energy_source,
         precision=trunk.precision(entries),
         avoided_s=reuse.time_s,
         avoided_j=reuse.energy_j,
@@ -142,7 +183,8 @@ def extract(
     views_of_rows = tuple(View(where, roll.targets) for where, roll in zip(places, rolls, strict=True))
     with suppress(StoreError):  # the rows are safe; what is lost is only the account of them
         facts = run_facts(asdict(report), trunk.model, dataset, device_type)
-        record_run(store, job.table.fingerprint, facts | {"label": phase.amount.label, "span": phase.span})
+        measured = {} if begun.rows_computed else {"label": phase.amount.label}
+        record_run(store, job.table.fingerprint, facts | measured | {"span": phase.span})
     return Features(
         job.table,
         views_of_rows,
@@ -213,7 +255,7 @@ class _Extraction:
         if roll.unknown is None:
             return np.empty((0, 2), np.int64), None
         places = self.table.locate(roll.keys)
-        while self._drop_damaged(places):
+        while drop_damaged(self.table, places):
             places = self.table.locate(roll.keys)
         return places, roll.to_read((places[:, 0] < 0) | roll.unknown)
 
@@ -233,7 +275,9 @@ class _Extraction:
                 if len(missing):
                     if writer is None:
                         self._check_writable()
-                        writer = self.table.writer(segment_rows=self._whole_batches(len(keys)))
+                        writer = self.table.writer(
+                            segment_rows=whole_batches(self.table, len(keys), self._segment_rows)
+                        )
                     part = batch if len(missing) == len(keys) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():
                         writer.append(keys[missing], self._trunk.rows(part, where[missing]))
@@ -241,7 +285,7 @@ class _Extraction:
                     if writer.rows_written > stored:  # these rows are found in the table from now on
                         stored, fresh = writer.rows_written, self._unstored(fresh)
                     self._phase.add(rows_computed=self.rows_computed)
-                if writer is not None and time.perf_counter() - committed > _COMMIT_S:
+                if writer is not None and time.perf_counter() - committed > COMMIT_S:
                     writer.flush()
                     committed = time.perf_counter()
                     division.release(but=where[-1:].tolist())
@@ -253,12 +297,6 @@ class _Extraction:
                     told = {"rows": writer.rows_written, "size_bytes": writer.bytes_written}
                     self._phase.aside("write", writer.write_s, **told)
         self.table.refresh()
-
-    def _whole_batches(self, batch: int) -> int:
-        """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
-        row = max(1, sum(column.row_bytes for column in self.table.columns))
-        wanted = self._segment_rows or max(_SEGMENT_BYTES // row, 1)
-        return wanted // batch * batch if wanted > batch else wanted
 
     def _missing(self, keys: NDArray[np.uint8], fresh: set[bytes]) -> NDArray[np.int64]:
         """Find the rows to compute: neither stored, nor met before in this pass."""
@@ -272,18 +310,6 @@ class _Extraction:
         listed = list(keys)
         places = self.table.locate(np.frombuffer(b"".join(listed), np.uint8).reshape(-1, KEY_BYTES))
         return {listed[at] for at in np.flatnonzero(places[:, 0] < 0).tolist()}
-
-    def _drop_damaged(self, places: np.ndarray) -> bool:
-        """Read every segment that is to be served; leave out those whose bytes are not what was written."""
-        damaged = False
-        for number in np.unique(places[places[:, 0] >= 0, 0]):
-            try:
-                for column in self.table.columns:
-                    self.table.segment(int(number)).column(column.name)
-            except DamagedSegmentError as err:
-                self.table.drop(int(number), err)
-                damaged = True
-        return damaged
 
     def _watched(self, reading: Reading, total: int | None) -> Iterator[Read]:
         """Show how far a reading is, once it has taken a moment, to a person."""
@@ -307,6 +333,26 @@ class _Extraction:
                 done += len(read[1])
                 rate = done / max(time.perf_counter() - started, 1e-9)
                 bar.update(task, completed=done, rate=f"{rate:,.0f} rows/s")
+
+
+def whole_batches(table: Table, batch: int, wanted: int | None = None) -> int:
+    """Choose the rows of a segment: whole batches, so that work taken up again has the batches it had before."""
+    row = max(1, sum(column.row_bytes for column in table.columns))
+    wanted = wanted or max(_SEGMENT_BYTES // row, 1)
+    return wanted // batch * batch if wanted > batch else wanted
+
+
+def drop_damaged(table: Table, places: NDArray[np.int64]) -> bool:
+    """Read every segment that is to be served; leave out those whose bytes are not what was written."""
+    damaged = False
+    for number in np.unique(places[places[:, 0] >= 0, 0]):
+        try:
+            for column in table.columns:
+                table.segment(int(number)).column(column.name)
+        except DamagedSegmentError as err:
+            table.drop(int(number), err)
+            damaged = True
+    return damaged
 
 
 def _check(segment_rows: int | None, views: int | None) -> None:

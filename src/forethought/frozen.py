@@ -263,8 +263,37 @@ class FrozenPart:
         """Run the trunk; give each column's rows, as bytes (B, n) or ragged. `indices` name the samples in errors."""
         return bytes_of(self.stored.encode(self._run(batch), indices), batch.sizes)
 
+    def rows_to_feed(self, batch: Batch, indices: np.ndarray) -> tuple[list[np.ndarray | Ragged], list[Rows]]:
+        """Run the trunk; give each column's rows, as `rows` does, and beside them the rows as they will be fed."""
+        encoded = self.stored.encode(self._run(batch), indices)
+        return bytes_of(encoded, batch.sizes), self.stored.decode(encoded)
+
+    def live_rows(self, batch: Batch) -> list[Rows]:
+        """Run the trunk; give the rows of each tensor of the frontier, where it ran, without padding."""
+        return self._run_there(batch)
+
+    def live_frontier(self, samples: Samples) -> tuple[FrontierTensor, ...]:
+        """Find the tensors of rows that are stored nowhere, and check that they are rows: as of those that are.
+
+        Raises:
+            ImpureTrunkError: a row depends on chance or on its batch.
+        """
+        example = self._example = samples.example(_PROBE_ROWS)
+        with self.placed():
+            split = self.split()
+            if self._given is not None:
+                self._stretch(split, example.to(self.device))
+                split.renew()
+            check_still(split)
+            probe(split, example.to(self.device))
+            self._frontier = self._laid_out(split, example)
+        return self._frontier
+
     def _run(self, batch: Batch) -> list[Rows]:
         """Run the trunk; give the rows of each tensor of the frontier, on the CPU, without padding."""
+        return [rows.cpu() for rows in self._run_there(batch)]
+
+    def _run_there(self, batch: Batch) -> list[Rows]:
         if any(tensor.layout is not None and tensor.layout.by_longest for tensor in self._frontier):
             batch = batch.shortened()
         given, split = batch.copied_to(self.device), self.split()
@@ -272,7 +301,7 @@ class FrozenPart:
         if batch.rows > self._most_rows:
             check_number(split, batch.to(self.device), rows)
             self._most_rows = batch.rows
-        return [cut_rows(tensor, each, batch).cpu() for tensor, each in zip(self._frontier, rows, strict=True)]
+        return [cut_rows(tensor, each, batch) for tensor, each in zip(self._frontier, rows, strict=True)]
 
     @contextmanager
     def placed(self) -> Iterator[None]:

@@ -84,13 +84,16 @@ class Roll:
         return indices if self.is_indexed or not len(indices) else None
 
     def read(self, indices: NDArray[np.int64] | None) -> "Reading":
-        """Begin to read samples: these, or all of an iterable."""
+        """Begin to read samples: these, in any order but each once, or all of an iterable."""
         self._was_read = True
         return Reading(self, self._samples, indices, self._probed)
 
     def enter(self, indices: NDArray[np.int64] | None, keys: NDArray[np.uint8], targets: Any) -> None:
         """Take in what was read. Content that is not what was believed makes all that was not read unknown."""
         if indices is None or len(indices) == len(self.keys):
+            if indices is not None and bool((np.diff(indices) < 0).any()):
+                back = np.argsort(indices)
+                keys, targets = keys[back], take(targets, back)
             self.keys, self.targets = keys, targets
             self._is_known = np.ones(len(keys), bool)
             return

@@ -11,7 +11,7 @@ from forethought.feed.columns import Brings, Brought, Column
 from forethought.feed.iterator import Feed, Request
 from forethought.feed.memory import bytes_of
 from forethought.feed.opening import Rows
-from forethought.feed.orders import Mixing, Shard
+from forethought.feed.orders import Mixing, Shard, exact
 from forethought.feed.sources import Source
 from forethought.feed.uneven import InputSizes, count_entries
 
@@ -28,4 +28,5 @@ __all__ = [
     "Source",
     "bytes_of",
     "count_entries",
+    "exact",
 ]

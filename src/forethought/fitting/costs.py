@@ -7,6 +7,7 @@ from typing import Any
 from forethought.fitting.results import HeadResult
 from forethought.ledger import Phase, phase_in
 from forethought.store import Table
+from forethought.writethrough import WriteThrough
 
 
 def phase_for(train: Any) -> Phase:
@@ -28,7 +29,8 @@ def facts_of(results: Sequence[HeadResult], passes: int, train: Any, val: Any) -
     for features in (train, val):
         table = getattr(features, "table", None)
         if isinstance(table, Table):
-            fed[table.fingerprint] += passes * len(features)
+            is_written = isinstance(features, WriteThrough)  # its first rows were computed, not read
+            fed[table.fingerprint] += features.rows_from_store if is_written else passes * len(features)
     heads = [
         {
             "name": result.name,

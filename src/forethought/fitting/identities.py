@@ -11,7 +11,9 @@ from torch import Tensor
 from forethought.features import Features
 from forethought.fitting.rows import Batches, TensorRows, known_targets
 from forethought.fitting.specs import Candidate
+from forethought.live import Live
 from forethought.nesting import tensors
+from forethought.writethrough import WriteThrough
 
 
 def identify(candidates: Sequence[Candidate], sides: Mapping[str, Batches], order: tuple[int, int]) -> dict[str, Any]:
@@ -50,6 +52,9 @@ def _rows(rows: Batches) -> dict[str, Any]:
         found["values"] = digest([rows.values])
     if isinstance(rows, Features):
         found["fingerprint"] = rows.table.fingerprint
+    if isinstance(rows, Live | WriteThrough):
+        found["fingerprint"] = rows.fingerprint
+        return found | {"targets": digest([rows.read_targets()])}
     return found | {"targets": digest([known_targets(rows)])}
 
 

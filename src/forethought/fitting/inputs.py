@@ -8,7 +8,7 @@ from torch import Tensor
 
 from forethought.errors import FitError
 from forethought.fitting.introduction import check_range
-from forethought.fitting.rows import Batch, Batches, fed, known_targets, pick_target
+from forethought.fitting.rows import Batch, Batches, all_targets, fed, pick_target
 from forethought.fitting.standardizing import Standard, learn_standard
 from forethought.fitting.trainee import Trainee
 
@@ -112,7 +112,7 @@ def prepare(trainees: Sequence[Trainee], train: Batches, batch_size: int, device
 
 def _count(trainee: Trainee, train: Batches, batch_size: int, device: torch.device) -> Tensor:
     """Count the rows of each class."""
-    known = known_targets(train)
+    known = all_targets(train)
     parts = [known] if known is not None else (batch[1] for batch in fed(train, batch_size, device, epoch=0))
     counts = torch.zeros(0, dtype=torch.float64)
     for part in parts:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from forethought.errors import FitError
 from forethought.features import Features
+from forethought.live import Live
 from forethought.nesting import tensors
+from forethought.writethrough import WriteThrough
 
 
 @runtime_checkable
@@ -108,7 +110,12 @@ def fed(rows: Batches, batch_size: int, device: torch.device, **options: Any) ->
 
 def known_targets(rows: Batches) -> Any:
     """Give the targets of all rows, where they are known before any is fed; else None."""
-    return rows.targets if isinstance(rows, Features) or type(rows) is TensorRows else None
+    return rows.targets if isinstance(rows, Features | Live | WriteThrough) or type(rows) is TensorRows else None
+
+
+def all_targets(rows: Batches) -> Any:
+    """Give the targets of all rows, read for that if need be; None where they come with the batches alone."""
+    return rows.read_targets() if isinstance(rows, Live | WriteThrough) else known_targets(rows)
 
 
 def rows_in(batch: Batch) -> int:

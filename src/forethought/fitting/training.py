@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,16 +21,20 @@ from forethought.fitting.loop import Loop
 from forethought.fitting.measures import Measure, name_of
 from forethought.fitting.options import NAMES, MakeOptimizer, Metric, PerHead, check_count
 from forethought.fitting.randomness import random_state_kept
+from forethought.fitting.raw import accepts_raw
 from forethought.fitting.results import HeadResult, Results, rank
-from forethought.fitting.rows import Batches, as_batches, check_targets, fed, known_targets
+from forethought.fitting.rows import Batches, all_targets, as_batches, check_targets, fed, known_targets
 from forethought.fitting.specs import Candidate, expand
 from forethought.fitting.standardizing import Standard, folded
 from forethought.fitting.timesheet import Timesheet
 from forethought.fitting.trainee import Trainee
+from forethought.live import Live
+from forethought.writethrough import WriteThrough
 
 Rows = Batches | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
+@accepts_raw
 def fit(
     train: Rows,
     val: Rows,
@@ -66,6 +71,13 @@ def fit(
     the same alone and in company, up to the rounding of sums in another order. Each head keeps the weights of its
     epoch with the best validation score. A head whose loss or score stops being finite is stopped and reported; the
     others go on. Ctrl-C ends the training and returns the results so far.
+
+    Of raw data: `fit(model, dataset, heads, val=held_out, run=..., store=...)`, with `test=`, all options below, and
+    those of `extract` that say how to read (`inputs`, `collate_fn`, `num_workers`, `at`, `dtype`, and
+    `trunk_batch_size` for its `batch_size`). `run="stored"` extracts, then trains; `"live"` keeps nothing: one pass
+    of the frozen part a batch feeds every head; `"write-through"` trains in the first epoch while it stores. By
+    default "stored" if there is a store, else "live". The heads are the same either way, up to how rows are rounded
+    in other batches. Without heads, a copy of the model's own is trained. It runs where the model is.
 
     Args:
         train: Features with `batches` (`Batches`), or a pair of tensors (values, targets).
@@ -125,7 +137,7 @@ def fit(
     sides = {"train": as_batches(train, "train"), "val": as_batches(val, "val")}
     sides |= {} if test is None else {"test": as_batches(test, "test")}
     order = _order_seed(seed)
-    candidates = expand(heads, given, lambda: _setting(sides["train"], batch_size))
+    candidates = expand(heads, given, cache(lambda: _setting(sides["train"], batch_size)))
     _check_targets(candidates, sides)
     where = torch.device(device) if device is not None else _device_of(candidates)
     sheet, interrupted = Timesheet(), False
@@ -168,8 +180,10 @@ def _order_seed(seed: Any) -> int:
 
 def _setting(train: Batches, batch_size: int) -> Setting:
     """Look at the training rows, for heads that are sized for them."""
+    targets = all_targets(train)
+    if isinstance(train, Live | WriteThrough):
+        return Setting(features_shape(train.glance()), targets)
     first = next(iter(fed(train, batch_size, torch.device("cpu"), epoch=0)))
-    targets = known_targets(train)
     return Setting(features_shape(first[0]), first[1] if targets is None else targets)
 
 
