@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import forethought as ft
+from forethought.energy import WallMeter
 from forethought.energy.meters import BOUNDS, LABELS
 from forethought.errors import EnergyError
 from forethought.ledger.journal import Journaled, _encoded, journal_of
@@ -40,6 +42,8 @@ from forethought.report.charts import ticks
 from forethought.report.exports import CODECARBON, OURS
 from forethought.report.gathering import Gathered
 from forethought.report.page import bins_of
+from forethought.report.sections import grids
+from forethought.report.statements import best_of, saving_grid, subline
 from forethought.report.units import amount_text, energy_text, time_text
 from forethought.savings import Comparison, Side
 from forethought.store.folder import Folder
@@ -212,7 +216,10 @@ def test_a_report_of_nothing_is_none(tmp_path):
             NUMBER_OF_ENERGY.findall(text.replace(files("forethought.report").joinpath("page.css").read_text(), ""))
             == []
         )
-    assert "No saving was measured yet." in to_text(summary)
+    text = to_text(summary)
+    assert "Nothing was recorded yet." in text
+    assert "ft.extract(" in text  # what to do
+    assert "unknown" not in text  # money and CO2e of nothing
 
 
 # ------------------------------------------------------------------------------------------------------ labels
@@ -515,6 +522,29 @@ def test_tables_tell_what_is_never_used(tmp_path):
     assert "forethought store gc" in to_text(summarize(gathered, now=time.time() + 3 * 86400))
 
 
+def test_copies_of_a_store_tell_of_one_run_once(tmp_path):
+    """A ledger's word goes before a note's: a copy without a ledger adds nothing, measured or not."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    plug = iter(range(10**6))
+    with ft.Ledger(tmp_path / "run", meter=WallMeter(lambda: next(plug) * 1e-6, step_s=1e-6)):
+        ft.extract(model, torch.randn(40, 4), tmp_path / "a")
+    alone = summarize(gather(tmp_path / "a"))
+    assert alone.gross.energy_j is not None
+    for name in ("b", "c"):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "ledger")
+    both = summarize(gather(tmp_path))
+    assert (both.gross.energy_j, both.time_s) == (alone.gross.energy_j, alone.time_s)
+    (tmp_path / "only").mkdir()
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "run")
+    noted = summarize(gather(tmp_path))
+    assert noted.gross.energy_j == pytest.approx(alone.gross.energy_j)
+    assert "No ledger tells of 1 run" in " ".join(noted.remarks)
+    assert "No ledger tells" not in " ".join(both.remarks)
+
+
 def test_the_price_by_the_table_is_known_without_a_ledger(tmp_path):
     """Segments and notes that were copied without their ledger still tell what they cost."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -549,10 +579,15 @@ def test_what_a_reader_must_know_stands_first():
     """Killed runs, torn lines, shared machines and joules that may be counted twice are told before any number."""
     begun = [{"kind": "begin", "span": name, "phase": "extract", "machine": "m", "time": T} for name in ("a", "killed")]
     found = journal(row("a"), row("b", start=T + 50, is_shared=True), others=begun)
-    found.journal.unreadable = 2
+    found.journal.unreadable, found.journal.cut_short = 2, 1
     remarks = " ".join(summarize(found, now=T + 10_000).remarks)
     assert "1 run never came to an end" in remarks
     assert "2 lines" in remarks
+    assert "Cut short while it was written, by a kill or a full disk, and left out of the ledger: 1 line." in remarks
+    assert "began after this report was made" not in remarks
+    assert "2 runs began after this report was made: a clock was wrong" in " ".join(
+        summarize(found, now=T - 1e4).remarks
+    )
     assert "1 pair of runs counted one component at the same time" in remarks
     assert "During 1 of 2 runs other processes were at work" in remarks
     assert "perhaps still at work" in " ".join(summarize(found, now=T + 60).remarks)
@@ -820,7 +855,7 @@ class Page(HTMLParser):
         return [attrs for tag, attrs in self.tags if tag == name]
 
 
-def a_full_page(name="resnet"):
+def full_journal(name="resnet"):
     reuse = {"table": "t", "rows_reused": 5, "avoided_s": 3.0, "data": name}
     heads = [head(name, 1.0), head("b", 2.0)]
     built = {"table": "t", "model": name, "frontier": [[name, [3], "torch.float32", 12]]}
@@ -830,7 +865,11 @@ def a_full_page(name="resnet"):
         row("n", name, None, start=T + 300, reason=name), others=[comparison().to_json()],
     )  # fmt: skip
     found.name = name
-    return to_html(summarize(found, factors=Factors(Price.read("0.3 EUR"))))
+    return found
+
+
+def a_full_page(name="resnet"):
+    return to_html(summarize(full_journal(name), factors=Factors(Price.read("0.3 EUR"))))
 
 
 def test_the_page_fetches_nothing_and_runs_nothing():
@@ -922,6 +961,47 @@ def test_the_chart_says_what_it_shows():
     assert "They cross after" in words
     assert "The same as a table" in words
     assert "The first epochs, until it pays back" in words
+
+
+def test_what_another_machine_measured_is_told_so():
+    """Costs and savings of another machine are never shown as this one's, not even when there are no others."""
+    here = this_machine().id
+    big = comparison((100.0, 101.0, 99.0)).to_json()
+    rows = [row("a", facts={"table": "t"}), row("f", "fit", start=T + 200, facts={"fed": {"t": 9000}})]
+    away = summarize(journal(*rows, others=[big]))
+    assert to_csv(away).count(",True\n") == 2
+    for form, text in pages(away).items():
+        assert "elsewhere" in text, form
+    assert "measured elsewhere, on machine mmmmmmmm" in subline(away).lower()
+    assert "2 runs of 2 were measured on another machine" in " ".join(away.remarks)
+    mine = [row("b", machine=here, start=T + 500, facts={"table": "t"}),
+            row("g", "fit", machine=here, start=T + 700, facts={"fed": {"t": 9000}})]  # fmt: skip
+    both = summarize(journal(*rows, *mine, others=[big, comparison(machine=here).to_json()]))
+    assert best_of(both).machine == here  # though the other's saving is larger
+    assert "elsewhere" not in subline(both)
+    assert "elsewhere" not in to_text(summarize(journal(*mine, others=[comparison(machine=here).to_json()])))
+    assert "system" not in to_boamps(away)
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80])
+def test_a_narrow_terminal_gets_lists(width):
+    """Nothing is wider than the terminal where words can be broken, and no cell is lost."""
+    wide = summarize(full_journal())
+    text = to_text(wide, width)
+    assert max(map(len, text.splitlines())) <= width
+    flat = "".join(text.split())
+    cells = [cell for grid in (*grids(wide), saving_grid(wide.savings[0])) for row in grid.rows for cell in row]
+    assert [cell for cell in cells if "".join(cell.split()) not in flat] == []
+
+
+def test_words_of_a_loss_are_whole():
+    """'More spent than saved' is said in full, in every cell."""
+    loss = to_text(summarize(journal(
+        row("a", facts={"table": "t"}), row("f", "fit", start=T + 200, facts={"fed": {"t": 300}}),
+        others=[comparison((1.0, 1.1, 0.9), (2.0, 2.1, 2.2)).to_json()]
+    )))  # fmt: skip
+    assert "more spent than saved" in loss
+    assert re.findall(r"more spent than (?!saved)", loss) == []
 
 
 def test_this_machine_comes_first():

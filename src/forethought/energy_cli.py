@@ -1,6 +1,7 @@
 """The command line of energy: `forethought report` and `forethought energy`."""
 
 import json
+import shutil
 import sys
 import time
 from enum import StrEnum
@@ -65,7 +66,9 @@ def report(
     factors = Factors(Price.read(price) if price else None, Carbon.read(carbon, pue) if carbon else None)
     summary = summarize(gather(path), watts=watts, factors=factors)
     form = Form.json if as_json else form or (_SUFFIXES.get(out.suffix, Form.text) if out is not None else Form.text)
-    text = _written(summary, form)
+    # A terminal shows as much as it is wide; a file and another program get tables whole.
+    width = shutil.get_terminal_size().columns if out is None and sys.stdout.isatty() else None
+    text = _written(summary, form, width)
     if out is not None:
         out.write_text(text, encoding="utf-8")
         typer.echo(f"Wrote {out}", err=True)
@@ -78,13 +81,13 @@ def report(
             raise typer.Exit(1)
 
 
-def _written(summary: Summary, form: Form) -> str:
+def _written(summary: Summary, form: Form, width: int | None) -> str:
     from forethought.report import to_boamps, to_csv, to_dict, to_html, to_markdown, to_text
 
     if form in (Form.json, Form.boamps):
         return json.dumps(to_dict(summary) if form is Form.json else to_boamps(summary), indent=2, allow_nan=False)
     writers = {Form.html: to_html, Form.markdown: to_markdown, Form.csv: to_csv}
-    return writers.get(form, to_text)(summary)
+    return writers[form](summary) if form in writers else to_text(summary, width)
 
 
 @energy_commands.command("doctor")

@@ -13,8 +13,8 @@ from forethought.energy.amounts import KWH_J, Amount
 from forethought.errors import EnergyError
 from forethought.ledger.spans import Span
 from forethought.report.grid import Grid
-from forethought.report.sections import grids, method_lines, total_lines
-from forethought.report.statements import headline, saving_grid, saving_lines, subline
+from forethought.report.sections import elsewhere, grids, method_lines, total_lines
+from forethought.report.statements import headline, next_step, saving_grid, saving_lines, subline
 from forethought.report.summary import SavingLine, Summary
 from forethought.report.units import amount_text, label_text
 
@@ -28,7 +28,7 @@ CODECARBON = (
     "ram_total_size", "tracking_mode", "cpu_utilization_percent", "gpu_utilization_percent",
     "ram_utilization_percent", "ram_used_gb", "on_cloud", "pue", "wue",
 )  # fmt: skip
-OURS = ("phase", "label", "energy_low", "energy_high", "shared", "not_measured")
+OURS = ("phase", "label", "energy_low", "energy_high", "shared", "not_measured", "elsewhere")
 _QUALITY = (("measured:", "high"), ("sampled", "medium"), ("calibrated", "medium"))  # BoAmps: 10, 25, 50 %
 
 
@@ -42,6 +42,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "first": summary.first,
         "last": summary.last,
         "headline": headline(summary),
+        "here": summary.here,
         "machines": summary.machines,
         "meters": summary.meters,
         "total": {"time_s": summary.time_s, "gross": summary.gross.to_dict(), "net": summary.net.to_dict()}
@@ -93,17 +94,18 @@ def _plain(value: Any) -> Any:
 def to_markdown(summary: Summary) -> str:
     """A report for a README; with a carbon factor, the `co2_eq_emissions` of a model card on top."""
     lines = _card(summary)
-    lines += [f"## Energy of {_cell(summary.name)}", "", headline(summary), subline(summary), ""]
+    lines += [f"## Energy of {_cell(summary.name)}", "", headline(summary), subline(summary)]
+    lines += [""] if lines[-1] else []
     lines += [f"> {_cell(remark)}" for remark in summary.remarks] + ([""] if summary.remarks else [])
     made = grids(summary)
     for grid in made[:1]:
         lines += _grid(grid)
     lines += [f"- {_cell(line)}" for line in total_lines(summary)] + ["", "### What it saved", ""]
     for saving in summary.savings:
-        lines += _grid(saving_grid(saving), "####")
+        lines += _grid(saving_grid(saving, summary.here), "####")
         lines += [f"- {_cell(line)}" for line in saving_lines(saving, summary.factors)] + [""]
     if not summary.savings:
-        lines += ["Not measured.", ""]
+        lines += [_cell(next_step(summary)), ""]
     for grid in made[1:]:
         lines += _grid(grid)
     lines += ["### How it was measured", ""]
@@ -185,6 +187,7 @@ def _csv_row(summary: Summary, span: Span) -> dict[str, Any]:
         "energy_high": None if interval is None else interval[1] / KWH_J,
         "shared": span.is_shared,
         "not_measured": "; ".join(span.amount.reasons) or None,
+        "elsewhere": bool(elsewhere(summary, span.machine)),
     }
 
 
@@ -234,13 +237,20 @@ def to_boamps(summary: Summary) -> dict[str, Any]:
             "dataset": [{"dataUsage": "input", "dataType": "other", **quantity}],
         },
         "measures": [measure],
-        "system": {"os": platform.system()},
-        "software": {"language": "python", "version": platform.python_version()},
+        **(_system() if set(summary.machines) <= {summary.here} else {}),
         "infrastructure": {
             "infraType": "other",
             "components": [{**machine, "nbComponent": 1} for machine in machines],
         },
         "quality": next((word for start, word in _QUALITY if label.startswith(start)), "low"),
+    }
+
+
+def _system() -> dict[str, dict[str, str]]:
+    """What this machine runs on; of another one a report cannot say it."""
+    return {
+        "system": {"os": platform.system()},
+        "software": {"language": "python", "version": platform.python_version()},
     }
 
 

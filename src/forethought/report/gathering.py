@@ -19,7 +19,7 @@ from forethought.store.place import MARKER
 
 _DEPTH = 4
 _MOST_FOLDERS = 20_000
-_UNKNOWN = "not recorded"
+UNKNOWN = "not recorded"
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Gathered:
         journal: What all ledgers tell.
         holdings: What the stores hold.
         notes: What could not be read.
+        noted: Spans of which no ledger tells, only notes beside the rows that they computed.
     """
 
     name: str
@@ -39,6 +40,13 @@ class Gathered:
     journal: Journaled = field(default_factory=Journaled)
     holdings: list[Holding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    noted: dict[str, Row] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Add what only notes tell. Several copies of a store tell of one run: a ledger's word goes before a note's."""
+        told = {row.span for row in self.journal.rows}
+        self.noted = {span: row for span, row in self.noted.items() if span not in told}
+        self.journal.rows += self.noted.values()
 
     @property
     def begun(self) -> dict[str, dict[str, Any]]:
@@ -61,6 +69,7 @@ def gather(path: str | os.PathLike[str]) -> Gathered:
     if "://" in text:
         found = Gathered(text)
         _add_store(found, Store(text, readonly=True))
+        found.settle()
         return found
     root = Path(os.path.abspath(text))
     found = Gathered(root.name or str(root))
@@ -85,6 +94,7 @@ def gather(path: str | os.PathLike[str]) -> Gathered:
             found.journal.add(read_journal(Folder(folder)))
     if not found.places:
         raise _nothing(text, "neither")
+    found.settle()
     return found
 
 
@@ -125,14 +135,13 @@ def _inside(folder: Path) -> list[Path]:
 
 def _add_store(found: Gathered, store: Store) -> None:
     found.places.append(store.url)
-    journal = read_journal(store.place)
+    found.journal.add(read_journal(store.place))
     holdings = inventory(store)
-    told = {row.span for row in journal.rows}
     for holding in holdings:
         for entry in read_ledger(store, holding.fingerprint):
-            if entry.rows_computed and entry.span not in told:
-                journal.rows.append(_row_of(holding.fingerprint, entry))
-    found.journal.add(journal)
+            if entry.rows_computed:
+                row = _row_of(holding.fingerprint, entry)
+                found.noted[row.span] = row
     found.holdings += holdings
 
 
@@ -143,13 +152,13 @@ def _row_of(table: str, entry: Entry) -> Row:
     return Row(
         span=entry.span or f"note-{table[:16]}-{entry.time:.6f}",
         phase="extract",
-        machine=entry.machine or _UNKNOWN,
+        machine=entry.machine or UNKNOWN,
         start=max(0.0, entry.time - (entry.time_s or 0.0)),
         time_s=number_of(entry.time_s) or 0.0,
         component="all" if energy_j is not None else None,
         energy_j=energy_j,
         label=label if energy_j is not None else UNAVAILABLE,
-        reason=None if energy_j is not None else entry.energy_source or _UNKNOWN,
+        reason=None if energy_j is not None else entry.energy_source or UNKNOWN,
         outcome="done",
         facts={
             "table": table,

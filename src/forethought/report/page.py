@@ -9,7 +9,7 @@ from importlib.resources import files
 from forethought.report.charts import HALF, NARROW, WIDE, Crossing, crossing_chart, reuse_chart
 from forethought.report.grid import Grid
 from forethought.report.sections import grids, method_lines, total_lines
-from forethought.report.statements import best_of, headline, main_balance, saving_grid, saving_lines, subline
+from forethought.report.statements import best_of, headline, main_balance, next_step, saving_grid, saving_lines, subline
 from forethought.report.summary import SavingLine, Summary
 from forethought.report.units import NOT_MEASURED, amount_text, day_text, label_text, time_text
 from forethought.savings import Estimate
@@ -129,15 +129,12 @@ def _remarks(summary: Summary) -> str:
 def _savings(summary: Summary) -> str:
     inside = "".join(_saving(line, summary, at) for at, line in enumerate(summary.savings))
     if not summary.savings:
-        inside = (
-            "<p>Not measured yet. <code>ft.measure_saving(train, head)</code> compares real training steps without the "
-            "store and with it; the next report shows when the store pays back.</p>"
-        )
+        inside = f"<p>{_text(next_step(summary))}</p>"
     return f'<section aria-labelledby="saved"><h2 id="saved">What it saved</h2>{inside}</section>'
 
 
 def _saving(line: SavingLine, summary: Summary, at: int) -> str:
-    grid = saving_grid(line)
+    grid = saving_grid(line, summary.here)
     statements = "".join(f"<li>{_text(text)}</li>" for text in saving_lines(line, summary.factors))
     return (
         f'<h3 id="saving-{at}">{_text(grid.title)}</h3>{_table(grid, f"saving-{at}")}'

@@ -3,6 +3,7 @@
 from forethought.energy.amounts import Amount
 from forethought.ledger.phases import BESIDE
 from forethought.report.factors import derived
+from forethought.report.gathering import UNKNOWN
 from forethought.report.grid import Grid
 from forethought.report.idling import NO_BASELINE
 from forethought.report.idling import PHASE as IDLE
@@ -31,7 +32,7 @@ def grids(summary: Summary) -> list[Grid]:
 def phases(summary: Summary) -> Grid:
     """What each phase cost."""
     several = len(summary.machines) > 1
-    lines = [_phase(line, several) for line in summary.phases]
+    lines = [_phase(line, several, elsewhere(summary, line.machine)) for line in summary.phases]
     total = (
         "in all",
         "",
@@ -54,7 +55,12 @@ def phases(summary: Summary) -> Grid:
     )
 
 
-def _phase(line: PhaseLine, several: bool) -> tuple[str, ...]:
+def elsewhere(summary: Summary, machine: str) -> str:
+    """Say of what another machine measured that it was another one."""
+    return "" if machine in (summary.here, UNKNOWN) else ", elsewhere"
+
+
+def _phase(line: PhaseLine, several: bool, where: str) -> tuple[str, ...]:
     name = f"  {line.name}" if line.within else line.name
     name += f" on {line.machine[:8]}" if several and not line.within else ""
     runs = f"{line.runs:,}" + (f" ({line.failed} failed)" if line.failed else "")
@@ -62,7 +68,7 @@ def _phase(line: PhaseLine, several: bool) -> tuple[str, ...]:
     is_beside = any(reason.startswith(BESIDE) for reason in line.gross.reasons)
     if line.within and is_beside:
         return name, runs, rows, time_text(line.time_s), f"in {line.within}", "", ""
-    how = label_text(line.gross) + (", shared" if line.shared_runs else "")
+    how = label_text(line.gross) + (", shared" if line.shared_runs else "") + where
     net = "" if line.name == IDLE else _net(line.net)  # it is the baseline
     return name, runs, rows, time_text(line.time_s), amount_text(line.gross), net, how
 
@@ -90,7 +96,7 @@ def heads(summary: Summary) -> Grid:
     lines = []
     for line in summary.heads[:MOST_LINES]:
         score = "failed" if line.failed else "" if line.score is None else f"{line.score:.6g} {line.metric}"
-        company = "" if line.company < 2 else f" with {line.company - 1} others"
+        company = "" if line.company < 2 else f" with {count_text(line.company - 1, 'other')}"
         own = "" if line.time_s is None else time_text(line.time_s)
         energy = amount_text(line.energy)
         energy = energy if energy == NOT_MEASURED else energy + company
@@ -173,7 +179,8 @@ def disk(summary: Summary) -> Grid:
         )
     held = [table for table in summary.tables if table.rows]
     idle = sum(table.size_bytes for table in held if table.remark)
-    note = f"{size_text(sum(table.size_bytes for table in held))} in {count_text(len(held), 'table')}."
+    size = size_text(sum(table.size_bytes for table in held))
+    note = f"{size} in {count_text(len(held), 'table')}." if held else "None of these tables is here."
     if idle:
         note += f" {size_text(idle)} of it is stale or was never used: forethought store gc frees it."
     return Grid(
@@ -187,6 +194,8 @@ def disk(summary: Summary) -> Grid:
 
 def total_lines(summary: Summary) -> list[str]:
     """Money and CO2e of all that was spent; unknown without a factor."""
+    if not summary.spans:
+        return []
     known = derived(summary.factors, summary.gross.energy_j) if summary.gross.energy_j is not None else []
     lines = [f"{word}: {text}" for word, text in known]
     missing = [
@@ -203,7 +212,7 @@ def method_lines(summary: Summary) -> list[tuple[str, str]]:
     """How things were measured, machine by machine: (what, how)."""
     lines = []
     for machine, words in summary.machines.items():
-        lines.append((f"Machine {machine[:8]}", words))
+        lines.append((f"Machine {machine[:8]}{elsewhere(summary, machine)}", words))
         told = summary.meters.get(machine, {})
         lines += [
             (f"{meter.get('instrument')}", f"{meter.get('label')}: {meter.get('scope')}")

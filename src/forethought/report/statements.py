@@ -11,8 +11,12 @@ _ENOUGH_S = 60.0
 
 
 def best_of(summary: Summary) -> SavingLine | None:
-    """Give the saving that a report begins with: of those with epochs, the largest."""
-    lines = sorted(summary.savings, key=lambda line: (line.saving.fed_rows > 0, line.saving.seconds.saved.value))
+    """Give the saving that a report begins with: of those of this machine, those with epochs, the largest."""
+
+    def place(line: SavingLine) -> tuple[bool, bool, float]:
+        return line.machine == summary.here, line.saving.fed_rows > 0, line.saving.seconds.saved.value
+
+    lines = sorted(summary.savings, key=place)
     return lines[-1] if lines else None
 
 
@@ -26,7 +30,7 @@ def headline(summary: Summary) -> str:
     """The one sentence that a report is read for."""
     line = best_of(summary)
     if line is None:
-        return "No saving was measured yet."
+        return "No saving was measured yet." if summary.spans else "Nothing was recorded yet."
     balance, unit = main_balance(line)
     if not line.saving.fed_rows:
         return _sentence(f"no epoch was recorded yet: {pays_back(balance.break_even)}")
@@ -40,6 +44,8 @@ def subline(summary: Summary) -> str:
         return ""
     saving = line.saving
     epochs = f"{saving.epochs:,.3g} epochs" if saving.fed_rows else ""
+    if line.machine != summary.here:
+        epochs = f"measured elsewhere, on machine {line.machine[:8]}{epochs and '; '}{epochs}"
     if saving.joules is None:
         return _sentence("; ".join(filter(None, [epochs, saving.why_no_joules])))
     known = f"{saving.comparison.label}, {'above an idle machine' if saving.net_joules else 'gross'}"
@@ -49,7 +55,14 @@ def subline(summary: Summary) -> str:
     )
 
 
-def saving_grid(line: SavingLine) -> Grid:
+def next_step(summary: Summary) -> str:
+    """What to do where no saving was measured."""
+    if summary.spans:
+        return "Not measured yet: ft.measure_saving(train, head) compares real steps without the store and with it."
+    return "Nothing to compare yet: ft.extract(model, dataset, store) fills a store, and writes what it cost beside it."
+
+
+def saving_grid(line: SavingLine, here: str = "") -> Grid:
     """Both units side by side: what an epoch costs both ways, what was spent, when it pays back, what was saved."""
     saving = line.saving
     sides: list[tuple[str, Balance | None, str]] = [("time", saving.seconds, "s")]
@@ -63,6 +76,7 @@ def saving_grid(line: SavingLine) -> Grid:
     rows = tuple((name, *cells) for name, *cells in zip(names, *columns, strict=True))
     rows = rows if saving.fed_rows else rows[:-1]
     title = f"{line.model or 'A model'}, table {line.table[:12]}"
+    title += f", measured elsewhere, on machine {line.machine[:8]}" if here and line.machine != here else ""
     return Grid(title, ("", *(name for name, _, _ in sides)), frozenset(range(1, len(sides) + 1)), rows)
 
 
@@ -73,9 +87,15 @@ def _column(line: SavingLine, balance: Balance, unit: str) -> list[str]:
         write(balance.cached_epoch.value),
         write(balance.spent),
         _epochs(balance.break_even),
-        saved_text(balance, unit).replace(" saved", "", 1) if line.saving.fed_rows else "no epoch recorded",
+        _saved_cell(balance, unit) if line.saving.fed_rows else "no epoch recorded",
         _percent(balance.share) if balance.share is not None and balance.verdict == "saved" else "none",
     ]
+
+
+def _saved_cell(balance: Balance, unit: str) -> str:
+    """What was saved, in a row that says so already."""
+    text = saved_text(balance, unit)
+    return text if balance.verdict == UNCLEAR or balance.saved.value < 0 else text.replace(" saved", "", 1)
 
 
 def saving_lines(line: SavingLine, factors: Factors) -> list[str]:

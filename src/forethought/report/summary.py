@@ -12,7 +12,7 @@ from forethought.ledger.rows import number_of, text_of
 from forethought.ledger.spans import Span, outermost, overlapping, spans_of
 from forethought.report.estimates import calibrations_of, estimated
 from forethought.report.factors import Factors
-from forethought.report.gathering import Gathered
+from forethought.report.gathering import UNKNOWN, Gathered
 from forethought.report.idling import Baseline, baselines_of, net_of
 from forethought.report.tables import HeadLine, Reuse, TableLine, heads_of, reuses_of, tables_of
 from forethought.report.units import count_text
@@ -21,6 +21,7 @@ from forethought.savings.spending import FED, spent_on
 
 _ORDER = ("extract", "fit", "verify", "measure", "idle")
 _RECENT_S = 600.0
+_CLOCKS_S = 3600.0  # what clocks of two machines may well differ
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Summary:
         reuses: When stored rows were used instead of computed, oldest first.
         factors: Money and carbon.
         remarks: What a reader must know: what was lost, shared, or may be counted twice.
+        here: The machine that made the report. What another one measured is shown as measured elsewhere.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Summary:
     reuses: tuple[Reuse, ...]
     factors: Factors = field(default_factory=Factors)
     remarks: tuple[str, ...] = ()
+    here: str = field(default_factory=lambda: this_machine().id)
     holdings: tuple[Holding, ...] = ()
 
 
@@ -145,7 +148,8 @@ def summarize(
     spans = spans_of(rows)
     outer = outermost(spans)
     baselines = baselines_of(spans, calibrations)
-    machines = {machine: _machine_text(journal.machines.get(machine)) for machine in _machines(spans)}
+    known = {this_machine().id: this_machine().to_dict()} | journal.machines
+    machines = {machine: _machine_text(known.get(machine)) for machine in _machines(spans)}
     return Summary(
         name=gathered.name,
         places=tuple(gathered.places),
@@ -273,6 +277,15 @@ def _elsewhere(spans: Sequence[Span]) -> str:
 
 def _remarks(gathered: Gathered, spans: Sequence[Span], outer: Sequence[Span], now: float) -> list[str]:
     remarks = list(gathered.notes)
+    elsewhere = [span for span in outer if span.machine not in (this_machine().id, UNKNOWN)]
+    if elsewhere:
+        remarks.append(
+            f"{count_text(len(elsewhere), 'run')} of {len(outer):,} were measured on another machine than this report "
+            "was made on: what they cost there is told as measured elsewhere, and not converted."
+        )
+    ahead = sum(span.start > now + _CLOCKS_S for span in spans)
+    if ahead:
+        remarks.append(f"{count_text(ahead, 'run')} began after this report was made: a clock was wrong.")
     ended = {span.id for span in spans if span.outcome is not None}
     lost = [line for span, line in gathered.begun.items() if span not in ended]
     killed = [line for line in lost if now - (number_of(line.get("time")) or 0.0) > _RECENT_S]
@@ -288,6 +301,17 @@ def _remarks(gathered: Gathered, spans: Sequence[Span], outer: Sequence[Span], n
     if gathered.journal.unreadable:
         lines = count_text(gathered.journal.unreadable, "line")
         remarks.append(f"Left out of the ledger, as not what was written: {lines}.")
+    if gathered.journal.cut_short:
+        lines = count_text(gathered.journal.cut_short, "line")
+        remarks.append(
+            f"Cut short while it was written, by a kill or a full disk, and left out of the ledger: {lines}."
+        )
+    if gathered.noted:
+        runs = count_text(len(gathered.noted), "run")
+        remarks.append(
+            f"No ledger tells of {runs}, only notes beside the rows do: other work on them, such as training, may be "
+            "missing here. Copy the folder 'ledger' with a store."
+        )
     twice = overlapping(outer)
     if twice:
         pairs = count_text(len(twice), "pair")

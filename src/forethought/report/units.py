@@ -18,9 +18,10 @@ def energy_text(energy_j: float) -> str:
     size = abs(energy_j)
     if size < 0.1 * _WH_J:
         return f"{energy_j:.3g} J"
-    if size < 0.1 * KWH_J:
+    if size < 0.0995 * KWH_J:
         return f"{energy_j / _WH_J:#.3g} Wh"
-    return f"{energy_j / KWH_J:,.0f} kWh" if size >= 1000 * KWH_J else f"{energy_j / KWH_J:#.3g} kWh"
+    number = energy_j / KWH_J
+    return f"{number:,.0f} kWh" if abs(number) >= 99.95 else f"{number:#.3g} kWh"
 
 
 def amount_text(amount: Amount) -> str:
