@@ -154,7 +154,7 @@ MAY_IMPORT = {
     "sklearn": {"heads"},
     "demo": {FACADE, "energy", "timing"},
     "loading": set(),
-    "jobs": {FACADE, "loading", "views"},
+    "jobs": {FACADE, "fitting", "heads", "loading", "views"},
     "jobs_cli": {FACADE, "jobs"},
     "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
     "report": {"energy", "housekeeping", "ledger", "savings", "store"},

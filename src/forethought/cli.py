@@ -16,7 +16,7 @@ import forethought as ft
 from forethought.doctor import diagnose
 from forethought.energy_cli import energy_commands, report
 from forethought.errors import StoreError
-from forethought.jobs_cli import extract
+from forethought.jobs_cli import extract, fit
 
 app = typer.Typer(
     name="forethought",
@@ -141,6 +141,7 @@ def inspect(
 
 
 app.command()(extract)
+app.command()(fit)
 app.command()(report)
 app.add_typer(energy_commands, name="energy")
 store_commands = typer.Typer(help="What a store holds, whether it is sound, and what may go.", no_args_is_help=True)

@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
 
-from forethought.jobs.asked import Asked
+from forethought.jobs.asked import Asked, AskedFit
 
 T = TypeVar("T")
 Data = Annotated[str, typer.Argument(help="A folder of one folder a class, or a .csv, .tsv or .parquet of paths.")]
@@ -95,3 +97,78 @@ def _done(work: Callable[[Callable[[str], None]], T], as_json: bool) -> T:
     except KeyboardInterrupt:
         typer.echo("Interrupted. Rows that were stored are kept: run the same command again to go on.", err=True)
         raise typer.Exit(130) from None
+
+
+Task = StrEnum("Task", ["classes", "numbers"])
+
+
+def fit(
+    data: Data,
+    model: Model,
+    store: Place = "thoughts",
+    heads: Annotated[
+        list[str] | None,
+        typer.Option("--head", help="linear, mlp:width=64, ridge, logistic; again for each further one."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="OPTION=A,B", help="Try these values: lr=1e-3,1e-2, or seed=0,1,2.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Column to learn; again for each further one. label: a folder's classes.")
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="What the targets are, where nothing tells.")] = None,
+    val: Annotated[str, typer.Option(help="To choose by: a share of the files, or a folder or table.")] = "0.2",
+    test: Annotated[str, typer.Option(help="Scored once, at the end: likewise; 0 for none.")] = "0.1",
+    split: Annotated[str | None, typer.Option(help="Column that says train, val or test.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the division and the heads.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training files at most.")] = 50,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without a better score that end a head.")] = 10,
+    head_batch: Annotated[int | None, typer.Option(min=1, help="Rows a step of the heads.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for heads, report and numbers.")] = Path("forethought-fit"),
+    save: Annotated[bool, typer.Option("--save", help="Save the model with its best heads, too.")] = False,
+    weights: Weights = "default",
+    download: Download = False,
+    transform: Transform = None,
+    at: At = None,
+    dtype: StoredAs = "exact",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = None,
+    paths: Paths = None,
+    seconds: Seconds = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train heads on the features of files, rank them, and save the best with a report. Extracts what is missing.
+
+    Example: forethought fit photos --model resnet18 --head linear --head mlp --sweep lr=1e-3,1e-2
+    """
+    from forethought.jobs import results
+    from forethought.jobs.fitting import fit_files
+
+    asked = Asked(
+        data, model, store, weights, transform, download, at, dtype, batch_size, workers, device, paths, seconds,
+        skip_bad, progress=not as_json,
+    )  # fmt: skip
+    wanted = AskedFit(
+        tuple(heads or ()), tuple(sweep or ()), tuple(target or ()), None if task is None else task.value, val, test,
+        split, seed, epochs, patience, head_batch, str(out), save,
+    )  # fmt: skip
+    said: list[str] = []
+
+    def work(say: Callable[[str], None]) -> tuple[Any, list[Path]]:
+        def told(line: str) -> None:
+            said.append(line)
+            say(line)
+
+        fitted = fit_files(asked, wanted, told)
+        return fitted, results.save(fitted, wanted, said)
+
+    fitted, saved = _done(work, as_json)
+    if as_json:
+        typer.echo((out / "results.json").read_text())
+    else:
+        typer.echo(results.text_of(fitted))
+        typer.echo("saved: " + ", ".join(map(str, saved)))
+    if fitted.results.interrupted:
+        raise typer.Exit(130)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import forethought as ft
 from forethought.errors import DataError, ModelError, SplitError
 from forethought.jobs import pictures, sounds
 from forethought.jobs.asked import Asked
-from forethought.jobs.listing import LABEL, Listing, list_folder
+from forethought.jobs.listing import LABEL, Listing, chosen, list_folder, merged
 from forethought.jobs.models import Ready, make_ready
 from forethought.jobs.samples import FileSamples
 from forethought.jobs.sheets import SUFFIXES, list_sheet
@@ -47,20 +47,24 @@ class Extracted:
     facts: dict[str, Any]
 
 
-def extract_files(asked: Asked, say: Callable[[str], None], ready: Ready | None = None) -> Extracted:
+def extract_files(
+    asked: Asked, say: Callable[[str], None], check: Callable[[Listing], None] = lambda _: None
+) -> Extracted:
     """List the files, make the model, and store the features of all files.
 
     Args:
         asked: For what.
         say: Is given lines for people, as they become known.
-        ready: The model, if it was made before.
+        check: Is given the listing before anything is computed, to refuse it.
 
     Raises:
         ForethoughtError: something cannot be used as it is; the message says what, and what to do.
     """
-    _check_there(asked.data)
-    ready = ready or make_ready(asked.model, asked.weights, asked.transform, asked.download)
-    listing = _listed(asked, ready.kind)
+    for source in (asked.data, *asked.more.values()):
+        _check_there(source)
+    ready = make_ready(asked.model, asked.weights, asked.transform, asked.download)
+    listing = merged({part: _listed(source, asked, ready.kind) for part, source in asked.sources.items()})
+    check(listing)
     listing, absent = _there(listing, asked.skip_bad)
     samples, reading = _samples(listing, ready, asked)
     say(described(listing))
@@ -113,12 +117,12 @@ def _check_there(data: str) -> None:
         )
 
 
-def _listed(asked: Asked, kind: str | None) -> Listing:
-    path = Path(asked.data)
+def _listed(source: str, asked: Asked, kind: str | None) -> Listing:
+    path = Path(source)
     listing = list_folder(path, kind) if path.is_dir() else list_sheet(path, asked.paths_in)
     if kind is not None and listing.kind != kind:
         raise DataError(
-            f"Cannot run '{asked.model}' on '{asked.data}': expected {kind}, got {listing.kind}. Choose another model"
+            f"Cannot run '{asked.model}' on '{source}': expected {kind}, got {listing.kind}. Choose another model"
         )
     return listing
 
@@ -144,17 +148,6 @@ def _there(listing: Listing, skip_bad: bool) -> tuple[Listing, list[tuple[str, s
     if not keep:
         raise DataError(f"Cannot use '{listing.source}': expected files that are there, got {_some(absent)}.")
     return chosen(listing, keep), absent
-
-
-def chosen(listing: Listing, keep: Sequence[int]) -> Listing:
-    """Give some of the files."""
-    return replace(
-        listing,
-        paths=[listing.paths[at] for at in keep],
-        columns={name: [cells[at] for at in keep] for name, cells in listing.columns.items()},
-        lines=[listing.lines[at] for at in keep] if listing.lines else (),
-        splits=None if listing.splits is None else [listing.splits[at] for at in keep],
-    )
 
 
 def _samples(listing: Listing, ready: Ready, asked: Asked) -> tuple[FileSamples, str]:

@@ -3,8 +3,8 @@
 import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +134,41 @@ def _is_hidden(path: str) -> bool:
 
 def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
+
+
+def chosen(listing: Listing, keep: Sequence[int]) -> Listing:
+    """Give some of the files."""
+    return replace(
+        listing,
+        paths=[listing.paths[at] for at in keep],
+        columns={name: [cells[at] for at in keep] for name, cells in listing.columns.items()},
+        lines=[listing.lines[at] for at in keep] if listing.lines else (),
+        splits=None if listing.splits is None else [listing.splits[at] for at in keep],
+    )
+
+
+def merged(listings: Mapping[str, Listing]) -> Listing:
+    """Put listings of parts together; a single one is given as it is.
+
+    Raises:
+        DataError: they are of different kinds, or have different columns.
+    """
+    first, *others = listings.values()
+    if not others:
+        return first
+    odd = next((each for each in others if each.kind != first.kind or set(each.columns) != set(first.columns)), None)
+    if odd is not None:
+        raise DataError(
+            f"Cannot put '{first.source}' and '{odd.source}' together: expected {first.kind} with "
+            f"columns {', '.join(first.columns) or 'none'}, "
+            f"got {odd.kind} with {', '.join(odd.columns) or 'none'}. Name them alike"
+        )
+    each = list(listings.items())
+    return Listing(
+        " + ".join(listing.source for _, listing in each),
+        first.kind,
+        [path for _, listing in each for path in listing.paths],
+        {name: [cell for _, listing in each for cell in listing.columns[name]] for name in first.columns},
+        splits=[part for part, listing in each for _ in listing.paths],
+        left_alone=[path for _, listing in each for path in listing.left_alone],
+    )
