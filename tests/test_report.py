@@ -24,6 +24,7 @@ from forethought.errors import EnergyError
 from forethought.ledger.journal import Journaled, _encoded, journal_of
 from forethought.ledger.machine import this_machine
 from forethought.ledger.rows import Row
+from forethought.ledger.spans import Span
 from forethought.report import (
     Carbon,
     Factors,
@@ -220,6 +221,7 @@ def test_a_report_of_nothing_is_none(tmp_path):
     assert "Nothing was recorded yet." in text
     assert "ft.extract(" in text  # what to do
     assert "unknown" not in text  # money and CO2e of nothing
+    assert ">0 s<" not in to_html(summary)
 
 
 # ------------------------------------------------------------------------------------------------------ labels
@@ -408,6 +410,33 @@ def test_what_cannot_be_told_is_no_saving():
     summary = a_saving(compared=comparison((10.0, 30.0, 5.0), (5.0, 36.0, 8.0), watts=None))
     assert to_text(summary).splitlines()[1].startswith("No measurable saving: between ")
     assert "no measurable saving" in to_markdown(summary).lower()
+
+
+def test_never_is_said_only_when_it_is_sure():
+    """Where an epoch with the store and one without cost the same, as far as measured, nobody knows when it pays back."""
+    unclear = summarize(
+        journal(row("a", facts={"table": "t"}), others=[comparison((1.0, 1.5, 0.5), (0.9, 1.2, 1.1)).to_json()])
+    )
+    assert unclear.savings[0].saving.seconds.break_even is None
+    for form, text in pages(unclear).items():
+        assert "never pays back" not in text, form
+        assert "reading costs more" not in text, form
+    assert "cannot be told" in to_text(unclear)
+    assert "cannot be told" in to_html(unclear)
+    sure = summarize(
+        journal(row("a", facts={"table": "t"}), others=[comparison((1.0, 1.1, 0.9), (2.0, 2.1, 2.2)).to_json()])
+    )
+    assert "never pays back" in to_text(sure)
+
+
+@pytest.mark.parametrize("tables", [3, 300])
+def test_tables_are_looked_up_once(tables, monkeypatch):
+    """The work of a report grows with its rows, not with rows times tables."""
+    looks = []
+    monkeypatch.setattr(Span, "facts", property(lambda span: looks.append(1) or span.rows[-1].facts))
+    rows = [row(f"s{at}", start=T + 200 * at, facts={"table": f"t{at % tables}"}) for at in range(600)]
+    summarize(journal(*rows))
+    assert len(looks) < 60 * len(rows)
 
 
 def test_no_epoch_was_run_so_nothing_was_saved():

@@ -12,7 +12,7 @@ from forethought.report.sections import grids, method_lines, total_lines
 from forethought.report.statements import best_of, headline, main_balance, next_step, saving_grid, saving_lines, subline
 from forethought.report.summary import SavingLine, Summary
 from forethought.report.units import NOT_MEASURED, amount_text, day_text, label_text, time_text
-from forethought.savings import Estimate
+from forethought.savings import Balance
 from forethought.savings.saving import estimate_text, two
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -21,12 +21,14 @@ _EMPTY = {
     "no baseline",
     "not known",
     "no epoch recorded",
+    "cannot be told",
     "not known here",
     "not recorded",
     "nothing",
     "unavailable",
 }
 _MOST_BARS = 31
+_SHORT = 24  # letters of a cell that is not broken: a date, a fingerprint
 
 
 def to_html(summary: Summary) -> str:
@@ -81,14 +83,16 @@ def _period(summary: Summary) -> str:
 
 def _figures(summary: Summary) -> str:
     """The few numbers that a reader looks for first."""
+    if not summary.spans:
+        return ""
     figures = [("Spent, time", time_text(summary.time_s), "")]
     known = summary.gross.known_j is not None
-    why = label_text(summary.gross) if known else "; ".join(summary.gross.reasons)[:90] or "nothing was recorded"
-    figures.append(("Spent, energy", amount_text(summary.gross), why if known else _short_reason(summary)))
+    why = label_text(summary.gross) if known else "no instrument on this machine counted"
+    figures.append(("Spent, energy", amount_text(summary.gross), why))
     best = best_of(summary)
     if best is not None:
-        found = main_balance(best)[0].break_even
-        figures.append(("Pays back after", _epochs(found), _range(found)))
+        balance = main_balance(best)[0]
+        figures.append(("Pays back after", _epochs(balance), _range(balance)))
         figures.append(("Epochs run", f"{best.saving.epochs:,.3g}", f"of {best.saving.comparison.epoch_rows:,} rows"))
     items = "".join(
         f"<div><dt>{_text(name)}</dt><dd{_class_of(value)}>{_text(value)}"
@@ -98,15 +102,17 @@ def _figures(summary: Summary) -> str:
     return f'<dl class="figures">{items}</dl>'
 
 
-def _short_reason(summary: Summary) -> str:
-    return "no instrument on this machine counted" if summary.spans else "nothing was recorded"
+def _epochs(balance: Balance) -> str:
+    found = balance.break_even
+    if found is None:
+        return "never" if balance.epoch.is_clear else "cannot be told"
+    return f"{estimate_text(found).partition(' (')[0]} epochs"
 
 
-def _epochs(found: Estimate | None) -> str:
-    return "never" if found is None else f"{estimate_text(found).partition(' (')[0]} epochs"
-
-
-def _range(found: Estimate | None) -> str:
+def _range(balance: Balance) -> str:
+    found = balance.break_even
+    if found is None and not balance.epoch.is_clear:
+        return "an epoch with the store and one without cost the same, as far as measured"
     if found is None:
         return "reading costs more than computing again"
     if found.high == float("inf"):
@@ -200,7 +206,8 @@ def _row(grid: Grid, number: int, used: Sequence[int]) -> str:
     cells = []
     for at in used:
         tag, role = ("th", ' scope="row" role="rowheader"') if at == 0 else ("td", ' role="cell"')
-        names = [name for name, is_on in (("n", at in grid.numbers), ("none", row[at] in _EMPTY)) if is_on]
+        kinds = (("n", at in grid.numbers), ("s", len(row[at]) <= _SHORT), ("none", row[at] in _EMPTY))
+        names = [name for name, is_on in kinds if is_on]
         classes = f' class="{" ".join(names)}"' if names else ""
         label = f' data-label="{_text(grid.columns[at])}"' if at else ""
         cells.append(f"<{tag}{role}{classes}{label}>{_text(row[at].strip())}</{tag}>")
@@ -238,4 +245,6 @@ def bins_of(rows: Sequence[tuple[float, int]]) -> list[tuple[str, int]]:
 
 def _method(summary: Summary) -> str:
     items = "".join(f"<dt>{_text(what)}</dt><dd>{_text(how)}</dd>" for what, how in method_lines(summary))
+    if not items:
+        return ""
     return f'<section aria-labelledby="how"><h2 id="how">How it was measured</h2><dl class="how">{items}</dl></section>'

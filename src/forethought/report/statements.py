@@ -5,7 +5,7 @@ from forethought.report.grid import Grid
 from forethought.report.summary import SavingLine, Summary
 from forethought.report.units import energy_text, time_text
 from forethought.savings import Balance, Estimate
-from forethought.savings.saving import NEVER, UNCLEAR, estimate_text, saved_text, two
+from forethought.savings.saving import NEVER, PERHAPS_NEVER, UNCLEAR, estimate_text, saved_text, two
 
 _ENOUGH_S = 60.0
 
@@ -33,7 +33,7 @@ def headline(summary: Summary) -> str:
         return "No saving was measured yet." if summary.spans else "Nothing was recorded yet."
     balance, unit = main_balance(line)
     if not line.saving.fed_rows:
-        return _sentence(f"no epoch was recorded yet: {pays_back(balance.break_even)}")
+        return _sentence(f"no epoch was recorded yet: {pays_back(balance)}")
     return _sentence(saved_text(balance, unit))
 
 
@@ -86,7 +86,7 @@ def _column(line: SavingLine, balance: Balance, unit: str) -> list[str]:
         write(balance.uncached_epoch.value),
         write(balance.cached_epoch.value),
         write(balance.spent),
-        _epochs(balance.break_even),
+        _epochs(balance),
         _saved_cell(balance, unit) if line.saving.fed_rows else "no epoch recorded",
         _percent(balance.share) if balance.share is not None and balance.verdict == "saved" else "none",
     ]
@@ -114,7 +114,7 @@ def saving_lines(line: SavingLine, factors: Factors) -> list[str]:
     ]
     lines += [_sentence(line.elsewhere)] if line.elsewhere else []
     if saving.seconds.break_even is None:
-        lines.append(_sentence(NEVER))
+        lines.append(_sentence(never(saving.seconds)))
     if saving.joules is None:
         return [*lines, _sentence(f"energy saved is not known: {saving.why_no_joules}")]
     best, _ = main_balance(line)
@@ -132,18 +132,25 @@ def saving_lines(line: SavingLine, factors: Factors) -> list[str]:
     return lines
 
 
-def pays_back(found: Estimate | None) -> str:
+def never(balance: Balance) -> str:
+    """Say that a store never pays back, if that is sure."""
+    return NEVER if balance.epoch.is_clear else PERHAPS_NEVER
+
+
+def pays_back(balance: Balance) -> str:
     """Say when a store pays back."""
+    found = balance.break_even
     if found is None:
-        return NEVER
+        return never(balance)
     if found.high == float("inf"):
         return f"it pays back after about {two(found.value)} epochs, at least {two(found.low)}, or perhaps never"
     return f"it pays back after {estimate_text(found, word=' epochs')}"
 
 
-def _epochs(found: Estimate | None) -> str:
+def _epochs(balance: Balance) -> str:
+    found = balance.break_even
     if found is None:
-        return "never"
+        return "never" if balance.epoch.is_clear else "cannot be told"
     if found.high == float("inf"):
         return f"{two(found.value)}, at least {two(found.low)}, perhaps never"
     return estimate_text(found)

@@ -17,7 +17,7 @@ from forethought.report.idling import Baseline, baselines_of, net_of
 from forethought.report.tables import HeadLine, Reuse, TableLine, heads_of, reuses_of, tables_of
 from forethought.report.units import count_text
 from forethought.savings import Comparison, Saving, read_comparison
-from forethought.savings.spending import FED, spent_on
+from forethought.savings.spending import FED, by_table, spent_on
 
 _ORDER = ("extract", "fit", "verify", "measure", "idle")
 _RECENT_S = 600.0
@@ -240,10 +240,10 @@ def _savings(gathered: Gathered, spans: Sequence[Span], baselines: dict[str, Bas
         comparison = read_comparison(line) if line["kind"] == "comparison" else None
         if comparison is not None and comparison.table:
             found.setdefault((comparison.table, comparison.machine), {})[comparison.time] = comparison
-    lines = []
+    lines, work = [], by_table(spans)
     for (table, machine), by_time in found.items():
         comparison = by_time[max(by_time)]
-        spending = spent_on(table, machine, spans)
+        spending = spent_on(table, machine, work.get(table, []))
         baseline = baselines.get(machine)
         saving = Saving(
             comparison,

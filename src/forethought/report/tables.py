@@ -8,7 +8,7 @@ from forethought.energy.amounts import Amount
 from forethought.housekeeping import Holding
 from forethought.ledger.rows import number_of, text_of
 from forethought.ledger.spans import Span
-from forethought.savings.spending import CHARGED, FED, fed_rows
+from forethought.savings.spending import CHARGED, FED, by_table, fed_rows
 
 DAY_S = 24 * 3600.0
 UNUSED_S = 30 * DAY_S
@@ -111,7 +111,8 @@ def tables_of(holdings: Sequence[Holding], spans: Sequence[Span], now: float) ->
     for holding in holdings:
         here.setdefault(holding.fingerprint, []).append(holding)
     names = dict.fromkeys([*here, *filter(None, (text_of(span.facts.get("table")) for span in spans))])
-    lines = [_table(name, here.get(name, []), spans, now) for name in names]
+    work = by_table(spans)
+    lines = [_table(name, here.get(name, []), work.get(name, []), now) for name in names]
     return tuple(sorted(lines, key=lambda line: (-line.cost_s, line.fingerprint)))
 
 
@@ -120,7 +121,7 @@ def _table(name: str, held: Sequence[Holding], spans: Sequence[Span], now: float
     computed = [span for span in charged if span.number("rows_computed")]
     reused = [span for span in charged if span.number("rows_reused")]
     used = [each.last_used.timestamp() for each in held if each.last_used is not None]
-    used += [span.end for span in spans if name in _tables_of(span)]
+    used += [span.end for span in spans]
     fed = fed_rows(name, spans)
     told = [span for span in reversed(charged) if span.facts.get("frontier")]
     return TableLine(
@@ -139,11 +140,6 @@ def _table(name: str, held: Sequence[Holding], spans: Sequence[Span], now: float
         last_used=max(used, default=None),
         remark=_remark(held, bool(fed or reused), max(used, default=now), now),
     )
-
-
-def _tables_of(span: Span) -> set[str]:
-    fed = span.facts.get("fed")
-    return {str(span.facts.get("table"))} | (set(fed) if isinstance(fed, dict) else set())
 
 
 def _remark(held: Sequence[Holding], was_used: bool, used: float, now: float) -> str:

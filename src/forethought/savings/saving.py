@@ -9,6 +9,9 @@ from forethought.savings.comparison import Comparison, Gain
 from forethought.savings.intervals import Estimate, break_even
 
 NEVER = "the store never pays back here: reading costs more than computing again"
+PERHAPS_NEVER = (
+    "when the store pays back cannot be told: an epoch with it and one without cost the same, as far as measured"
+)
 UNCLEAR = "no measurable saving"
 
 

@@ -31,6 +31,17 @@ class Spending:
     elsewhere: tuple[Span, ...]
 
 
+def by_table(spans: Iterable[Span]) -> dict[str, list[Span]]:
+    """Sort spans by the tables that they worked on, or fed."""
+    found: dict[str, list[Span]] = {}
+    for span in spans:
+        fed, table = span.facts.get("fed") if span.phase == FED else None, span.facts.get("table")
+        names = [table, *(fed if isinstance(fed, dict) else ())]
+        for name in dict.fromkeys(name for name in names if isinstance(name, str)):
+            found.setdefault(name, []).append(span)
+    return found
+
+
 def spent_on(table: str, machine: str, spans: Iterable[Span]) -> Spending:
     """Add up what was spent on a table."""
     spans = list(spans)
