@@ -1,5 +1,6 @@
-"""`AnchorRegressor`: the heads as a scikit-learn estimator, from features to values or class labels to values."""
+"""For scikit-learn: `FrozenFeatures`, a model's frozen part as a transformer, and `AnchorRegressor`, the heads."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from forethought.errors import FitError, MissingExtraError
+import forethought as ft
+from forethought.errors import FitError, MissingExtraError, ModelError
 from forethought.heads import (
     AnchorSpline,
     CornHead,
@@ -21,15 +24,158 @@ from forethought.heads import (
 )
 
 try:
-    from sklearn.base import BaseEstimator, RegressorMixin
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as err:
     raise MissingExtraError(
-        f"Cannot import AnchorRegressor: expected scikit-learn, got {err}. pip install 'forethought[sklearn]'"
+        f"Cannot import forethought.sklearn: expected scikit-learn, got {err}. pip install 'forethought[sklearn]'"
     ) from err
 
 Array = NDArray[np.float64]
 _FEW = 20  # distinct targets up to which each is an anchor
+
+
+class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """The frozen part of a model as a transformer: each sample is computed once, and known again from then on.
+
+    Searches and cross-validation ask for the same samples again and again; all but the first time they are read from
+    the store. Nothing is learned from the data, so nothing of a test fold can leak. The model is not changed, and
+    clones share it.
+
+    Args:
+        model: A model with something frozen, whose features are what crosses to the rest of it; or one in which
+            everything trains, of which a frozen copy is taken: its features are its output, or that of the module `at`.
+        store: Where features are kept: a path, an address, or an `ft.Store`.
+        at: A module's path: cut there, although more is frozen after it.
+        batch_size: Samples a batch; None: 64, or the DataLoader's.
+        num_workers: Processes that read a data set.
+        dtype: How features are stored, as in `ft.extract`; None: exactly.
+        device: Where to run.
+
+    Attributes:
+        n_features_in_: Size of the second axis of the samples, as scikit-learn counts; not there for data sets.
+        n_features_out_: Numbers a sample.
+        report_: What it took to compute those of `fit`.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _ = model[:2].requires_grad_(False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(FrozenFeatures(model, folder).fit_transform(np.ones((5, 4))).shape)
+        (5, 8)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        store: Any = "thoughts",
+        at: str | Sequence[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        dtype: Any = None,
+        device: str | None = None,
+    ) -> None:
+        self.model = model
+        self.store = store
+        self.at = at
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.dtype = dtype
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> "FrozenFeatures":
+        """Compute and store the features of samples, so that `transform` finds them."""
+        self.fit_transform(X, y)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **_: Any) -> Any:
+        """Give features of samples, as `transform` does, after `fit`."""
+        given = self._given(X, is_first=True)
+        assert self.model is not None
+        self._frozen = _with_frozen(self.model)
+        features = self._extracted(given)
+        rows = _as_rows(features)
+        self.n_features_out_ = self._n_features_out = rows.shape[1]
+        self.report_ = features.report
+        return rows
+
+    def transform(self, X: Any) -> Any:
+        """Give features (N, D), in the order of the samples; axes of a sample are joined into one.
+
+        Args:
+            X: Arrays or tensors (N, ...), given to the model in its own floating type (whole numbers as they are, if it
+                has an embedding); or a data set or DataLoader, of which the targets are left out.
+
+        Returns:
+            A read-only array. It lies in the store's file, without a copy, if one segment holds the rows in this order.
+        """
+        check_is_fitted(self, "n_features_out_")
+        rows = _as_rows(self._extracted(self._given(X, is_first=False)))
+        if rows.shape[1] != self.n_features_out_:
+            raise FitError(
+                f"Cannot transform: expected samples with {self.n_features_out_} features each, as in fit, got "
+                f"{rows.shape[1]}. Give samples of one shape"
+            )
+        return rows
+
+    def _given(self, X: Any, is_first: bool) -> Any:
+        """Check samples as scikit-learn does, and bring arrays to the model's type."""
+        if not isinstance(self.model, nn.Module):
+            raise ModelError(
+                f"Cannot extract features: expected a torch.nn.Module, got a {type(self.model).__name__}. "
+                "FrozenFeatures(model, 'thoughts')"
+            )
+        if isinstance(X, Dataset | DataLoader):
+            return X
+        if isinstance(X, torch.Tensor):
+            X = X.detach().cpu().numpy()
+        X = validate_data(self, X, dtype="numeric", allow_nd=True, reset=is_first)
+        wanted = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        takes_numbers = any(isinstance(module, nn.Embedding) for module in self.model.modules())
+        samples = torch.from_numpy(np.ascontiguousarray(X))
+        return samples if takes_numbers and not samples.is_floating_point() else samples.to(wanted)
+
+    def _extracted(self, given: Any) -> ft.Features:
+        return ft.extract(
+            self._frozen, given, self.store, at=self.at, batch_size=self.batch_size, num_workers=self.num_workers,
+            dtype=self.dtype, device=self.device, progress=False,
+        )  # fmt: skip
+
+    def __sklearn_clone__(self) -> "FrozenFeatures":
+        """Clone the parameters; the model is the same one, as it is never changed."""
+        return type(self)(**self.get_params(deep=False))
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that samples may have any axes, and that features have the model's type."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []
+        tags.requires_fit = True
+        return tags
+
+
+def _with_frozen(model: nn.Module) -> nn.Module:
+    """Give the model, or a frozen copy of one in which everything trains."""
+    parameters = list(model.parameters())
+    if not parameters or not all(parameter.requires_grad for parameter in parameters):
+        return model
+    return ft.freeze(copy.deepcopy(model))
+
+
+def _as_rows(features: ft.Features) -> Any:
+    """Give one array (N, D), without a copy where there is one tensor a row."""
+    found = features.numpy()
+    arrays = found if isinstance(found, tuple) else (found,)
+    if any(isinstance(array, list) for array in arrays):
+        raise FitError(
+            "Cannot give features as an array: expected rows of one size, got some that differ. Pad or crop the samples"
+        )
+    flat = [np.reshape(array, (len(array), -1)) for array in arrays]
+    rows = flat[0] if len(flat) == 1 else np.concatenate(flat, 1)
+    rows.flags.writeable = False
+    return rows
 
 
 class AnchorRegressor(RegressorMixin, BaseEstimator):
