@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "running": {"head_run", "inputs", "nesting", "plan", "shell", "trunk_run", "untouched"},
     "deciders": {"nesting", "recording", "sources"},
     "fingerprint": {
-        "deciders", "forms", "identity", "nesting", "numerics", "operations", "plan", "recording", "sources",
+        "curves", "deciders", "forms", "identity", "nesting", "numerics", "operations", "plan", "recording", "sources",
     },
     "trials": {
         "frontier", "inputs", "joining", "nesting", "plan", "recording", "running", "shell", "untouched", "variations",
@@ -122,6 +122,7 @@ MAY_IMPORT = {
     "frozen": {
         "accuracy", "batch", "calibration", "dataset", "feeding", "fingerprint", "forms", "layouts", "nesting",
         "padding", "placement", "precision", "purity", "replay", "rowbytes", "store",
+        "unevenness",
     },
     "manifest": {"identity", "tensors", "watching"},
     "roll": {"batch", "dataset", "manifest", "padding", "store", "targets", "tensors", "watching"},
@@ -138,7 +139,7 @@ MAY_IMPORT = {
     "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store", "unevenness"},
     "housekeeping": {
         "dataset", "features", "frozen", "ledger", "manifest", "outcome", "precision", "replay", "store",
-        "verification", "views",
+        "unevenness", "verification", "views",
     },
     # What is made of it.
     "fitting": {

@@ -398,6 +398,122 @@ def test_samples_of_another_size_that_are_met_late(tmp_path):
         assert [len(row) for row in words_in(features)[26:30]] == [9, 3, 9, 12]
 
 
+class AveragedFrames(nn.Module):
+    """Frames are counted by Python inside the frozen part, in numbers that no line foretells."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Conv1d(1, 4, 5, stride=3).requires_grad_(False), nn.Linear(4, 3)
+
+    def forward(self, sound, lengths):
+        frames = torch.relu(self.layer(sound[:, None]))
+        own = torch.arange(frames.shape[-1])[None] < ((lengths - 5) // 3 + 1)[:, None]
+        return self.head((frames * own[:, None]).sum(-1) / own.sum(-1, keepdim=True))
+
+
+def sounds(lengths):
+    made = [torch.randn(length, generator=torch.Generator().manual_seed(length)) for length in lengths]
+    return Listed([(sound, at) for at, sound in enumerate(made)])
+
+
+def test_which_samples_are_looked_at_does_not_tell_trunks_apart(tmp_path):
+    """A data set in another order, or with longer samples, has its rows under the trunk that they had."""
+    model = AveragedFrames()
+    lengths = [*range(6, 20), *range(7, 15)]
+    ft.extract(model, sounds(lengths), tmp_path, batch_size=4, collate_fn=with_lengths)
+    for other, new in ((lengths[::-1], 0), (lengths[3:9], 0), ([*lengths, 40, 55], 2)):
+        again = ft.extract(AveragedFrames(), sounds(other), tmp_path, batch_size=3, collate_fn=with_lengths)
+        assert again.report.rows_computed == new
+        assert again.verify(len(other)).is_right
+
+
+@pytest.mark.parametrize("longest", [9, 10, 45])
+def test_the_head_is_told_sizes_beyond_those_that_were_looked_at(longest, tmp_path):
+    """Few short samples show how convolutions with strides shrink them, and so what they make of longer ones."""
+    model = AveragedFrames()
+    dataset = sounds([9, 7, 8, 6, 9, 8, 9, 8, 7, 6, 9, 8, 7, longest, 9])
+    features = ft.extract(model, dataset, tmp_path, batch_size=5, collate_fn=with_lengths)
+    for values, targets in features.batches(5, shuffle=False):
+        given = with_lengths([dataset[number] for number in targets])[0]
+        torch.testing.assert_close(features.head(values), model(*given))
+
+
+class Averaged(nn.Module):
+    """Padding is part of what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Conv1d(1, 4, 5, stride=3).requires_grad_(False), nn.Linear(4, 3)
+
+    def forward(self, sound):
+        return self.head(torch.relu(self.layer(sound[:, None])).mean(-1))
+
+
+class Flat(nn.Module):
+    """Takes inputs of one size only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(40, 4).requires_grad_(False), nn.Linear(4, 3)
+
+    def forward(self, sound):
+        return self.head(torch.relu(self.layer(sound)))
+
+
+def to_forty(items):
+    return torch.stack([nn.functional.pad(item[0], (0, 40 - len(item[0]))) for item in items]), [i[1] for i in items]
+
+
+@pytest.mark.parametrize("make", [Averaged, Flat])
+@pytest.mark.parametrize("lengths", [[*range(6, 26)], [12] * 20], ids=["differing", "alike"])
+def test_padding_to_one_size_may_be_part_of_samples(make, lengths, tmp_path):
+    """Where each batch is padded to one size, a model that sees padding has rows all the same: of what it is given."""
+    model, dataset = make(), sounds(lengths)
+    features = ft.extract(model, dataset, tmp_path, batch_size=4, collate_fn=to_forty)
+    given = to_forty(dataset.items)[0]
+    for values, targets in features.batches(7, shuffle=True):
+        torch.testing.assert_close(features.head(values), model(given[[*targets]]))
+    again = ft.extract(make(), Listed(dataset.items[::-1]), tmp_path, batch_size=5, collate_fn=to_forty)
+    assert again.report.rows_computed == 0
+    assert again.verify(20).is_right
+    split = ft.split(make(), given[:4])
+    assert ft.extract(split, dataset, tmp_path, batch_size=4, collate_fn=to_forty).report.rows_computed == 0
+    told = ft.explain(make(), dataset, ft.Store(tmp_path), collate_fn=to_forty)
+    assert (told.rows, told.stored) == (20, 20)
+
+
+def test_padding_to_one_size_at_first_is_none_for_all(tmp_path):
+    """Samples that come in another size after all are refused, as they are if they come first."""
+
+    def collate(items):
+        width = 40 if all(len(item[0]) < 30 for item in items) else 60
+        return torch.stack([nn.functional.pad(item[0], (0, width - len(item[0]))) for item in items])
+
+    dataset = sounds([*[12, 14, 9] * 8, 50, *[12] * 7])
+    with pytest.raises((ImpureTrunkError, UnequalShapesError), match="padded"):
+        ft.extract(Averaged(), dataset, tmp_path, batch_size=4, collate_fn=collate)
+
+
+def test_targets_alone_may_differ_in_size(tmp_path):
+    """Targets that are padded beside inputs of one size come back as they were padded."""
+    items = [(torch.randn(6), torch.arange(1, 1 + at % 4)) for at in range(9)]
+
+    def collate(items):
+        return torch.stack([item[0] for item in items]), pad_sequence([item[1] for item in items], batch_first=True)
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    for batch_size in (1, 4):
+        features = ft.extract(model, Listed(items), tmp_path, batch_size=batch_size, collate_fn=collate)
+        for at, (values, targets) in enumerate(features.batches(3, shuffle=False)):
+            inputs, padded_targets = collate(items[3 * at : 3 * at + 3])
+            torch.testing.assert_close(features.head(values), model(inputs))
+            assert targets.equal(padded_targets)
+
+
 # --- refused -----------------------------------------------------------------------------------------------------
 
 

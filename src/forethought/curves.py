@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -14,6 +15,7 @@ Curve = tuple[int, ...]
 """Whole coefficients, one for each term."""
 
 _STEPS = 8  # of a staircase that are looked at, at least
+_GROWTH = 64  # times the largest size that there is
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def climb(height: Callable[[int], int], largest: int, measure: int = 0) -> Stair
     """Find a staircase by its steps; None if it is none.
 
     Args:
-        height: Gives the height at a size from 1 to `largest`; raises anything at sizes that are too small.
-        largest: The largest size to look at. Most looks are at small ones.
+        height: Gives the height at a size; raises anything at sizes that are too small or too large.
+        largest: A size that there is. Most looks are at smaller ones; larger ones if it is only a few steps up.
         measure: Which size it is.
 
     Example:
@@ -60,11 +62,12 @@ def climb(height: Callable[[int], int], largest: int, measure: int = 0) -> Stair
         Stairs(measure=0, rise=1, offset=-5, run=5)
     """
     top = largest
-    try:
+    with suppress(Exception):  # whatever a model says of inputs that are too small
         while height(top // 2) >= _STEPS:
             top //= 2
-    except Exception:  # whatever a model says of inputs that are too small
-        pass
+    with suppress(Exception):  # or too large
+        while height(top) < 2 * _STEPS and height(2 * top) > height(top) and top < _GROWTH * largest:
+            top *= 2
     bottom = top // 2 + 1
     heights = height(bottom) + 1, height(top)
     first, last = (_begin(height, wanted, bottom, top) for wanted in heights)

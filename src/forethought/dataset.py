@@ -200,6 +200,10 @@ class Samples:
         """Samples of other sizes than most: whoever looks at the data set anew should look at them."""
         return sorted(self._joining.shown)
 
+    def take_as_joined(self) -> bool:
+        """Take padding for part of samples from now on, if all batches have one size; say whether they do."""
+        return self._joining.take_as_joined()
+
     def show(self, indices: Sequence[int]) -> None:
         """Have samples looked at, beside a few others."""
         if not set(indices) <= self._joining.shown:
@@ -310,7 +314,10 @@ class Samples:
             return {}
         indices = spread(len(self), _PROBED)
         with RandomStatesKept():  # around both: the second reading must draw other numbers than the first
-            first, second = self._keys_at(indices), self._keys_at(indices)
+            shown = None
+            while shown != self.shown:  # what a sample is was seen otherwise on the way
+                shown = self.shown
+                first, second = self._keys_at(indices), self._keys_at(indices)
         for index in indices:
             if first[index] != second[index]:
                 raise RandomDatasetError(_changed(index, "got two different inputs", self._draw is not None))

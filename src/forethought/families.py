@@ -4,6 +4,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +14,10 @@ from forethought.errors import ReplayDriftError
 from forethought.forms import Form, FrontierTensor, Size, dense_form
 from forethought.operations import func_name
 from forethought.plan import CallStep, OperationStep, Plan, Step
-from forethought.recording import Made, Recording, Value
+from forethought.recording import Made, Operation, Recording, Value
 
 Point = tuple[int, ...]
+Way = tuple[Any, ...]
 Rule = Curve | Stairs | None
 """What gives a number for inputs of any size; None if nothing does."""
 
@@ -50,9 +52,13 @@ class Family:
             )
         plans = [replace(plan, frontier=tuple(map(_with_rows, plan.frontier))) for plan in plans]
         plans = [replace(plan, frontier=tuple(map(_with_rows, plan.frontier))) for plan in plans]
-        self.plans = (replace(plans[0], siblings=tuple(plans[1:]), curves=self.curves), *plans[1:])
+        self.plans = (
+            replace(plans[0], siblings=tuple(plans[1:]), curves=self.curves, climbed=self._climbed),
+            *plans[1:],
+        )
         self._look = functools.lru_cache(maxsize=1)(look)
         self._heights: dict[tuple[Value, int, int, Point], int] = {}
+        self._numbers: dict[Point, tuple[list[dict[Way, int]], int]] = {}  # in the arguments of each operation
         self._told: dict[tuple[int, int, int], Rule] = {}  # of the frontier's tensors, when first asked for
         asked = {read.value for read in plans[0].recording.asked}
         self._forms = [self._joined(at, made.value, made.value in asked) for at, made in enumerate(_values(plans[0]))]
@@ -143,17 +149,27 @@ class Family:
         curve = self.curves.fit(seen)
         if curve is not None or value[0] < 0:
             return curve
+        return self._staircase(seen, lambda point: self._height(value, axis, part, point))
+
+    def _climbed(self, ordinal: int, way: Way, seen: Sequence[Size]) -> list[Curve | Stairs] | None:
+        """Find what gives a number in the arguments of an operation, by batch and by sizes; None if nothing."""
+        rules = [
+            self.curves.fit(numbers) or self._staircase(numbers, functools.partial(self._number_at, ordinal, way, part))
+            for part, numbers in enumerate(zip(*seen, strict=True))
+        ]
+        return None if None in rules else [rule for rule in rules if rule is not None]
+
+    def _staircase(self, seen: Point, height: Callable[[Point], int]) -> Stairs | None:
+        """Find the staircase on which numbers lie that were seen at each point; None if they lie on none."""
         sizes = self.curves.points[0]
         climbing = [measure for measure in range(len(sizes)) if self._climbs(seen, measure)]
         if len(climbing) != 1:
             return None
         (measure,) = climbing
-
-        def height(size: int) -> int:
-            return self._height(value, axis, part, (*sizes[:measure], size, *sizes[measure + 1 :]))
-
         try:
-            stairs = climb(height, sizes[measure], measure)
+            stairs = climb(
+                lambda size: height((*sizes[:measure], size, *sizes[measure + 1 :])), sizes[measure], measure
+            )
         except ReplayDriftError:
             return None
         pairs = zip(self.curves.points, seen, strict=True)
@@ -162,14 +178,28 @@ class Family:
     def _height(self, value: Value, axis: int, part: int, point: Point) -> int:
         """Look a size up in a run on inputs of a size; what else may be asked of such runs is kept."""
         if (value, axis, part, point) not in self._heights:
-            recording, batch = self._look(point)
-            ours, theirs = self.first.recording.operations, recording.operations
-            if len(ours) != len(theirs) or any(a.func != b.func for a, b in zip(ours, theirs, strict=True)):
-                raise ReplayDriftError("Cannot follow one path for inputs of all sizes: expected the same operations.")
-            operation = theirs[value[0]]
+            operations, batch = self._operations_at(point)
+            operation = operations[value[0]]
             made = operation.made[value[1]] if value[1] >= 0 else operation.changed[-1 - value[1]]
             self._heights[value, axis, part, point] = made.shape[axis] // (1 if part else batch)
         return self._heights[value, axis, part, point]
+
+    def _number_at(self, ordinal: int, way: Way, part: int, point: Point) -> int:
+        """Look a number up in the arguments of an operation, in a run on inputs of a size; all of them are kept."""
+        if point not in self._numbers:
+            operations, batch = self._operations_at(point)
+            self._numbers[point] = [dict(_numbers(operation.arguments)) for operation in operations], batch
+        numbers, batch = self._numbers[point]
+        if way not in numbers[ordinal]:
+            raise ReplayDriftError("Cannot follow one path for inputs of all sizes: expected the same arguments.")
+        return numbers[ordinal][way] // (1 if part else batch)
+
+    def _operations_at(self, point: Point) -> tuple[list[Operation], int]:
+        recording, batch = self._look(point)
+        ours, theirs = self.first.recording.operations, recording.operations
+        if len(ours) != len(theirs) or any(a.func != b.func for a, b in zip(ours, theirs, strict=True)):
+            raise ReplayDriftError("Cannot follow one path for inputs of all sizes: expected the same operations.")
+        return theirs, batch
 
     def _climbs(self, seen: Sequence[int], measure: int) -> bool:
         """Say whether a number was another one where this size alone was another one."""
@@ -240,6 +270,18 @@ class _Curved:
     form: Form
     shape: tuple[tuple[Rule, Rule], ...]
     stride: tuple[tuple[Rule, Rule], ...]
+
+
+def _numbers(argument: Any, way: Way = ()) -> Iterator[tuple[Way, int]]:
+    """List the whole numbers in an argument, each with the way to it."""
+    if isinstance(argument, slice):
+        for name in ("start", "stop", "step"):
+            yield from _numbers(getattr(argument, name), (*way, name))
+    elif isinstance(argument, list | tuple | dict):
+        for at, part in enumerate(nesting.entries(argument)):
+            yield from _numbers(part, (*way, at))
+    elif isinstance(argument, int) and not isinstance(argument, bool):
+        yield way, argument
 
 
 def _steps(plan: Plan) -> Iterator[Step]:

@@ -8,12 +8,14 @@ what is covered and what cannot be seen.
 
 import types
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
 from torch import nn
 
 from forethought import nesting
+from forethought.curves import Stairs
 from forethought.deciders import asked_by_values, codes, decisions
 from forethought.errors import IdentityError
 from forethought.forms import Form, Size, linear_size
@@ -205,7 +207,7 @@ class _Writer:
         self._digest.add([str(made.dtype) for made in op.made])  # what an autocast region inside the forward changes
         seen = [(op.arguments, self._larger[op.ordinal].arguments if self._larger else op.arguments)]
         seen += [(same[op.ordinal].arguments, larger[op.ordinal].arguments) for same, larger in self._siblings]
-        self._argument(seen)
+        self._argument(seen, (op.ordinal,))
         for at, read in enumerate(op.reads):
             self._read(read)
             for same, _ in self._siblings:
@@ -237,11 +239,12 @@ class _Writer:
     def _number(self, ordinal: int) -> int:
         return self._numbers[id(self._unit(self._operations[ordinal]))]
 
-    def _argument(self, seen: Sequence[tuple[Any, Any]]) -> None:
+    def _argument(self, seen: Sequence[tuple[Any, Any]], place: tuple[Any, ...]) -> None:
         """Write one argument; a whole number that grows with the batch is written as a * batch + c.
 
         Args:
             seen: The argument, and the same one of a run with more samples; then both for inputs of each other size.
+            place: Where it is: the operation, and the way there in its arguments.
         """
         argument = seen[0][0]
         if any(type(other) is not type(argument) for pair in seen for other in pair):
@@ -253,13 +256,13 @@ class _Writer:
         elif isinstance(argument, slice):
             self._digest.add("slice")
             for name in ("start", "stop", "step"):
-                self._argument([(getattr(a, name), getattr(b, name)) for a, b in seen])
+                self._argument([(getattr(a, name), getattr(b, name)) for a, b in seen], (*place, name))
         elif isinstance(argument, list | tuple | dict) and len({len(each) for pair in seen for each in pair}) > 1:
             self._digest.add([repr(other) for pair in seen for other in pair])
         elif isinstance(argument, list | tuple | dict):
             self._digest.add(type(argument).__name__, len(argument))
-            for parts in zip(*(_flat(each) for pair in seen for each in pair), strict=True):
-                self._argument(list(zip(parts[::2], parts[1::2], strict=True)))
+            for at, parts in enumerate(zip(*(nesting.entries(each) for pair in seen for each in pair), strict=True)):
+                self._argument(list(zip(parts[::2], parts[1::2], strict=True)), (*place, at))
         elif isinstance(argument, int) and not isinstance(argument, bool):
             self._digest.add(
                 "size",
@@ -267,6 +270,7 @@ class _Writer:
                     self._plan,
                     [self._linear(self._plan, *seen[0])]
                     + [self._linear(plan, *pair) for plan, pair in zip(self._plan.siblings, seen[1:], strict=False)],
+                    place,
                 ),
             )
         else:
@@ -285,11 +289,16 @@ def _shape(plan: Plan, form: Form, others: Sequence[Form]) -> Any:
     return [_curves(plan, list(same)) for same in sizes]
 
 
-def _size(plan: Plan, seen: Sequence[Size]) -> Any:
-    """Write a number for any number of samples, and for inputs of any size: as all that was seen, if by no curve."""
+def _size(plan: Plan, seen: Sequence[Size], place: tuple[Any, ...]) -> Any:
+    """Write a number for any number of samples, and for inputs of any size: as all that was seen, if by no rule."""
     if len(seen) == 1:
         return seen[0]
-    return _curves(plan, seen) or (plan.curves.points if plan.curves else (), list(seen))
+    if (curves := _curves(plan, seen)) is not None:
+        return curves
+    climbed = plan.climbed(place[0], place[1:], seen) if plan.climbed else None  # as convolutions with strides leave it
+    if climbed is not None:
+        return [("stairs", *astuple(each)) if isinstance(each, Stairs) else each for each in climbed]
+    return plan.curves.points if plan.curves else (), list(seen)
 
 
 def _curves(plan: Plan, seen: Sequence[Size]) -> Any:
@@ -310,9 +319,3 @@ def _is_device(text: str) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _flat(argument: Any) -> list[Any]:
-    if isinstance(argument, dict):
-        return [part for item in argument.items() for part in item]
-    return list(argument)

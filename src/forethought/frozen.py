@@ -15,7 +15,15 @@ from forethought.accuracy import measure, report_of
 from forethought.batch import Batch
 from forethought.calibration import Trial, choose_stored
 from forethought.dataset import Samples
-from forethought.errors import IdentityError, SplitError, StoreError
+from forethought.errors import (
+    IdentityError,
+    ImpureTrunkError,
+    PaddingError,
+    ReplayDriftError,
+    ShapeError,
+    SplitError,
+    StoreError,
+)
 from forethought.feeding import check_head
 from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor, Rows
@@ -27,6 +35,7 @@ from forethought.purity import check_number, check_still, probe
 from forethought.replay import At, Split, split
 from forethought.rowbytes import bytes_of, columns_of
 from forethought.store import Ragged, Store, Table, warn_not_kept
+from forethought.unevenness import UnforeseenSizesError
 
 _PROBE_ROWS = 6
 
@@ -82,6 +91,8 @@ class FrozenPart:
         key = self._key(example)
         known = store.note(key) if key and self.believes else None
         frontier = _frontier_of(known) if known is not None else None
+        if known is not None and known.get("as_joined") is True and samples.take_as_joined():
+            raise UnforeseenSizesError
         if (
             known is not None
             and frontier is not None
@@ -91,7 +102,7 @@ class FrozenPart:
             self._believed = str(known["trunk"])
             return self._table(store, samples, self._believed, frontier), frontier
         self._believed = None
-        with self.placed():
+        with self.placed(), self._padding_tried(samples, lambda: self._write_note(store, key, {"as_joined": True})):
             split = self.split()
             if self._given is not None:
                 self._stretch(split, example.to(self.device))
@@ -107,6 +118,17 @@ class FrozenPart:
         self._write_note(store, fingerprint, probed)
         self._write_note(store, key, self._facts)
         return table, frontier
+
+    @contextmanager
+    def _padding_tried(self, samples: Samples, note: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Where rows depend on padding that all batches have alike, have it taken for part of the samples."""
+        try:
+            yield
+        except (ImpureTrunkError, PaddingError, ReplayDriftError, ShapeError) as err:
+            if not samples.take_as_joined():
+                raise
+            note()
+            raise UnforeseenSizesError from err
 
     def _laid_out(self, split: Split, example: Batch) -> tuple[FrontierTensor, ...]:
         """Say how rows differ in size, where samples do, and check that padding changes none."""
@@ -220,10 +242,12 @@ class FrozenPart:
 
     def split_for(self, samples: Samples) -> Split:
         """The split, recorded on a few of these samples."""
-        self._example = samples.example(_PROBE_ROWS)
-        if self._given is not None:
-            self._stretch(self._given, self._example)
-            self._given.renew()
+        example = self._example = samples.example(_PROBE_ROWS)
+        with self._padding_tried(samples):
+            if self._given is not None:
+                self._stretch(self._given, example)
+                self._given.renew()
+            self._laid_out(self.split(), example)
         return self.split()
 
     def split(self) -> Split:
@@ -240,8 +264,8 @@ class FrozenPart:
 
     def _stretch(self, split: Split, example: Batch) -> None:
         """Let a split take samples of any size, where they differ."""
-        if example.padding is not None:
-            two = example.select(torch.arange(2))
+        if example.padding is not None or split.is_stretched:
+            two = example.select(torch.arange(min(2, example.rows)))
             split.stretch(example.padding, two.args, two.kwargs)
 
     def split_on(self, samples: Samples) -> Callable[[], Split]:

@@ -9,7 +9,7 @@ from forethought.batch import Batch
 from forethought.errors import UnequalShapesError
 from forethought.measuring import Measure, Measured, untold
 from forethought.reading import Collated
-from forethought.search import find_telling
+from forethought.search import find_telling, has_one_size
 from forethought.unevenness import Part, Unevenness, UnforeseenSizesError
 
 LOOKED = 6  # samples that show whether and how all differ in size
@@ -37,6 +37,8 @@ class Joining:
         self._even: Evenness | None = None
         self._refused: UnequalShapesError | None = None
         self._items: list[Any] = []
+        self._as_joined = False  # padding is taken for part of a sample
+        self._has_one_size = False
 
     def look(self, items: list[Any]) -> None:
         """See, from a few samples, whether and how all differ in size."""
@@ -48,9 +50,19 @@ class Joining:
         one = joined if joined is not None else Collated(self._collate)(items[:1])
         inputs = _inputs_among(self._part, one)
         telling = find_telling(self._collate, items, joined, inputs)
+        self._has_one_size = telling is not None and has_one_size(telling, self._collate, items, joined)
+        self._as_joined = self._as_joined and self._has_one_size
+        telling = None if self._as_joined else telling
         self.uneven = None if telling is None else Unevenness(telling, inputs)
         self._even = Evenness.of(self._part(one)) if telling is None else None
         self.has_looked = True
+
+    def take_as_joined(self) -> bool:
+        """Take padding for part of samples from now on, if all batches have one size; say whether they do."""
+        if self._as_joined or self.uneven is None or not self._has_one_size:
+            return False
+        self._as_joined, self.has_looked = True, False
+        return True
 
     def show(self, indices: Iterable[int]) -> None:
         """Have samples looked at that are of unforeseen sizes."""
@@ -89,8 +101,8 @@ class Joining:
         """
         if self._refused is not None and batch_size > 1:
             raise self._refused
-        if self.uneven is None:
-            return self.batch(self._items[:count])
+        if self.uneven is None or (self.uneven.is_padded and not self.uneven.padding.count):
+            return self.batch(self._items[:count])  # it may be that targets differ, and nothing else
         if self.uneven.is_padded:
             return self.uneven.example(self.batch(self._items))
         return self.uneven.example_of([self.batch([item]) for item in self._items])

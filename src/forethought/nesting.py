@@ -184,6 +184,11 @@ def outline(value: Any, mark: Callable[[int], Any] = lambda at: ("tensor", at)) 
     return replace(value, lambda _: mark(next(count)))
 
 
+def entries(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> list[Any]:
+    """List what a list or tuple holds; of a dictionary, each key and what is under it."""
+    return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
+
+
 def parts(value: Any) -> list[Any]:
     """List what a container holds; nothing for anything else."""
     return [] if isinstance(value, _LEAVES) else [item for _, item in _items(value)]

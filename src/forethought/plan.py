@@ -3,15 +3,15 @@
 Both halves follow the same tree of calls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from forethought.curves import Curves
+from forethought.curves import Curve, Curves, Stairs
 from forethought.errors import FrozenBranchError
-from forethought.forms import Form, FrontierTensor
+from forethought.forms import Form, FrontierTensor, Size
 from forethought.recording import Made, Operation, Read, Recording, Value
 
 
@@ -60,6 +60,11 @@ class CallStep:
             yield from child.walk()
 
 
+Climbed = Callable[[int, tuple[Any, ...], Sequence[Size]], list[Stairs | Curve] | None]
+"""Says by which rule a whole number follows the size of the inputs: by its operation, its place in the arguments, and
+what was seen of it."""
+
+
 @dataclass(slots=True)
 class Plan:
     """Everything that the two halves share, for one form of the inputs."""
@@ -89,6 +94,7 @@ class Plan:
     is_stretched: bool = False  # for sizes that were not recorded: it follows from plans for others
     siblings: tuple["Plan", ...] = ()  # of the same path, recorded on inputs of other sizes
     curves: Curves | None = None  # what writes numbers seen in this plan and its siblings
+    climbed: "Climbed | None" = None  # those in arguments
 
     def whole_call(self, path: str, inputs: list[Value | None]) -> Step | None:
         """Find a call that is one step by what it was given."""

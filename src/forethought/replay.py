@@ -225,11 +225,16 @@ class Split:
         """Give the example inputs as they fit the model where it is now."""
         return nesting.replace(self._arguments, lambda tensor: _placed(tensor, self._home, self.model))  # type: ignore[no-any-return]
 
-    def stretch(self, padding: Padding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @property
+    def is_stretched(self) -> bool:
+        """Whether both halves take inputs of any size."""
+        return self._paths is not None
+
+    def stretch(self, padding: Padding | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Let both halves take inputs of any size along some axes, by what is recorded at a few sizes.
 
         Args:
-            padding: The axes.
+            padding: The axes; None to take this back.
             args: Example inputs, the largest there are, at least two of them of different sizes.
             kwargs: Example keyword inputs.
 
@@ -237,7 +242,7 @@ class Split:
             ReplayDriftError: the model takes other steps for other sizes.
             SplitError: another frontier was found.
         """
-        self._paths = Stretch(self.model, self.at, padding)
+        self._paths = None if padding is None else Stretch(self.model, self.at, padding)
         self._arguments = nesting.replace((args, kwargs), plain)
         self._plans.clear()
         self._check_frontier("these inputs of several sizes cross another one")

@@ -157,7 +157,7 @@ class Roll:
         except (TypeError, ValueError):
             return False
         self._samples.widths.update(widths)
-        return self._samples.unevenness is None or "widths" in known.facts
+        return (self._samples.unevenness is None) == ("widths" not in known.facts)
 
     def _is_right(self, known: Manifest, some: NDArray[np.int64]) -> bool:
         """Read a few samples again, spread and seeded by the data set: what no stamp shows, their content does."""

@@ -52,6 +52,15 @@ def find_telling(collate: Collate, items: Sequence[Any], joined: Any, order: Seq
     return _Search(items, alone, whole, order).telling()
 
 
+def has_one_size(telling: Telling, collate: Collate, items: Sequence[Any], joined: Any) -> bool:
+    """Say whether each of a few samples is padded to the size of all of them, when it is joined alone."""
+    if joined is None:
+        return False
+    whole = telling.sizes_in(nesting.tensors(joined))
+    alone = [nesting.tensors(joined_alone(collate, item)) for item in items]
+    return all(len(each) == len(telling.leaves) and telling.sizes_in(each) == whole for each in alone)
+
+
 def _without_padding(alone: Sequence[Sequence[Tensor]], order: Sequence[int]) -> Telling | None:
     """Tell samples that only come one at a time by their own shapes."""
     if not alone or any([t.ndim for t in each] != [t.ndim for t in alone[0]] for each in alone) or not alone[0]:

@@ -18,7 +18,7 @@ Part = Callable[[Any], Batch]
 
 
 class UnforeseenSizesError(Exception):
-    """A batch has other sizes than the samples that were looked at: others must be looked at, too."""
+    """How samples differ in size is not as it was taken to be: they must be looked at anew."""
 
 
 class Unevenness:
@@ -70,8 +70,9 @@ class Unevenness:
         }
         batch = part(joined)
         targets = nesting.replace(batch.targets, lambda tensor: cut_up.get(id(tensor), tensor))
-        own = measured.sizes[:, : self.padding.count]
-        return replace(batch, targets=targets, padding=self.padding, sizes=own if self.padding.count else None)
+        if not self.padding.count:  # targets differ, and nothing else
+            return replace(batch, targets=targets)
+        return replace(batch, targets=targets, padding=self.padding, sizes=measured.sizes[:, : self.padding.count])
 
     def _check(self, leaf: Leaf, tensor: Tensor, shape: Sequence[int], sizes: Tensor) -> None:
         """Compare one tensor with what is known of its padding."""

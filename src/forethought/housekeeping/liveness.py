@@ -14,6 +14,7 @@ from forethought.outcome import ExtractionReport
 from forethought.precision import Dtype
 from forethought.replay import At, Split
 from forethought.store import Store
+from forethought.unevenness import UnforeseenSizesError
 from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 from forethought.views import View
 
@@ -46,11 +47,13 @@ def verify_live(
         StoreError: no row of any of them is stored.
     """
     trunk, samples = FrozenPart(model, at, None, dtype), Samples(dataset, _model(model))
-    try:
-        return _verify(trunk, store, samples, n, seed)
-    except MistakenNoteError:
-        trunk.believes = False
-        return _verify(trunk, store, samples, n, seed)
+    while True:
+        try:
+            return _verify(trunk, store, samples, n, seed)
+        except MistakenNoteError:
+            trunk.believes = False
+        except UnforeseenSizesError:  # these samples are looked at now
+            trunk.restart()
 
 
 def _model(model: nn.Module | Split) -> nn.Module:
