@@ -15,6 +15,8 @@ from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.rows import pick_target
 from forethought.heads.registry import KINDS
 
+_STRENGTH = {"ridge": "alpha", "logistic": "C"}  # convex kinds, and what scikit-learn calls their one number
+_EVALUATIONS = 1000  # of a convex loss at most; it ends before, where it is least
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -25,10 +27,12 @@ class Setting:
     Attributes:
         features: Shape of one sample's features.
         targets: Those of all training rows.
+        rows: How many there are.
     """
 
     features: tuple[int, ...]
     targets: Any
+    rows: int
 
     def outputs(self, target: int | str | None) -> tuple[int, bool]:
         """Say how many numbers a head gives for a target, and whether they are scores of classes."""
@@ -51,11 +55,13 @@ class Setting:
 
 def is_kind(name: str, options: Mapping[str, Any]) -> bool:
     """Say whether there is a kind of this name."""
-    return name in ("linear", "mlp") or name in KINDS
+    return name in ("linear", "mlp", *_STRENGTH) or name in KINDS
 
 
 def options_of(kind: str, options: Mapping[str, Any]) -> set[str]:
     """Name the options that a kind takes."""
+    if kind in _STRENGTH:
+        return {_STRENGTH[kind], "bias"}
     if _is_plain(kind, options):
         return {"bias"} if kind == "linear" else {"hidden", "width", "dropout", "activation", "bias"}
     return set(inspect.signature(KINDS[kind].__init__).parameters) - {"self", "in_features"}
@@ -69,8 +75,8 @@ def build(kind: str, options: Mapping[str, Any], setting: Setting, target: int |
     """
     if not is_kind(kind, options):
         raise FitError(
-            f"Cannot make a head of kind {kind!r}: expected one of {sorted({'linear', 'mlp', *KINDS})}. Pass one of "
-            "these, or a module"
+            f"Cannot make a head of kind {kind!r}: expected one of "
+            f"{sorted({'linear', 'mlp', *_STRENGTH, *KINDS})}. Pass one of these, or a module"
         )
     unknown = sorted(set(options) - options_of(kind, options))
     if unknown:
@@ -78,6 +84,8 @@ def build(kind: str, options: Mapping[str, Any], setting: Setting, target: int |
             f"Cannot make a head of kind {kind!r}: expected options among {sorted(options_of(kind, options))}, got "
             f"{unknown[0]!r}. Leave it out"
         )
+    if kind in _STRENGTH:
+        options, kind = {"bias": options.get("bias", True)}, "linear"
     width = math.prod(setting.features)
     with random_state_kept(seed, torch.device("cpu")):
         if _is_plain(kind, options):
@@ -92,6 +100,48 @@ def loss_for(kind: str, options: Mapping[str, Any], setting: Setting, target: in
     if not _is_plain(kind, options):
         return None
     return "cross_entropy" if setting.outputs(target)[1] else "mse"
+
+
+def fixed_by(kind: str, options: Mapping[str, Any], setting: Setting, target: int | str | None) -> dict[str, Any]:
+    """Give the options of `fit` that a kind decides: convex ones reach the minimum of scikit-learn's objective.
+
+    Ridge minimises the sum of squared errors plus alpha |W|^2; logistic regression C times the sum of the losses plus
+    |W|^2 / 2, where two classes share one vector of weights. Here the loss is a mean over rows, plus
+    `weight_decay` / 2 |W|^2.
+
+    Raises:
+        FitError: the targets are not what the kind is for, or its number is none.
+    """
+    if kind not in _STRENGTH:
+        return {}
+    outputs, is_classes = setting.outputs(target)
+    if is_classes != (kind == "logistic"):
+        raise FitError(
+            f"Cannot make a head of kind {kind!r}: expected {'numbers' if is_classes else 'classes'} as targets, got "
+            f"{'classes' if is_classes else 'numbers'}. Pass {'targets.float()' if is_classes else 'targets.long()'}"
+        )
+    name = _STRENGTH[kind]
+    strength = options.get(name, 1.0)
+    is_number = isinstance(strength, int | float) and not isinstance(strength, bool) and math.isfinite(strength)
+    if not is_number or strength < 0 or (kind == "logistic" and not strength):
+        raise FitError(
+            f"Cannot make a head of kind {kind!r}: expected {name} to be a number above 0, got {strength!r}. {name}=1.0"
+        )
+    if kind == "ridge":
+        decay = 2 * strength / (setting.rows * max(outputs, 1))
+    else:
+        decay = (2 if outputs == 2 else 1) / (strength * setting.rows)
+    return {
+        "optimizer": "lbfgs",
+        "weight_decay": decay,
+        "epochs": _EVALUATIONS,
+        "patience": None,
+        "schedule": None,
+        "warmup": 0.0,
+        "clip": None,
+        "keep": "last",
+        "loss": "cross_entropy" if kind == "logistic" else "mse",
+    }
 
 
 def _is_plain(kind: str, options: Mapping[str, Any]) -> bool:

@@ -50,6 +50,7 @@ class Options:
     target: int | str | None = None
     patience: int | None = None
     seed: int = 0
+    keep: str = "best"  # weights of the epoch with the best score, or of the "last" one: where the loss is least
 
     @property
     def metrics(self) -> tuple[str | Measure, ...]:
@@ -82,6 +83,7 @@ class Options:
             _check_choice("metric", metric, METRICS, "a function of (output, target)")
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
         _check_choice("precision", self.precision, tuple(PRECISIONS))
+        _check_choice("keep", self.keep, ("best", "last"))
         check_count("epochs", self.epochs)
         if self.patience is not None:
             check_count("patience", self.patience)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from forethought.errors import FitError
-from forethought.fitting.kinds import Setting, build, is_kind, loss_for, options_of
+from forethought.fitting.kinds import Setting, build, fixed_by, is_kind, loss_for, options_of
 from forethought.fitting.options import NAMES, Options
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.results import shown_as
@@ -138,6 +138,8 @@ def _candidate(
         kind = chosen["kind"]
         if "kind" in tried and is_kind(kind, rest):  # kinds that are tried beside each other take what they know
             rest = {key: value for key, value in rest.items() if key in options_of(kind, rest)}
+        own |= fixed_by(kind, rest, setting(), options.target)
+        options = Options(**own)
         if options.loss is None and is_kind(kind, rest):
             options = Options(**own | {"loss": loss_for(kind, rest, setting(), options.target)})
         module = build(kind, rest, setting(), options.target, options.seed)

@@ -61,7 +61,7 @@ class Trainee:
             what = "validation score" if math.isfinite(train_loss) else "training loss"
             self.failed = f"stopped in epoch {epoch + 1}: its {what} was not finite"
             return False
-        if self.best is None or self._is_better(scores[0], self.best.val_score):
+        if self.best is None or self.options.keep == "last" or self._is_better(scores[0], self.best.val_score):
             self.best = metrics
             return True
         return False

@@ -182,9 +182,9 @@ def _setting(train: Batches, batch_size: int) -> Setting:
     """Look at the training rows, for heads that are sized for them."""
     targets = all_targets(train)
     if isinstance(train, Live | WriteThrough):
-        return Setting(features_shape(train.glance()), targets)
+        return Setting(features_shape(train.glance()), targets, len(train))
     first = next(iter(fed(train, batch_size, torch.device("cpu"), epoch=0)))
-    return Setting(features_shape(first[0]), first[1] if targets is None else targets)
+    return Setting(features_shape(first[0]), first[1] if targets is None else targets, len(train))
 
 
 def _check_targets(candidates: Sequence[Candidate], sides: Mapping[str, Batches]) -> None:

@@ -11,13 +11,8 @@ from forethought.fitting.options import NAMES
 from forethought.heads.registry import KINDS
 
 PLAIN = ("linear", "mlp", "ridge", "logistic")
-_AT_LENGTH = {"epochs": 200, "patience": None}  # an epoch is one evaluation, and they end where the loss is least
-_CONVEX: dict[str, dict[str, Any]] = {
-    "ridge": {"kind": "linear", "optimizer": "lbfgs", "loss": "mse", **_AT_LENGTH},
-    "logistic": {"kind": "linear", "optimizer": "lbfgs", "loss": "cross_entropy", **_AT_LENGTH},
-}
+_CONVEX = {"ridge": {"alpha": [0.1, 10.0, 1000.0]}, "logistic": {"C": [0.001, 0.1, 10.0]}}  # and what is tried
 _TRIED = {"lr": [1e-3, 1e-2]}
-_TRIED_CONVEX = {"weight_decay": [1e-4, 1e-2, 1.0]}
 _NOT_TYPED = {"metric", "higher_is_better", "target", "standardize", "epochs"}
 
 
@@ -48,7 +43,7 @@ def read_heads(texts: Sequence[str], sweeps: Sequence[str], is_classes: bool) ->
         spec = _kind(kind, is_classes)
         own = {name: _value(name, value, text) for name, value in _pairs(rest, text)}
         fits = {name for name in tried if name in _known(kind, own)}
-        default = _TRIED_CONVEX if kind in _CONVEX else _TRIED
+        default: dict[str, list[Any]] = _CONVEX.get(kind, _TRIED)
         _check(own, kind)
         used |= fits
         name = text if text not in heads else f"{text} ({len(heads) + 1})"
@@ -71,7 +66,7 @@ def _kind(kind: str, is_classes: bool) -> dict[str, Any]:
                 f"Cannot fit a head of kind '{kind}': expected {'numbers' if is_classes else 'classes'} as targets, "
                 f"got {'classes' if is_classes else 'numbers'}. --head {'logistic' if is_classes else 'ridge'}"
             )
-        return dict(_CONVEX[kind])
+        return {"kind": kind}
     if not is_kind(kind, {}):
         raise FitError(
             f"Cannot fit a head of kind '{kind}': expected one of {', '.join([*PLAIN, *KINDS])}. "
@@ -83,9 +78,9 @@ def _kind(kind: str, is_classes: bool) -> dict[str, Any]:
 
 
 def _known(kind: str, own: Mapping[str, Any]) -> set[str]:
-    base = "linear" if kind in _CONVEX else kind
-    known = options_of(base, own) | set(NAMES) - _NOT_TYPED if is_kind(base, own) else set()
-    return known - {"lr", "optimizer", "loss", "schedule", "warmup", "momentum"} if kind in _CONVEX else known
+    if not is_kind(kind, own):
+        return set()
+    return options_of(kind, own) | ({"seed"} if kind in _CONVEX else set(NAMES) - _NOT_TYPED)
 
 
 def _check(own: Mapping[str, Any], kind: str) -> None:
