@@ -67,9 +67,10 @@ MAY_IMPORT = {
         "curves", "deciders", "forms", "identity", "nesting", "numerics", "operations", "plan", "recording", "sources",
     },
     "trials": {
-        "frontier", "inputs", "joining", "nesting", "plan", "recording", "running", "shell", "untouched", "variations",
+        "frontier", "generators", "inputs", "joining", "nesting", "plan", "recording", "running", "shell", "untouched",
+        "variations",
     },
-    "halves": {"fingerprint", "inputs", "nesting", "plan", "running", "shell"},
+    "halves": {"fingerprint", "generators", "inputs", "nesting", "plan", "running", "shell"},
     "placement": {"nesting"},
     "families": {"curves", "forms", "nesting", "operations", "plan", "recording"},
     "stretching": {
@@ -77,7 +78,7 @@ MAY_IMPORT = {
     },
     "matching": {"forms", "plan"},
     "replay": {
-        "candidates", "curves", "forms", "halves", "inputs", "matching", "nesting", "padding", "placement", "plan",
+        "candidates", "curves", "forms", "generators", "halves", "inputs", "matching", "nesting", "padding", "placement", "plan",
         "recording", "stretching", "trials", "variations",
     },
     # What it said: read, checked, kept, fed.

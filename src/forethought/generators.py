@@ -3,16 +3,19 @@
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.dispatch import DispatchMode
+from forethought.errors import ReplayDriftError
 
 _WITHOUT = {type(None), bool, int, float, str, tuple, torch.Tensor}
 _CONTAINERS = {dict, OrderedDict, list, set}
@@ -75,6 +78,74 @@ def generators_of(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, O
                     text = f"the generator '{f'{path}.' if path else ''}{name}'"
                     found.setdefault(id(generator), (text, Own(generator)))
     return list(found.values())
+
+
+class Elsewhere:
+    """The generators outside torch that a model's Python may draw from: Python's, numpy's, and its modules' own."""
+
+    def __init__(self, generators: Iterable[Own]) -> None:
+        self._own = [own for own in generators if not isinstance(own.generator, torch.Generator)]
+
+    def states(self) -> tuple[Any, Any, list[Any]]:
+        """Give all that they hold. Undone by `put_back`."""
+        return random.getstate(), np.random.get_state(), [own.state() for own in self._own]
+
+    def put_back(self, states: tuple[Any, Any, list[Any]]) -> None:
+        """Make them go on from there."""
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for own, state in zip(self._own, states[2], strict=True):
+            own.put_back(state)
+
+    def told(self) -> Any:
+        """Give what tells one state of them from another."""
+        numpys: Any = np.random.get_state()
+        name, numbers, *rest = numpys
+        return random.getstate(), name, numbers.tobytes(), rest, [_plain(own.state()) for own in self._own]
+
+
+class Redraws:
+    """Where Python drew in code that both halves run, the head is to draw what the trunk drew: from where it began."""
+
+    def __init__(self) -> None:
+        self._before: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the trunk's first tensor -> states, and if used
+
+    def note(self, values: tuple[torch.Tensor, ...], states: Any) -> None:
+        """Note the states from which the trunk made these values."""
+        self._before[values[0]] = [states, False]
+
+    @contextmanager
+    def again(self, values: tuple[torch.Tensor, ...], body: nn.Module) -> Iterator[None]:
+        """Draw the same again inside. The first time, chance goes on from there, as it does after the whole model.
+
+        Raises:
+            ReplayDriftError: the trunk did not give these values.
+        """
+        noted = self._before.get(values[0])
+        if noted is None:
+            raise ReplayDriftError(
+                "Cannot run the head: expected the very values that split.trunk(...) gave, since the frozen part draws "
+                "random numbers in Python (random, numpy) and the head has to draw the same, got others. Call "
+                "model.eval(), or give the head what the trunk gave."
+            )
+        elsewhere = Elsewhere(own for _, own in generators_of(body.named_modules()))
+        now, (states, is_used) = elsewhere.states(), noted
+        elsewhere.put_back(states)
+        try:
+            yield
+        finally:
+            noted[1] = True
+            if is_used:
+                elsewhere.put_back(now)
+
+
+def drawn_in_turns(model: nn.Module) -> ReplayDriftError:
+    """Say that Python draws some numbers where both halves run and others where one does."""
+    return ReplayDriftError(
+        f"Cannot split {type(model).__name__}: expected each random number to be drawn in one half, got some that "
+        "Python (random, numpy, a generator of a module) draws in frozen modules and others between them. Call "
+        "model.eval(), or ft.freeze(model, until=...)"
+    )
 
 
 def _plain(state: Any) -> str:

@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 from forethought import nesting
 from forethought.errors import ReplayDriftError, ShapeError
 from forethought.fingerprint import fingerprint_of
+from forethought.generators import Elsewhere, Redraws, generators_of
 from forethought.inputs import batch_of, plain
 from forethought.plan import Plan
 from forethought.running import run_head, run_trunk
@@ -40,6 +42,11 @@ class Owner(Protocol):
 
     def record_as_given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """Record one path more: that of this very batch."""
+        ...
+
+    @property
+    def redraws(self) -> Redraws:
+        """What Python drew for the values that the trunk gave."""
         ...
 
     def remember(self, values: tuple[Tensor, ...], plan: Plan, batch: int) -> None:
@@ -101,24 +108,40 @@ class Trunk(nn.Module):
         plans = owner.plans_for(args, kwargs)
         for plan in plans:
             try:
-                return self._run(plan, args, kwargs)
+                with _undone_on_error(self.body, plan):
+                    return self._run(plan, args, kwargs)
             except (ReplayDriftError, ShapeError):
                 continue  # this batch takes another path
-        return self._run(owner.record_as_given(args, kwargs), args, kwargs)
+        plan = owner.record_as_given(args, kwargs)
+        try:
+            return self._run(plan, args, kwargs)
+        except (ReplayDriftError, ShapeError) as err:
+            if not plan.redraws:
+                raise
+            raise ReplayDriftError(
+                f"Cannot run the trunk of {type(owner.model).__name__}: expected its forward to take a path that was "
+                "recorded, got another one, as it draws random numbers in Python (random, numpy) before the frontier. "
+                "Call model.eval(), or ft.freeze(model, until=...)"
+            ) from err
 
     def _run(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
+        began = Elsewhere(own for _, own in generators_of(self.body.named_modules())).states() if plan.redraws else None
         values = run_trunk(shell(self.body) if plan.keeps_state else self.body, plan, args, kwargs)
+        if plan.redraws:
+            self._owner[0].redraws.note(values, began)
         self._owner[0].remember(values, plan, batch_of(nesting.tensors((args, kwargs))))
         return values[0] if len(values) == 1 else values
 
 
 class _undone_on_error:  # noqa: N801  (a context manager, read as an adjective)
-    """Put buffers and random states back if a run along the wrong path ends in an error."""
+    """Put random states, and buffers where asked, back if a run along the wrong path ends in an error."""
 
-    def __init__(self, body: nn.Module) -> None:
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in body.buffers()]
+    def __init__(self, body: nn.Module, plan: Plan, with_buffers: bool = False) -> None:
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in body.buffers()] if with_buffers else []
+        self._elsewhere = Elsewhere(own for _, own in generators_of(body.named_modules())) if plan.redraws else None
+        self._states = None if self._elsewhere is None else self._elsewhere.states()
         self._chance = torch.get_rng_state()
-        devices = {p.device.index or 0 for p in body.parameters() if p.is_cuda}
+        devices = {p.device.index or 0 for p in body.parameters() if p.is_cuda} if with_buffers or plan.draws else ()
         self._chances = {device: torch.cuda.get_rng_state(device) for device in devices}
 
     def __enter__(self) -> None:
@@ -130,6 +153,8 @@ class _undone_on_error:  # noqa: N801  (a context manager, read as an adjective)
         torch.set_rng_state(self._chance)
         for device, state in self._chances.items():
             torch.cuda.set_rng_state(state, device)
+        if self._elsewhere is not None and self._states is not None:
+            self._elsewhere.put_back(self._states)
         with torch.no_grad():
             for buffer, before in self._buffers:
                 buffer.copy_(before)
@@ -159,7 +184,7 @@ class Head(nn.Module):
         *others, last = self._owner[0].plans_of(values)
         for plan, batch in others:
             try:
-                with _undone_on_error(self.body):
+                with _undone_on_error(self.body, plan, with_buffers=True):
                     return self._run(plan, values, batch)
             except ReplayDriftError:
                 continue  # these samples take another path
@@ -168,7 +193,9 @@ class Head(nn.Module):
     def _run(self, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
         if self._follower is not None:
             self._follower.follow(plan.paths_of_head)
-        return run_head(shell(self.body) if plan.keeps_state else self.body, plan, values, batch)
+        body = shell(self.body) if plan.keeps_state else self.body
+        with self._owner[0].redraws.again(values, body) if plan.redraws else nullcontext():
+            return run_head(body, plan, values, batch)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

@@ -91,10 +91,16 @@ class Plan:
     moving: list[Read]  # buffers that the forward changes: the head's, not the trunk's
     stale: list[str]  # such buffers that count as frozen nevertheless: rows computed from them may not be stored
     written: list[Read]  # the model's own tensors that constant operations write into, where both halves walk
+    redraws: bool = False  # the trunk draws in Python where the head draws again: that has to draw the same
     is_stretched: bool = False  # for sizes that were not recorded: it follows from plans for others
     siblings: tuple["Plan", ...] = ()  # of the same path, recorded on inputs of other sizes
     curves: Curves | None = None  # what writes numbers seen in this plan and its siblings
     climbed: "Climbed | None" = None  # those in arguments
+
+    @property
+    def draws(self) -> bool:
+        """Say whether what is frozen follows from random numbers."""
+        return self.redraws or bool(self.recording.drawn)
 
     def whole_call(self, path: str, inputs: list[Value | None]) -> Step | None:
         """Find a call that is one step by what it was given."""

@@ -21,6 +21,7 @@ from forethought.candidates import find_candidates, within
 from forethought.curves import Stairs
 from forethought.errors import ShapeError, SplitError
 from forethought.forms import FrontierTensor
+from forethought.generators import Redraws
 from forethought.halves import Head, Trunk
 from forethought.inputs import batch_of, inputs_of, plain, signature_of
 from forethought.matching import fitting, is_same_geometry, shown_shape
@@ -133,6 +134,7 @@ class Split:
         self.sizes_told: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the first tensor of features -> of their inputs
         # The trunk's tensors -> plan and batch size that made them.
         self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.redraws = Redraws()
         inputs = inputs_of(args, kwargs)
         shown = iter(telling(inputs, batch_of(inputs)))
         self._arguments = nesting.replace((args, kwargs), lambda _: next(shown).clone())

@@ -20,6 +20,7 @@ from forethought.errors import (
     SplitError,
 )
 from forethought.frontier import Recorder
+from forethought.generators import drawn_in_turns
 from forethought.inputs import batch_of, inputs_of
 from forethought.joining import make_plan
 from forethought.plan import Plan
@@ -129,6 +130,8 @@ class _Trials:
         self._state: State  # of the body, as no trial has left it
         self._kept: untouched | None = None
         self._draws = False
+        self._draws_elsewhere = False  # in Python, numpy, or by a generator of a module
+        self._ended: Any = None  # what these generators held after the last run
         self._keeps_state = False
         self._writes: set[str] = set()
 
@@ -226,7 +229,7 @@ class _Trials:
         return plan
 
     def record(self, tensors: list[Tensor]) -> Recording:
-        with self._trial() as body:
+        with self._trial() as (body, _):
             args, kwargs = self._filled(tensors)
             moved = [tensor for tensor in (read.now() for read in self.moving) if tensor is not None]
             recording = Recorder(body, self._at, self.is_thrifty, self.sizes, moved, self.drawn).record(args, kwargs)
@@ -258,7 +261,7 @@ class _Trials:
             ReplayDriftError: they differ.
         """
         plan.keeps_state, plan.writes = self._keeps_state, self._writes
-        joined = self._joined(plan, inputs, batch)
+        joined = self._drawing_once(plan, inputs, batch)
         if recorded is not None and _all_same(recorded, joined):
             return recorded
         whole = self._whole(inputs)
@@ -285,23 +288,56 @@ class _Trials:
             "head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
         )
 
+    def _drawing_once(self, plan: Plan, inputs: list[Tensor], batch: int) -> list[Tensor]:
+        """Join the halves so that Python draws what it draws in the whole model, and no number twice.
+
+        Raises:
+            ReplayDriftError: it does not: some are drawn where both halves run, others where one does.
+        """
+        joined, fault = None, None
+        try:
+            joined = self._joined(plan, inputs, batch)
+        except ForethoughtError as err:
+            if not self._draws_elsewhere:
+                raise
+            fault = err
+        ended = self._ended
+        if joined is not None and not self._draws_elsewhere:
+            return joined
+        self._whole(inputs)
+        wanted = self._ended
+        if joined is not None and ended == wanted:
+            return joined
+        plan.redraws = True
+        joined = self._joined(plan, inputs, batch)
+        if self._ended != wanted:
+            raise drawn_in_turns(self._model) from fault
+        return joined
+
     def _whole(self, inputs: list[Tensor]) -> list[Tensor]:
-        with self._trial() as body:
+        with self._trial() as (body, kept):
             args, kwargs = self._filled(inputs)
-            return nesting.tensors(body(*args, **kwargs))
+            found = nesting.tensors(body(*args, **kwargs))
+            self._ended = kept.elsewhere.told()
+            return found
 
     def _joined(self, plan: Plan, inputs: list[Tensor], batch: int) -> list[Tensor]:
-        with self._trial() as body:
+        with self._trial() as (body, kept):
             args, kwargs = self._filled(inputs)
-            chance = torch.get_rng_state()
+            elsewhere, chance, self._draws_elsewhere = kept.elsewhere, torch.get_rng_state(), False
+            began, states = elsewhere.told(), elsewhere.states()
             values = run_trunk(body, plan, args, kwargs)
             self._draws = not torch.equal(chance, torch.get_rng_state())
+            self._draws_elsewhere = elsewhere.told() != began
+            if plan.redraws:
+                elsewhere.put_back(states)
             self._note_state()
             plan.keeps_state = plan.keeps_state or self._keeps_state
             try:
                 return nesting.tensors(run_head(self._fresh(), plan, values, batch))
             finally:
                 self._note_state()
+                self._ended = elsewhere.told()
 
     def demand_no_memory(self) -> None:
         """Demand that a model that changes its attributes gives the same in its next run.
@@ -331,13 +367,13 @@ class _Trials:
         return any(isinstance(module, _FAST) for module in self._model.modules())
 
     @contextmanager
-    def _trial(self) -> Iterator[nn.Module]:
+    def _trial(self) -> Iterator[tuple[nn.Module, untouched]]:
         """Give a body to run, and put back what the run may have written into."""
         body = self._fresh()
         with torch.inference_mode(False), eagerly():
             self._kept = self._kept or untouched(body)
             with self._kept:
-                yield body
+                yield body, self._kept
 
     def _fresh(self) -> nn.Module:
         """Give a body as the model is: the last trial's, where that left nothing on it."""

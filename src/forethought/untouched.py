@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.chance import Alone
-from forethought.generators import generators_of
+from forethought.generators import Elsewhere, generators_of
 from forethought.held import Held, tensors_of
 from forethought.notes import Noted, notes_of
 from forethought.shell import modules_of
@@ -48,13 +48,13 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
         tensors = {id(tensor): tensor for module in modules for tensor in tensors_of(module)}
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         self._generators = [own for _, own in generators_of(("", module) for module in modules)]
+        self.elsewhere = Elsewhere(self._generators)
         self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
 
     def __enter__(self) -> None:
         self._alone = Alone()
         self._alone.__enter__()
-        self._states = (random.getstate(), np.random.get_state())
-        self._own = [own.state() for own in self._generators]
+        self._states, self._own = self.elsewhere.states(), [own.state() for own in self._generators]
         self._random = torch.random.fork_rng(self._devices)
         self._random.__enter__()
         torch.default_generator.manual_seed(0)
@@ -64,8 +64,7 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
         np.random.seed(0)
 
     def __exit__(self, *error: Any) -> None:
-        random.setstate(self._states[0])
-        np.random.set_state(self._states[1])
+        self.elsewhere.put_back(self._states)
         for own, state in zip(self._generators, self._own, strict=True):
             own.put_back(state)
         self._random.__exit__(*error)
