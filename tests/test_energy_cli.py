@@ -199,7 +199,8 @@ def _idle(ledger):
     from forethought.energy.amounts import Amount
 
     assert [meter.label for meter in ledger.meters.meters] == ["measured:wall"]
-    return SimpleNamespace(energy_j=300.0, time_s=30.0, amount=Amount.of(300.0, "measured:wall"), is_shared=False)
+    amount = Amount.of(300.0, "measured:wall")
+    return SimpleNamespace(energy_j=300.0, time_s=30.0, amount=amount, is_shared=False, rows=(), facts={})
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,11 @@ def _idle(ledger):
         ({"is_shared": True}, "this is no baseline"),
         ({"time_s": 5.0, "energy_j": 50.0}, "too short for a baseline"),
         ({"energy_j": None}, "not measured: the plug is gone"),
+        (
+            {"energy_j": 3600.0, "steps": [3600.0, 1.0]},
+            "too few of its steps meanwhile: this is no baseline. Calibrate again: --seconds 600",
+        ),
+        ({"steps": [1.0, 1.0]}, "idle: 10 W (measured:wall)\n"),
     ],
 )
 def test_energy_calibrate_says_what_is_no_baseline(about, says, capsys):
@@ -217,6 +223,8 @@ def test_energy_calibrate_says_what_is_no_baseline(about, says, capsys):
 
     facts = {"energy_j": 300.0, "time_s": 30.0, "is_shared": False} | about
     amount = Amount.of(300.0, "measured:wall") if facts["energy_j"] else Amount.unknown("the plug is gone")
+    counted = SimpleNamespace(component="wall", energy_j=facts["energy_j"], time_s=facts["time_s"])
+    facts |= {"rows": (counted,), "facts": {"steps": {"wall": facts.pop("steps", None)}}}
     energy_cli._say_idle(SimpleNamespace(amount=amount, **facts), True)
     assert says in capsys.readouterr().out
 

@@ -334,6 +334,8 @@ def test_net_takes_off_the_idle_machine():
     extract = next(line for line in summary.phases if line.name == "extract")
     assert (extract.gross.energy_j, extract.net.energy_j) == (30_000.0, 20_000.0)
     assert "100 W when idle" in to_text(summary)
+    fine = idle(60_000.0, 600.0, facts={"steps": {"gpu0": [2000.0, 1.0]}})
+    assert summarize(journal(fine, row("a", energy_j=30_000.0))).net.energy_j is not None
 
 
 @pytest.mark.parametrize(
@@ -345,8 +347,19 @@ def test_net_takes_off_the_idle_machine():
         idle(component="package-0"),
         idle(label="declared"),
         idle(machine="n" * 16),
+        idle(3600.0, facts={"steps": {"gpu0": [3600.0, 1.0]}}),
+        idle(facts={"steps": {"gpu0": [1.0, 10.0]}}),
     ],
-    ids=["too short", "others at work", "not measured", "another component", "declared", "another machine"],
+    ids=[
+        "too short",
+        "others at work",
+        "not measured",
+        "another component",
+        "declared",
+        "another machine",
+        "one step of the counter",
+        "three renewals",
+    ],
 )
 def test_what_is_no_baseline_takes_nothing_off(baseline):
     """A baseline that is none leaves net unknown, and never equal to gross."""

@@ -1,6 +1,7 @@
 """The command line of energy: `forethought report` and `forethought energy`."""
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -18,7 +19,7 @@ from forethought.errors import EnergyError
 from forethought.ledger import Phase
 from forethought.report import Carbon, Factors, Price, Summary, check_budget, gather, summarize
 from forethought.report.estimates import KIND, declared
-from forethought.report.idling import LEAST_S
+from forethought.report.idling import LEAST_S, longer_s
 
 energy_commands = typer.Typer(help="Which energy counters this machine has, and what it draws.", no_args_is_help=True)
 MeterCommand = Annotated[
@@ -171,8 +172,20 @@ def _say_idle(phase: Phase, has_counter: bool) -> None:
     typer.echo(f"idle: {phase.energy_j / phase.time_s:.4g} W ({phase.amount.label})")
     if phase.is_shared:
         typer.echo("Other processes were at work meanwhile: this is no baseline. Stop them, and calibrate again.")
+    elif needs_s := _needs_s(phase):
+        typer.echo(
+            "The counter moved by too few of its steps meanwhile: this is no baseline. "
+            f"Calibrate again: --seconds {math.ceil(needs_s / 60) * 60}"
+        )
     elif phase.time_s < LEAST_S:
         typer.echo(f"{phase.time_s:.3g} s are too short for a baseline. Calibrate again: --seconds 30")
+
+
+def _needs_s(phase: Phase) -> float:
+    """Seconds that the coarsest counter needs; 0 if it had them."""
+    counted = [row for row in phase.rows if row.component is not None and row.energy_j is not None]
+    needs = [longer_s(phase.facts, str(row.component), row.energy_j or 0.0, row.time_s) for row in counted]
+    return max(filter(None, needs), default=0.0)
 
 
 def _keep(ledger: ft.Ledger, idle_w: float, load_w: float) -> None:

@@ -54,6 +54,11 @@ def components_of(report: MeterReport) -> dict[int, tuple[str, ...]]:
     }
 
 
+def steps_of(report: MeterReport, names: Names) -> dict[str, list[float]]:
+    """Say in which joules and seconds each component is counted."""
+    return {name: [meter.step_j, meter.step_s] for at, meter in enumerate(report.meters) for name in names[at]}
+
+
 def whole_of(report: MeterReport, names: Names) -> frozenset[str]:
     """Say which components are the whole machine."""
     whole = (at for at, meter in enumerate(report.meters) if meter.label == WALL or isinstance(meter, DeclaredMeter))

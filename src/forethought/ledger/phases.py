@@ -17,7 +17,7 @@ from forethought.errors import EnergyError, ForethoughtError
 from forethought.ledger.devices import synchronize
 from forethought.ledger.journal import Journal, journal_of
 from forethought.ledger.machine import this_machine
-from forethought.ledger.parts import AnyMeter, Block, Names, Part, components_of, find, whole_of
+from forethought.ledger.parts import AnyMeter, Block, Names, Part, components_of, find, steps_of, whole_of
 from forethought.ledger.rows import Row
 from forethought.ledger.sums import amount_of
 from forethought.store import Store
@@ -114,13 +114,14 @@ class Ledger:
         """Do nothing for a while, and write down what the machine draws then: what every work is compared with.
 
         Args:
-            seconds: How long; 30 or more give a baseline that reports use.
+            seconds: How long; 30 or more give a baseline that reports use, and enough for the counter to move by
+                20 steps.
             sleep: Stands in for `time.sleep`.
 
         Returns:
             The phase: its joules, and whether others were at work, which makes it no baseline.
         """
-        with self.phase("idle") as phase:
+        with self.phase("idle", steps=steps_of(*self._resolve())) as phase:
             sleep(seconds)
         return phase
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from forethought.energy.amounts import Amount
+from forethought.ledger.rows import number_of
 from forethought.ledger.spans import Span
 from forethought.report.estimates import Calibration
 
 PHASE = "idle"
 LEAST_S = 29.0  # of 30: what a baseline takes to be one
+_STEPS = 20  # of a counter: then its steps are a twentieth of what it says
 NO_BASELINE = "no idle baseline: forethought energy calibrate"
 
 
@@ -64,12 +67,26 @@ def baselines_of(spans: Sequence[Span], calibrations: Mapping[str, Calibration])
         watts = {
             name: amount.energy_j / span.time_s
             for name, amount in span.components.items()
-            if amount.energy_j is not None
+            if amount.energy_j is not None and longer_s(span.facts, name, amount.energy_j, span.time_s) is None
         }
+        if not watts:
+            continue
         known = found.get(span.machine)
         stated = dict(known.power_w) if known is not None and known.time_s is None else {}
         found[span.machine] = Baseline(stated | watts, span.amount.label, span.start, span.time_s)
     return found
+
+
+def longer_s(facts: Mapping[str, Any], component: str, energy_j: float, time_s: float) -> float | None:
+    """Say for how long a counter of such steps must be watched; None if it was long enough, or its steps are not known.
+
+    A plug that counts watt-hours moves once or not at all in half a minute: what it says then is no power.
+    """
+    steps = facts.get("steps")
+    told = steps.get(component) if isinstance(steps, dict) else None
+    step_j, step_s = map(number_of, told) if isinstance(told, list | tuple) and len(told) == 2 else (None, None)
+    needs_s = _STEPS * max((step_j or 0.0) / energy_j * time_s if energy_j > 0 else 0.0, step_s or 0.0)
+    return needs_s if time_s < needs_s else None
 
 
 def net_of(span: Span, baselines: Mapping[str, Baseline]) -> Amount:

@@ -52,19 +52,24 @@ class Gain:
         cached: With it.
         difference: What the store saves; below 0 if it costs.
         pairs: Both costs, pair by pair of blocks that were run one after the other.
+        slack: What the steps of a counter may hide of both costs. On a quiet machine blocks meet the steps in the same
+            place each time: then the scatter of the blocks tells nothing of it.
     """
 
     uncached: Estimate
     cached: Estimate
     difference: Estimate
     pairs: tuple[tuple[float, float], ...]
+    slack: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of(cls, uncached: Sequence[float], cached: Sequence[float]) -> "Gain":
+    def of(cls, uncached: Sequence[float], cached: Sequence[float], slack: tuple[float, float] = (0.0, 0.0)) -> "Gain":
         """From blocks that were run in turn: what slowed a pair slowed both."""
         pairs = tuple(zip(uncached, cached, strict=True))
-        difference = Estimate.of([without - with_it for without, with_it in pairs])
-        return cls(Estimate.of(uncached), Estimate.of(cached), difference, pairs)
+        difference = Estimate.of([without - with_it for without, with_it in pairs]).loosened(sum(slack))
+        return cls(
+            Estimate.of(uncached).loosened(slack[0]), Estimate.of(cached).loosened(slack[1]), difference, pairs, slack
+        )
 
     def share(self, spent: float = 0.0, rows: float = 1.0) -> Estimate | None:
         """Which share of the uncached cost of so many samples is saved. An instrument's gain cancels in it.
@@ -73,7 +78,9 @@ class Gain:
         """
         if not rows or min(without for without, _ in self.pairs) <= 0:
             return None
-        return Estimate.of([1 - (with_it + spent / rows) / without for without, with_it in self.pairs])
+        shares = Estimate.of([1 - (with_it + spent / rows) / without for without, with_it in self.pairs])
+        least = min(without for without, _ in self.pairs)
+        return shares.loosened((self.slack[1] + abs(1 - shares.value) * self.slack[0]) / least)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class Comparison:
         machine: Whose.
         time: When, in seconds since 1970.
         facts: Table, head, batch size and whatever else both sides had in common.
+        step_j: Joules of one step of what counted: what each block's joules may be off.
+        step_s: Seconds from one renewal of it to the next, likewise.
     """
 
     uncached: Side
@@ -101,6 +110,8 @@ class Comparison:
     bound: Bound | None = None
     is_shared: bool | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    step_j: float = 0.0
+    step_s: float = 0.0
 
     @property
     def table(self) -> str:
@@ -129,7 +140,17 @@ class Comparison:
         uncached, cached = self.uncached.row_j, self.cached.row_j
         if uncached is None or cached is None or self.is_shared:
             return None
-        return Gain.of(uncached, cached)
+        return Gain.of(uncached, cached, self.slack)
+
+    @property
+    def slack(self) -> tuple[float, float]:
+        """Joules a sample that the steps of the counter may hide: of blocks without the store, and with it."""
+        return self._slack(self.uncached), self._slack(self.cached)
+
+    def _slack(self, side: Side) -> float:
+        joules = sum(each or 0.0 for each in side.energy_j)
+        off_j = max(self.step_j * len(side.rows), self.step_s * joules / sum(side.time_s) * len(side.rows))
+        return off_j / sum(side.rows)
 
     @property
     def why_no_joules(self) -> str | None:
@@ -161,6 +182,8 @@ class Comparison:
             "epoch_rows": self.epoch_rows,
             "label": self.label,
             "bound": None if self.bound is None else list(self.bound),
+            "step_j": self.step_j,
+            "step_s": self.step_s,
             "is_shared": self.is_shared,
             "uncached": self.uncached.to_json(),
             "cached": self.cached.to_json(),
@@ -195,6 +218,8 @@ def read_comparison(value: Mapping[str, Any]) -> Comparison | None:
         bound=_bound(value.get("bound"), str(label)) if is_known else None,
         is_shared=shared if isinstance(shared, bool) else None,
         facts=facts if isinstance(facts, dict) else {},
+        step_j=number_of(value.get("step_j")) or 0.0,
+        step_s=number_of(value.get("step_s")) or 0.0,
     )
 
 

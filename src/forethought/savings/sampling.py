@@ -87,7 +87,8 @@ def _compared(
     # Joules that are known in two ways are not compared.
     known = len(labels) == 1 and all(block.amount.energy_j is not None for block in blocks)
     shared = [block.is_shared for block in blocks if block.is_shared is not None]
-    bounds = [meter.bound for meter in phase.meters.meters if meter.label in labels]  # of all that were added up
+    counted = [meter for meter in phase.meters.meters if meter.label in labels]  # all that were added up
+    bounds = [meter.bound for meter in counted]
     sides = [
         Side(
             tuple(rows for rows, _, _ in side),
@@ -106,4 +107,6 @@ def _compared(
         bound=widest(bounds) if known else None,
         is_shared=any(shared) if shared else None,
         facts=facts,
+        step_j=sum(meter.step_j for meter in counted),
+        step_s=max([meter.step_s for meter in counted], default=0.0),
     )

@@ -105,7 +105,7 @@ class Saving:
             for side in (self.comparison.uncached, self.comparison.cached)
         )
         spent = self.spent.energy_j - self.idle_w * self.spent_s
-        return self._balance(Gain.of(uncached, cached), spent, self.comparison.bound)
+        return self._balance(Gain.of(uncached, cached, self.comparison.slack), spent, self.comparison.bound)
 
     @property
     def why_no_joules(self) -> str | None:
