@@ -148,7 +148,7 @@ def test_uncertainty_is_over_seeds():
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ({"a": {"kind": "forest"}}, "'linear', 'mlp'"),
+        ({"a": {"kind": "forest"}}, "'linear', 'logistic', 'mlp'"),
         ({"a": {"kind": "mlp", "depth": 3}}, "'depth'"),
         ({"a": {"kind": "mlp", "activation": "step"}}, "'relu'"),
         ({"a": {"lr": 0.1}}, "'kind' or 'module'"),
