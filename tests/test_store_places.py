@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def segments_in(names):
 
 
 def copies_in(cache):
-    return sorted(path for path in cache.rglob("*") if path.is_file())
+    return sorted(path for path in cache.rglob("*") if path.is_file() and path.suffix == ".safetensors")
 
 
 # --------------------------------------------------------------------------------------------------- addresses
@@ -166,6 +167,47 @@ def test_segment_that_is_damaged_where_it_lies_is_fetched_twice(harmed, url, tmp
     assert len(segments_in(fetched)) == 2
 
 
+def test_copies_that_nobody_uses_are_deleted_and_objects_stay(url, tmp_path, fetched):
+    """Using any remote store deletes copies not used for a month, of all stores; used ones and foreign files stay."""
+    others = f"{url}-other"
+    for each, rows in ((url, 9), (others, 6)):
+        write_rows(Store(each, cache=tmp_path).table("ab", COLUMNS), range(rows))
+    kept = copies_in(tmp_path)[0]
+    foreign = [tmp_path / "photo.jpg", kept.with_name("notes.txt"), tmp_path / ("a" * 32)]
+    for path in foreign[:2]:
+        path.write_bytes(b"mine")
+    (tmp_path / "elsewhere").mkdir()
+    foreign[2].symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / ("b" * 32)).write_bytes(b"mine")
+    long_ago = time.time() - 40 * 86400
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.name != f"{kept.name}.used":
+            os.utime(path, (long_ago, long_ago))
+    kept.with_name(f"{kept.name}.used").touch()
+    fetched.clear()
+    assert read_rows(Store(f"{url}-third", cache=tmp_path).table("ab", COLUMNS), range(1)) == set()
+    write_rows(Store(f"{url}-third", cache=tmp_path).table("ab", COLUMNS), range(1))  # the first use of a copy
+    left = [path for path in copies_in(tmp_path) if path.stat().st_mtime < time.time() - 86400]
+    assert left == [kept]
+    assert all(path.exists() for path in (*foreign, tmp_path / "elsewhere" / ("b" * 32)))
+    for each, rows in ((url, 9), (others, 6)):
+        assert read_rows(Store(each, cache=tmp_path).table("ab"), range(rows)) == set(range(rows))
+    assert len(segments_in(fetched)) == 4  # of five
+
+
+def test_using_a_copy_is_noted_beside_it(url, tmp_path):
+    """A copy's own times stay what they were when it was checked: reading is no reason to check again."""
+    write_rows(Store(url, cache=tmp_path).table("ab", COLUMNS), range(3))
+    (copy,) = copies_in(tmp_path)
+    was = copy.stat()
+    assert read_rows(Store(url, cache=tmp_path).table("ab"), range(3)) == set(range(3))
+    assert copy.with_name(f"{copy.name}.used").exists()
+    assert (copy.stat().st_mtime_ns, copy.stat().st_ctime_ns) == (was.st_mtime_ns, was.st_ctime_ns)
+    store = Store(url, cache=tmp_path)
+    store.place.remove(f"tables/ab/{segments_of(store.place)[0]}")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_cache_may_be_deleted_at_any_time(url, tmp_path):
     """What is mapped stays; what is asked for next is fetched again."""
     write_rows(Store(url, cache=tmp_path).table("ab", COLUMNS), range(9))
@@ -173,9 +215,7 @@ def test_cache_may_be_deleted_at_any_time(url, tmp_path):
     keys, parts = make_rows(range(9))
     places = table.locate(keys)
     mapped = table.segment(int(places[0, 0])).column("0")
-    for path in copies_in(tmp_path):
-        path.unlink()
-    next(tmp_path.iterdir()).rmdir()
+    shutil.rmtree(next(tmp_path.iterdir()))
     assert bytes(mapped[places[0, 1]]) == bytes(parts[0][0])
     assert read_rows(table, range(9)) == set(range(9))
 

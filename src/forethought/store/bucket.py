@@ -15,6 +15,7 @@ from typing import Any
 from blake3 import blake3
 
 from forethought.errors import MissingExtraError, StorePathError
+from forethought.store.copies import USED, drop_unused, forget_copy
 from forethought.store.files import TEMPORARY, sweep
 from forethought.store.place import MARKER, Stamp
 
@@ -62,10 +63,11 @@ class Bucket:
         self._process = _THIS_PROCESS
         self._opened: tuple[int, Any] | None = None
         self._copies: Path | None = None
+        self._marked: set[Path] = set()
         self._is_proven = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None, "_copies": None, "_is_proven": False}
+        return self.__dict__ | {"_opened": None, "_copies": None, "_marked": set(), "_is_proven": False}
 
     def __repr__(self) -> str:
         return f"Bucket('{self.url}')"
@@ -132,8 +134,7 @@ class Bucket:
         """Delete an object, and the copy of it."""
         with self._asking() as files, suppress(FileNotFoundError):
             files.rm_file(self._key(path))
-        with suppress(OSError):
-            self._copy(path).unlink()
+        forget_copy(self._copy(path))
 
     def stamp(self, path: str) -> Stamp | None:
         """Give size and time of an object; a folder has none."""
@@ -147,6 +148,7 @@ class Bucket:
     def local(self, path: str, *, anew: bool = False) -> Path:
         """Give the copy in the cache, fetched whole if it is not there."""
         copy = self._copy(path)
+        self._mark(copy)
         if anew or not copy.is_file():
             try:
                 self._fetch(path)
@@ -226,7 +228,16 @@ class Bucket:
         base = self._cache or _user_cache()
         folder = base / blake3(self.url.encode()).hexdigest()[:32]
         sweep(folder)
+        drop_unused(base)
         return folder
+
+    def _mark(self, copy: Path) -> None:
+        """Note that a copy is used: beside it, as its own times tell whether it is what was checked."""
+        if copy in self._marked:
+            return
+        with suppress(OSError):
+            copy.with_name(copy.name + USED).touch()
+            self._marked.add(copy)
 
     @contextmanager
     def _new_copy(self, path: str) -> Iterator[Path]:
