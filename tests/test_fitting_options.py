@@ -24,7 +24,7 @@ from forethought.fitting.checkpoints import Checkpoint
 from forethought.fitting.lbfgs import Lbfgs
 from forethought.fitting.rows import TensorRows
 from forethought.fitting.standardizing import Standardized, folded, learn_standard
-from forethought.heads import AnchorSpline
+from forethought.heads import AnchorSpline, CircularSpline, MLPHead
 
 D, N = 6, 240
 G = torch.Generator().manual_seed(1)
@@ -637,3 +637,41 @@ def test_features_are_fitted_as_tensors_are(tmp_path):
         ).best.score
         > 0
     )
+
+
+def _angles(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    angle = 360 * torch.rand(rows, generator=generator)
+    point = torch.stack([angle.deg2rad().cos(), angle.deg2rad().sin()], 1)
+    return point + 0.02 * torch.randn(rows, 2, generator=generator), angle
+
+
+def test_circles_are_ranked_by_the_distance_around():
+    """359 and 1 degrees are close, for all that trains on the target, unless a metric is asked for."""
+    anchors = [0.0, 90.0, 180.0, 270.0]
+    heads = {
+        "a": CircularSpline(2, anchors, 360.0),
+        "b": CircularSpline(2, anchors, 360.0),
+        "free": MLPHead(2, anchors),
+    }
+    options = {"epochs": 60, "lr": 0.05, "batch_size": 100, "progress": False}
+    results = ft.fit(_angles(400, 0), _angles(200, 1), heads, **options)
+    assert results.is_comparable
+    assert results.metric == "distance around 360"
+    assert results.best.name in ("a", "b")
+    assert results.best.score < 3
+    told = ft.fit(_angles(400, 0), _angles(200, 1), heads, metric="mae", **options | {"epochs": 1})
+    assert told.metric == "mae"
+
+
+def test_circles_of_two_periods_are_tasks_of_their_own():
+    """Nothing is ranked by another's period; what is on no circle keeps the mean error."""
+    heads = {
+        "degrees": CircularSpline(2, [0.0, 180.0], 360.0),
+        "hours": CircularSpline(2, [0.0, 12.0], 24.0),
+        "free": MLPHead(2, [0.0, 360.0]),
+    }
+    results = ft.fit(_angles(100, 0), _angles(50, 1), heads, epochs=1, progress=False)
+    assert {r.name: r.task for r in results} == {
+        "degrees": "distance around 360", "hours": "distance around 24", "free": "mae",
+    }  # fmt: skip

@@ -144,6 +144,19 @@ def test_loss_is_scalar_with_finite_gradients(head):
 
 
 @every_head
+def test_weights_count_as_rows(head):
+    """A row of weight 3 is a row that is there three times, and one of weight 0 is not there."""
+    head = copy.deepcopy(head).double().eval()
+    x, y = torch.randn(5, 6, dtype=torch.float64), _targets(head, 5).double()
+    times = torch.tensor([3, 1, 0, 2, 1])
+    repeated = head.loss(x.repeat_interleave(times, 0), y.repeat_interleave(times))
+    torch.testing.assert_close(head.loss(x, y, times.double()), repeated)
+    torch.testing.assert_close(head.loss(x, y, torch.full((5,), 0.5)), head.loss(x, y))
+    with pytest.raises(FitError, match="weights of shape"):
+        head.loss(x, y, torch.ones(5, 1))
+
+
+@every_head
 def test_head_learns(head):
     """A hundred steps on its own loss take away a fifth of the error; for most heads, nearly all."""
     torch.manual_seed(1)

@@ -8,6 +8,7 @@ import pytest
 from forethought.errors import FitError
 
 pytest.importorskip("sklearn")
+import torch
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -69,6 +70,74 @@ def test_labels_are_given_values():
         AnchorRegressor().fit(x, y).predict_weights(x)
 
 
+KINDS = ["pwl", "rqs", "cumulative", "corn", "histogram", "prototype", "partial", "circular", "mlp"]
+
+
+def _fitted(head, x, y, **options):
+    more = {"partial": {"monotonic_cst": [1, 0, 0, 0]}, "circular": {"period": 20.0}, "mlp": {"hidden": (5,)}}.get(
+        head, {}
+    )
+    anchors = [6.0, 10.0, 14.0]
+    return AnchorRegressor(head, anchors=anchors, random_state=0, **more, **options), x, y
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_the_raw_head_takes_features_as_they_are(head):
+    """Centres and scales far from 0 and 1 are in its first layer: the same answers, and the curve is still proved."""
+    x, y = _rows()
+    x = x * [1e-3, 5.0, 1.0, 2e3] + [1.0, -40.0, 0.0, 1e4]
+    reg, x, y = _fitted(head, x, y, max_iter=20)
+    raw = reg.fit(x, y).raw_head()
+    assert type(raw) is type(reg.head_)
+    np.testing.assert_allclose(raw(torch.from_numpy(x)).detach().numpy(), reg.predict(x), atol=1e-6)
+    assert raw.certify().holds == reg.certificate_.holds == (head != "mlp")
+    assert not raw.falsify(2000).found
+
+
+@pytest.mark.parametrize("head", [kind for kind in KINDS if kind != "partial"])
+def test_sample_weights_count_as_rows(head):
+    """Weights give what repeated rows give; a row of weight 0, however wild, is not there."""
+    x, y = _rows(60)
+    times = np.random.RandomState(0).randint(1, 4, 60)
+    wild = np.full((1, 4), 1e6)
+    reg, *_ = _fitted(head, x, y, max_iter=15, alpha=0.1)
+    weighted = reg.fit(np.vstack([x, wild]), np.append(y, -1e6), np.append(times, 0)).predict(x)
+    repeated = reg.fit(np.repeat(x, times, 0), np.repeat(y, times)).predict(x)
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-4)
+
+
+def test_weights_that_count_nothing_are_refused():
+    """All 0, or below 0."""
+    x, y = _rows()
+    with pytest.raises(ValueError, match=r"above 0|non-zero"):  # scikit-learn itself says it, of late
+        AnchorRegressor().fit(x, y, np.zeros(len(y)))
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
+        AnchorRegressor().fit(x, y, np.full(len(y), -1.0))
+
+
+def test_a_penalty_makes_a_monotone_head_flat_and_not_steep():
+    """It is about weights as they act: more of it never makes answers spread wider than the targets."""
+    x, y = _rows()
+    reg, *_ = _fitted("partial", x, y)
+    spreads = [reg.set_params(alpha=alpha, hidden=(4,)).fit(x, y).predict(x).std() for alpha in (1e-4, 1e-2, 10.0)]
+    assert spreads[2] < spreads[1] < spreads[0] * 1.01
+    assert spreads[0] < 1.2 * y.std()
+    assert reg.set_params(alpha=1e-2).fit(x, y).score(x, y) > 0.8
+
+
+def test_a_circle_needs_its_period():
+    """And with it learns across the seam."""
+    random = np.random.RandomState(0)
+    angle = random.uniform(0, 360, 500)
+    x = np.stack([np.cos(np.radians(angle)), np.sin(np.radians(angle))], 1) + 0.01 * random.randn(500, 2)
+    anchors = [0.0, 90.0, 180.0, 270.0]
+    reg = AnchorRegressor("circular", anchors, period=360.0).fit(x, angle)
+    off = np.abs((reg.predict(x) - angle + 180) % 360 - 180)
+    assert off.mean() < 2
+    with pytest.raises(FitError, match="period=360"):
+        AnchorRegressor("circular", anchors).fit(x, angle)
+
+
 def test_intervals_cover():
     """The verbs of MAPIE; coverage on rows that nothing saw."""
     reg = AnchorRegressor(random_state=0).fit(*_rows(400, 0)).conformalize(*_rows(400, 1))
@@ -88,8 +157,6 @@ def test_estimator_works_in_pipelines_and_searches():
 
 def test_the_same_seed_gives_the_same_estimator():
     """And the global generators are left alone."""
-    import torch
-
     x, y = _rows()
     state = torch.get_rng_state()
     a, b = (AnchorRegressor("mlp", hidden=(5,), random_state=3, max_iter=20).fit(x, y).predict(x) for _ in range(2))

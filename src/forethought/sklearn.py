@@ -14,18 +14,22 @@ import forethought as ft
 from forethought.errors import FitError, MissingExtraError, ModelError
 from forethought.heads import (
     AnchorSpline,
+    CircularSpline,
     CornHead,
     CumulativeLink,
     Head,
     HistogramHead,
     MLPHead,
     PartialMonotone,
+    PrototypeExact,
+    class_prototypes,
     conformalize,
+    fold_standardisation,
 )
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as err:
     raise MissingExtraError(
         f"Cannot import forethought.sklearn: expected scikit-learn, got {err}. pip install 'forethought[sklearn]'"
@@ -182,11 +186,14 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
     """A head on standardised features, trained by L-BFGS in float64 on all rows at once.
 
     Args:
-        head: "pwl", "rqs", "cumulative", "corn", "histogram", "partial" or "mlp".
+        head: "pwl", "rqs", "cumulative", "corn", "histogram", "prototype" (met at the mean features of the rows nearest
+            to each anchor), "partial", "circular" (with `period`) or "mlp".
         anchors: Values that the classes stand for; a mapping from class labels, when y holds labels; None: the distinct
             targets, if there are 20 or fewer, else the least and the greatest.
         hidden: Hidden sizes; (): one linear layer.
         monotonic_cst: -1, 0 or 1 a feature, or {name: sign}: for head="partial".
+        period: After how much values come round: for head="circular".
+        start: Least value of a circle.
         alpha: Penalty on the squared weights, over standardised features.
         max_iter: Steps of L-BFGS at most.
         random_state: Seed of the weights.
@@ -212,6 +219,8 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         *,
         hidden: Sequence[int] = (),
         monotonic_cst: Any = None,
+        period: float | None = None,
+        start: float = 0.0,
         alpha: float = 1e-4,
         max_iter: int = 200,
         random_state: int | None = None,
@@ -220,27 +229,44 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         self.anchors = anchors
         self.hidden = hidden
         self.monotonic_cst = monotonic_cst
+        self.period = period
+        self.start = start
         self.alpha = alpha
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> "AnchorRegressor":
-        """Train on features (N, D) and values, or class labels that `anchors` gives values, (N,)."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "AnchorRegressor":
+        """Train on features (N, D) and values, or class labels that `anchors` gives values, (N,).
+
+        Args:
+            X: Features (N, D).
+            y: Targets (N,).
+            sample_weight: (N,), what each row counts, as if it were there so many times; None: all the same.
+        """
         if isinstance(self.anchors, Mapping):
             y = _valued(y, self.anchors)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], y_numeric=True)
         features, targets = np.asarray(X, np.float64), np.asarray(y, np.float64)
-        self.mean_, spread = features.mean(0), features.std(0)
-        self.scale_ = np.where(spread > 0, spread, 1.0)
+        weights, counted = None, None
+        if sample_weight is not None:
+            counted = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            kept = counted > 0
+            features, targets, counted = features[kept], targets[kept], counted[kept]
+            if not len(targets):
+                raise FitError("Cannot fit: expected a sample_weight above 0, got none. sample_weight=None")
+            weights = torch.from_numpy(counted)
+        self.mean_ = np.average(features, 0, counted)
+        spread = np.sqrt(np.average(np.square(features - self.mean_), 0, counted))
+        self.scale_ = np.where(spread > 1e-12 * np.abs(self.mean_), spread, 1.0)
         self.anchors_ = _anchors(self.anchors, targets)
         x, t = torch.from_numpy(self._standardised(features)), torch.from_numpy(targets.copy())
         seed = np.random.RandomState(self.random_state).randint(2**31 - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seed))
-            self.head_ = self._made(features.shape[1])
+            self.head_ = self._made(x, t, weights)
         if isinstance(self.head_, PartialMonotone):
             self.head_.place(x)
-        self.n_iter_ = _trained(self.head_, x, t, self.alpha, self.max_iter)
+        self.n_iter_ = _trained(self.head_, x, t, weights, self.alpha, self.max_iter)
         self.certificate_ = self.head_.eval().certify()
         return self
 
@@ -276,6 +302,14 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
             low, y, high = self.intervals_(self._features(X))
         return y.double().numpy(), torch.stack([low, high], 1).double().numpy()
 
+    def raw_head(self) -> Head:
+        """Return the head with the standardisation in its first layer: it takes features as they are, for export.
+
+        Certify it again: its weights are others.
+        """
+        check_is_fitted(self)
+        return fold_standardisation(self.head_, torch.from_numpy(self.mean_), torch.from_numpy(self.scale_)).eval()
+
     def _features(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
@@ -285,9 +319,19 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         standardised: Array = (features - self.mean_) / self.scale_
         return standardised
 
-    def _made(self, width: int) -> Head:
+    def _made(self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> Head:
         shared: dict[str, Any] = {"dtype": torch.float64}
-        hidden = tuple(self.hidden)
+        width, hidden = x.shape[1], tuple(self.hidden)
+        if self.head == "circular":
+            latent = "mlp" if hidden else "linear"
+            period = _period(self.period)
+            return CircularSpline(
+                width, self.anchors_, period, start=self.start, latent=latent, hidden=hidden, **shared
+            )
+        if self.head == "prototype":
+            nearest = (targets[:, None] - torch.tensor(self.anchors_, dtype=x.dtype)).abs().argmin(1)
+            means = class_prototypes(x, nearest, len(self.anchors_), weights)
+            return PrototypeExact(width, self.anchors_, means, **shared)
         if self.head in ("pwl", "rqs"):
             latent = "mlp" if hidden else "linear"
             between = "rational" if self.head == "rqs" else "linear"
@@ -301,11 +345,20 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         kinds: dict[str, Any] = {"corn": CornHead, "histogram": HistogramHead, "mlp": MLPHead}
         if self.head not in kinds:
             raise FitError(
-                "Cannot fit: expected head to be 'pwl', 'rqs', 'cumulative', 'corn', 'histogram', 'partial' or 'mlp', "
-                f"got {self.head!r}. Pass head='pwl'"
+                "Cannot fit: expected head to be 'pwl', 'rqs', 'cumulative', 'corn', 'histogram', 'prototype', "
+                f"'partial', 'circular' or 'mlp', got {self.head!r}. Pass head='pwl'"
             )
         made: Head = kinds[self.head](width, self.anchors_, hidden=hidden, **shared)
         return made
+
+
+def _period(period: float | None) -> float:
+    if period is None:
+        raise FitError(
+            "Cannot fit a circle: expected after how much values come round, got None. "
+            "AnchorRegressor('circular', anchors, period=360.0)"
+        )
+    return float(period)
 
 
 def _valued(y: Any, anchors: Mapping[Any, float]) -> Array:
@@ -327,16 +380,26 @@ def _anchors(given: Any, targets: Array) -> list[float]:
     return [float(value) for value in (distinct if len(distinct) <= _FEW else distinct[[0, -1]])]
 
 
-def _trained(head: Head, x: torch.Tensor, targets: torch.Tensor, alpha: float, steps: int) -> int:
+def _matrices(head: Head) -> list[torch.Tensor]:
+    """Return what is penalised: weights as they act, not what a softplus makes them of."""
+    if isinstance(head, PartialMonotone):
+        return head.net.matrices()
+    if isinstance(head, PrototypeExact):
+        return [head.plane()[:-1]]
+    return [p for p in head.parameters() if p.ndim > 1]
+
+
+def _trained(
+    head: Head, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, alpha: float, steps: int
+) -> int:
     """Minimise the head's loss with a penalty on its matrices; return the steps taken."""
-    matrices = [p for p in head.parameters() if p.ndim > 1]
     optimizer = torch.optim.LBFGS(
         head.parameters(), max_iter=steps, tolerance_grad=1e-8, tolerance_change=1e-11, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = head.loss(x, targets) + alpha * torch.stack([p.square().sum() for p in matrices]).sum()
+        loss = head.loss(x, targets, weights) + alpha * torch.stack([m.square().sum() for m in _matrices(head)]).sum()
         loss.backward()
         return loss
 

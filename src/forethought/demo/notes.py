@@ -11,6 +11,7 @@ Nothing leaks between the sides:
   - The deal follows from the seed alone, before any model is run.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from forethought.errors import DataError
 
 SAMPLE_RATE_HZ = 16_000
 FRAME = 1024  # samples, 64 ms
+A4_CENTS = 1200 * math.log2(44)  # 440 Hz above 10 Hz
 REACH_CENTS = 600.0  # farther from its own pitch a recording sounds unnatural
 SNR_DB = (20.0, 60.0)  # white noise, drawn for each frame: loops are cleaner than any room
 
@@ -76,31 +78,39 @@ class Splits:
     unseen: Frames
 
 
-def make_splits(size: str = "default", seed: int = 0, progress: Progress | None = None) -> Splits:
-    """Make notes of continuously varying pitch on every side.
+def make_splits(
+    size: str | tuple[int, int, int, int] = "default",
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    semitones: bool = False,
+) -> Splits:
+    """Make notes of continuously varying pitch on every side, or of exact semitones.
 
     Args:
-        size: "tiny", "default" or "full": `SIZES`.
+        size: "tiny", "default" or "full": `SIZES`; or how many frames of train, validation, test and unseen.
         seed: Decides the deal, the pitches, the positions and the noise.
         progress: Called now and then with (frames made, frames in all).
+        semitones: Move each pitch to the nearest semitone of A4 = 440 Hz.
 
     Raises:
         DataError: no such size.
         MissingExtraError: pretty_midi, which brings the recordings, is not installed.
     """
-    if size not in SIZES:
+    if isinstance(size, str) and size not in SIZES:
         raise DataError(
             f"Cannot make notes: expected a size among {', '.join(map(repr, SIZES))}, got {size!r}. "
             'make_splits("default")'
         )
+    sizes = SIZES[size] if isinstance(size, str) else size
     sides = deal(library(), seed)
     names = tuple(sorted({r.instrument for side in sides for r in side}))
     made: list[Frames] = []
-    for index, (recordings, rows) in enumerate(zip(sides, SIZES[size], strict=True)):
-        report = _offset(progress, sum(map(len, made)), sum(SIZES[size]))
-        first_note = sum(SIZES[size][:index])  # a side has fewer notes than frames
+    for index, (recordings, rows) in enumerate(zip(sides, sizes, strict=True)):
+        report = _offset(progress, sum(map(len, made)), sum(sizes))
+        first_note = sum(sizes[:index])  # a side has fewer notes than frames
         rng = np.random.default_rng([seed, 1 + index])
-        made.append(_play_side(recordings, rows, names, rng, first_note, report))
+        made.append(_play_side(recordings, rows, names, rng, first_note, report, 100.0 if semitones else None))
     return Splits(*made)
 
 
@@ -221,8 +231,9 @@ def _play_side(
     rng: np.random.Generator,
     first_note: int,
     report: Progress,
+    grid_cents: float | None = None,
 ) -> Frames:
-    """Play `rows` frames: instruments in turn, recordings of each in turn, pitches even within reach."""
+    """Play `rows` frames: instruments in turn, recordings of each in turn, pitches even within reach, or on a grid."""
     queues = [[r for r in recordings if r.instrument == name] for name in names]
     queues = [queue for queue in queues if queue]
     audio = np.empty((rows, FRAME), dtype=np.float32)
@@ -234,6 +245,8 @@ def _play_side(
         recording = queue[note // len(queues) % len(queue)]
         here = slice(begin, min(begin + _FRAMES_A_NOTE, rows))
         pitch = rng.uniform(max(low, recording.cents - REACH_CENTS), min(high, recording.cents + REACH_CENTS))
+        if grid_cents is not None:
+            pitch = A4_CENTS + grid_cents * round((pitch - A4_CENTS) / grid_cents)
         starts = rng.uniform(0, len(recording.loop), here.stop - begin)
         audio[here] = _normalise(_add_noise(_normalise(play(recording, pitch, starts)), rng))
         cents[here] = pitch

@@ -1,7 +1,7 @@
 """What was asked for, as heads: each a module with its options. A list of values to try becomes many heads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -13,6 +13,7 @@ from forethought.fitting.kinds import Setting, build, fixed_by, is_kind, loss_fo
 from forethought.fitting.options import NAMES, Options
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.results import shown_as
+from forethought.heads.circular import Around, CircularSpline
 
 _CPU = torch.device("cpu")
 _WHOLE = ("class_weight", "metric", "anchors")  # a list is one value of these
@@ -58,7 +59,27 @@ def expand(heads: Any, given: Mapping[str, Any], setting: Callable[[], Setting])
     ]
     for candidate in found:
         candidate.options.check()
-    return found
+    return _around_circles(found)
+
+
+def _around_circles(candidates: list[Candidate]) -> list[Candidate]:
+    """Rank circles, and what trains on the same target, by the distance around, where no metric was asked for.
+
+    A mean error takes 359 and 1 degrees for far apart.
+    """
+    periods: dict[int | str | None, set[Around]] = {}
+    for each in candidates:
+        if isinstance(each.module, CircularSpline):
+            periods.setdefault(each.options.target, set()).add(each.module.around)
+
+    def ranked(each: Candidate) -> Candidate:
+        around = periods.get(each.options.target, set())
+        own = {each.module.around} if isinstance(each.module, CircularSpline) else around
+        if each.options.metric is not None or each.options.metrics != ("mae",) or len(own) != 1:
+            return each
+        return replace(each, options=replace(each.options, metric=next(iter(own))))
+
+    return [ranked(each) for each in candidates]
 
 
 def _named(heads: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from forethought.heads.corn import CornHead
 from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.exporting import Exported, export, exported_program, onnx_runtime
 from forethought.heads.falsification import Counterexample, Falsification
+from forethought.heads.folding import fold_standardisation
 from forethought.heads.histogram import HistogramHead
 from forethought.heads.interface import Head
 from forethought.heads.means import ClassMean, class_means
@@ -52,6 +53,7 @@ __all__ = [
     "conformalize",
     "export",
     "exported_program",
+    "fold_standardisation",
     "from_config",
     "onnx_runtime",
 ]

@@ -167,10 +167,10 @@ class AnchorCalibrator(Head):
         """Return the index (B,) of the class whose knot is nearest to the score."""
         return self.line.nearest(self.latent(features))
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss against targets (B,), a scalar: a measure, as nothing here trains but the score."""
         y = self.line.straight(self.latent(features))
-        return robust_loss(y, targets * self.scale.sign, self.scale.gap, len(self.scale))
+        return robust_loss(y, targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of the curve."""

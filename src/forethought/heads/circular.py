@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,15 @@ from forethought.heads.curve import interpolate
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
 from forethought.heads.latents import cannot_describe, class_weights
-from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, dtype_of, run_in_full
+from forethought.heads.layers import (
+    build_mlp,
+    check_features,
+    check_targets,
+    dtype_name,
+    dtype_of,
+    mean_cost,
+    run_in_full,
+)
 from forethought.heads.options import check_option
 from forethought.heads.proofs import not_rising
 
@@ -146,7 +155,7 @@ class CircularSpline(Head):
         """Return the index (B,) of the nearest class on the circle."""
         return (self.latent(features) + 0.5).floor().long() % len(self.scale)
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the mean squared distance of the points from those of the targets (B,) on the unit circle, a scalar.
 
         For a linear network a convex problem, and one without a seam: 359 degrees are close to 1.
@@ -155,12 +164,16 @@ class CircularSpline(Head):
         check_targets(targets, len(given))
         angle = self.inverse(targets) * (2 * math.pi / len(self.scale))
         wanted = torch.stack([angle.cos(), angle.sin()], -1)
-        return (given - wanted.to(given.dtype)).square().sum(-1).mean()
+        return mean_cost((given - wanted.to(given.dtype)).square().sum(-1), weights)
 
     def distance(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return how far values are apart the shorter way round, (B,): a metric for `ft.fit(metric=head.distance)`."""
-        apart = torch.remainder(output - target.to(output.dtype), self.period)
-        return torch.minimum(apart, self.period - apart)
+        """Return how far values are apart the shorter way round, (B,): `ft.fit` ranks by it unless told otherwise."""
+        return self.around(output, target)
+
+    @property
+    def around(self) -> "Around":
+        """The distance, as a metric that knows the period and nothing of the head."""
+        return Around(self.period)
 
     def _turns(self, like: Tensor) -> Tensor:
         return torch.arange(len(self.scale), dtype=like.dtype, device=like.device)
@@ -212,6 +225,28 @@ class CircularSpline(Head):
             "dropout": self.dropout,
             "dtype": dtype_name(self),
         }
+
+
+@dataclass(frozen=True)
+class Around:
+    """How far values are apart the shorter way round a period: (*) and (*) to (*).
+
+    Example:
+        >>> Around(360.0)(torch.tensor([359.0]), torch.tensor([1.0])).item()
+        2.0
+    """
+
+    period: float
+
+    @property
+    def __name__(self) -> str:
+        """What tables call it."""
+        return f"distance around {self.period:g}"
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the distances."""
+        apart = torch.remainder(output - target.to(output.dtype), self.period)
+        return torch.minimum(apart, self.period - apart)
 
 
 def _check_period(scale: Anchors, period: float, start: float) -> None:

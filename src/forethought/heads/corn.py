@@ -12,7 +12,15 @@ from forethought.heads.certificate import MONOTONE, RANGE, Claim
 from forethought.heads.expectation import at_vertices, vertex_hit, weights_of
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.layers import build_mlp, check_features, check_targets, dtype_name, dtype_of, run_in_full
+from forethought.heads.layers import (
+    build_mlp,
+    check_features,
+    check_targets,
+    check_weights,
+    dtype_name,
+    dtype_of,
+    run_in_full,
+)
 from forethought.heads.proofs import not_rising
 from forethought.heads.steady import sigmoid
 
@@ -89,7 +97,7 @@ class CornHead(Head):
         """Return the index (B,) of the class: how many classes are more likely passed than not."""
         return (self.rank_logits(features).sigmoid().cumprod(-1) > 0.5).sum(-1)
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the conditional cross-entropy against targets (B,) in the anchors' units, a scalar.
 
         A target on an anchor is a class label; one between two anchors counts for both, in proportion. Question j is
@@ -101,6 +109,9 @@ class CornHead(Head):
         position = self.scale.position(targets).to(z.dtype)[:, None]
         asked, above = (position - index + 1).clamp(0, 1), (position - index).clamp(0, 1)
         cost = above * F.logsigmoid(z) + (asked - above) * F.logsigmoid(-z)
+        if weights is not None:
+            check_weights(weights, len(z))
+            cost, asked = cost * weights.to(z)[:, None], asked * weights.to(z)[:, None]
         return -cost.sum() / asked.sum()
 
     def runs_in(self) -> torch.dtype:

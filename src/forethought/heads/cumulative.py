@@ -16,7 +16,7 @@ from forethought.heads.expectation import at_vertices, from_exceedances, vertex_
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
 from forethought.heads.latents import build_latent, cannot_describe, hidden_sizes, read_latent
-from forethought.heads.layers import check_targets, dtype_name, dtype_of
+from forethought.heads.layers import check_targets, dtype_name, dtype_of, mean_cost
 from forethought.heads.line import AnchorCurve
 from forethought.heads.options import check_option
 from forethought.heads.proofs import not_at_least, not_rising
@@ -162,7 +162,7 @@ class CumulativeLink(Head):
         """Return the index (B,) of the class: the number of thresholds at or below the latent."""
         return (self.latent(features).unsqueeze(-1) >= self.thresholds).sum(-1)
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the loss against targets (B,) in the anchors' units, a scalar: class labels, values, or both.
 
         A target on an anchor is a class label, and costs by the ordinal objective. One between two anchors is a value:
@@ -178,7 +178,7 @@ class CumulativeLink(Head):
             errors = (self.line.straight(s) - targets * self.scale.sign) / self.scale.gap
             off = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
             costs = torch.where(position == position.round(), costs, self.value_weight * off)
-        return costs.mean()
+        return mean_cost(costs, weights)
 
     def _label_costs(self, logits: Tensor, above: Tensor) -> Tensor:
         """Return what each sample (B,) costs for the weights (B, K-1) that it should have above each class."""

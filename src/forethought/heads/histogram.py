@@ -28,6 +28,7 @@ from forethought.heads.layers import (
     dtype_name,
     dtype_of,
     first_of,
+    mean_cost,
     run_in_full,
 )
 from forethought.heads.options import check_option
@@ -166,7 +167,7 @@ class HistogramHead(Head):
         y = middle + (log_p.softmax(-1) * (support - middle)).sum(-1)
         return torch.clamp(y, self.scale.values[0], self.scale.values[-1]) * self.scale.sign
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the cross-entropy against soft targets made of targets (B,) in the anchors' units, a scalar.
 
         For activation='sigmoid': binary cross-entropy, mean over samples of the sum over classes.
@@ -175,8 +176,8 @@ class HistogramHead(Head):
         check_targets(targets, len(logits))
         soft = self.soft_targets(targets.to(logits.dtype))
         if self.activation == "sigmoid":
-            return F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1).mean()
-        return -(soft * logits.log_softmax(-1)).sum(-1).mean()
+            return mean_cost(F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1), weights)
+        return mean_cost(-(soft * logits.log_softmax(-1)).sum(-1), weights)
 
     def soft_targets(self, targets: Tensor) -> Tensor:
         """Return the weights (B, K + 2 * pad) that the logits are trained toward; they sum to 1 for softmax.

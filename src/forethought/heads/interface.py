@@ -31,12 +31,13 @@ class Head(nn.Module, ABC):
         """Predict (B,) from features (B, D)."""
 
     @abstractmethod
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the head's natural training loss, a scalar.
 
         Args:
             features: (B, D).
             targets: (B,), in the anchors' units.
+            weights: (B,), what each row counts, not negative; None: all the same.
         """
 
     @abstractmethod

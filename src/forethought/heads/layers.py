@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forethought.errors import FitError, ShapeError
+from forethought.heads.anchors import Anchors
 
 
 def build_mlp(
@@ -114,12 +115,35 @@ def check_targets(targets: Tensor, rows: int) -> None:
         )
 
 
-def robust_loss(y: Tensor, targets: Tensor, gap: Tensor, classes: int) -> Tensor:
+def check_weights(weights: Tensor, rows: int) -> None:
+    """Raise unless there is exactly one weight per row."""
+    if weights.shape != (rows,):
+        raise FitError(
+            f"Cannot compute loss: expected weights of shape ({rows},), got {tuple(weights.shape)}. "
+            "Pass one number per sample"
+        )
+
+
+def mean_cost(costs: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of costs (B,), a scalar; with weights (B,), the weighted mean.
+
+    Raises:
+        FitError: not one weight per row.
+    """
+    if weights is None:
+        return costs.mean()
+    check_weights(weights, len(costs))
+    weights = weights.to(costs)
+    return (weights * costs).sum() / weights.sum()
+
+
+def robust_loss(y: Tensor, targets: Tensor, scale: Anchors, weights: Tensor | None = None) -> Tensor:
     """Return the mean Huber loss (Huber 1964) of y against targets, both (B,), in half-ranges of the anchors.
 
     Quadratic below one mean gap between anchors, linear above with slope 1 per half-range, so that the same
     learning rate suits anchors in Hz, cents or years.
     """
     check_targets(targets, y.shape[0])
-    errors = (y - targets.to(y.dtype)) / gap
-    return F.huber_loss(errors, torch.zeros_like(errors)) * (2 / (classes - 1))
+    errors = (y - targets.to(y.dtype)) / scale.gap
+    costs = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
+    return mean_cost(costs, weights) * (2 / (len(scale) - 1))

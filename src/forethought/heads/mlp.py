@@ -64,9 +64,9 @@ class MLPHead(Head):
         y = values[0] + half * (1 + run_in_full(self.net, features).squeeze(-1))
         return y * self.scale.sign
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss against targets (B,) in the anchors' units, a scalar."""
-        return robust_loss(self(features), targets, self.scale.gap, len(self.scale))
+        return robust_loss(self(features), targets, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of the output."""

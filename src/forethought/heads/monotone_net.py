@@ -135,6 +135,11 @@ class MonotoneNet(nn.Module):
     def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
         return F.linear(x, weights) if self.training else dot(x, weights)
 
+    def matrices(self) -> list[Tensor]:
+        """Return the weights that meet what comes in, as they act: what a penalty on size is about."""
+        acting = [self._positive(p, p.dtype) for p in (self.heights, *self.rising)]
+        return acting + [p for p in (self.straight, self.embed, *self.beside) if p is not None]
+
     def against(self) -> str | None:
         """Say which condition of the proof the stored numbers break, or None."""
         rising = [("heights", self.heights), ("tails", self.tails)]

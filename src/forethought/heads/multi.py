@@ -56,7 +56,7 @@ class MultiHead(Head):
         """Predict (B, T) in each target's own unit from features (B, D)."""
         return torch.stack([head(features) for head in self.heads.values()], -1)
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the sum of the heads' losses against targets (B, T), a scalar."""
         if targets.shape != (features.shape[0], len(self.heads)):
             raise FitError(
@@ -64,7 +64,7 @@ class MultiHead(Head):
                 f"for each of {', '.join(self.heads)}, got {tuple(targets.shape)}. torch.stack([a, b], -1)"
             )
         columns = zip(self._each(), targets.unbind(-1), strict=True)
-        return torch.stack([head.loss(features, column) for (_, head), column in columns]).sum()
+        return torch.stack([head.loss(features, column, weights) for (_, head), column in columns]).sum()
 
     def _each(self) -> Iterator[tuple[str, Head]]:
         for name, head in self.heads.items():

@@ -131,10 +131,10 @@ class PartialMonotone(Head):
         """Return the index (B,) of the anchor that is nearest to the prediction."""
         return self.line.nearest(self.latent(features))
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar."""
         y = self.line.straight(self.latent(features))
-        return robust_loss(y, targets * self.scale.sign, self.scale.gap, len(self.scale))
+        return robust_loss(y, targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of the sums and the curve."""

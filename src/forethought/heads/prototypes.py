@@ -144,7 +144,7 @@ class PrototypeExact(Head):
         """Return the index (B,) of the class whose anchor is nearest to the prediction."""
         return self.line.nearest(self.latent(features))
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar.
 
         The latent of the loss is summed in the parameters' dtype, which is twice as fast.
@@ -152,7 +152,7 @@ class PrototypeExact(Head):
         check_features(features, self.in_features)
         plane = self.plane().to(torch.promote_types(self.direction.dtype, torch.float32))
         s = features.to(plane.dtype) @ plane[:-1] + plane[-1]
-        return robust_loss(self.line.straight(s), targets * self.scale.sign, self.scale.gap, len(self.scale))
+        return robust_loss(self.line.straight(s), targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of the latent."""
@@ -201,8 +201,14 @@ class PrototypeExact(Head):
         }
 
 
-def class_prototypes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_prototypes(features: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
     """Return the mean feature vector of each class, (N, D) and (N,) -> (classes, D).
+
+    Args:
+        features: (N, D).
+        labels: (N,) class indices.
+        classes: How many.
+        weights: (N,), above 0: what each row counts; None: all the same.
 
     Raises:
         FitError: a class has no sample.
@@ -216,8 +222,10 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
             + "Leave out the anchors of classes without samples, and number the rest from 0"
         )
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    sums.index_add_(0, labels, features.double())
-    return (sums / counts[:, None]).to(features.dtype)
+    weights = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
+    sums.index_add_(0, labels, features.double() * weights[:, None])
+    amounts = torch.zeros(classes, dtype=torch.float64, device=features.device).index_add_(0, labels, weights)
+    return (sums / amounts[:, None]).to(features.dtype)
 
 
 def _checked(prototypes: Tensor, classes: int, width: int) -> Tensor:

@@ -144,14 +144,14 @@ class AnchorSpline(Head):
         """Return the index (B,) of the class whose anchor is nearest to the prediction."""
         return self.line.nearest(self.latent(features))
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar.
 
         The ends are continued here whatever `extrapolate` says: a clamped sample has no gradient, and a head
         whose samples all start beyond an end would never learn.
         """
         y = self.line.straight(self.latent(features))
-        return robust_loss(y, targets * self.scale.sign, self.scale.gap, len(self.scale))
+        return robust_loss(y, targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of the curve."""
