@@ -26,6 +26,7 @@ from forethought.heads import (
     conformalize,
     fold_standardisation,
 )
+from forethought.heads.penalised import train_penalised
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin
@@ -266,7 +267,7 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
             self.head_ = self._made(x, t, weights)
         if isinstance(self.head_, PartialMonotone):
             self.head_.place(x)
-        self.n_iter_ = _trained(self.head_, x, t, weights, self.alpha, self.max_iter)
+        self.n_iter_ = train_penalised(self.head_, x, t, weights, self.alpha, self.max_iter)
         self.certificate_ = self.head_.eval().certify()
         return self
 
@@ -378,31 +379,3 @@ def _anchors(given: Any, targets: Array) -> list[float]:
     if len(distinct) == 1:
         return [float(distinct[0]) - 0.5, float(distinct[0]) + 0.5]
     return [float(value) for value in (distinct if len(distinct) <= _FEW else distinct[[0, -1]])]
-
-
-def _matrices(head: Head) -> list[torch.Tensor]:
-    """Return what is penalised: weights as they act, not what a softplus makes them of."""
-    if isinstance(head, PartialMonotone):
-        return head.net.matrices()
-    if isinstance(head, PrototypeExact):
-        return [head.plane()[:-1]]
-    return [p for p in head.parameters() if p.ndim > 1]
-
-
-def _trained(
-    head: Head, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, alpha: float, steps: int
-) -> int:
-    """Minimise the head's loss with a penalty on its matrices; return the steps taken."""
-    optimizer = torch.optim.LBFGS(
-        head.parameters(), max_iter=steps, tolerance_grad=1e-8, tolerance_change=1e-11, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = head.loss(x, targets, weights) + alpha * torch.stack([m.square().sum() for m in _matrices(head)]).sum()
-        loss.backward()
-        return loss
-
-    nn.Module.train(head)
-    optimizer.step(closure)
-    return int(optimizer.state[next(iter(head.parameters()))].get("n_iter", steps))
