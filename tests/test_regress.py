@@ -231,7 +231,7 @@ class Halved(nn.Module):
 
 @every_kind
 def test_logits_in_a_dictionary_are_found(kind):
-    """The first Linear whose output is part of the output, in its order."""
+    """Of two that could be the logits, the one that is called so."""
     model = Keyed()
     expected = model(X)["logits"].softmax(-1) @ torch.tensor(ANCHORS)
     torch.testing.assert_close(ft.as_regressor(model, ANCHORS, kind, args=X)(X), expected)
@@ -474,3 +474,47 @@ def test_what_is_no_classifier_is_refused(classifier):
     """A number, a tensor or a function in the classifier's place."""
     with pytest.raises(ForethoughtError):
         ft.as_regressor(classifier, ANCHORS)
+
+
+class Several(nn.Module):
+    """Two answers of five classes and one of three, from one trunk."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.trunk = nn.Linear(7, 8).requires_grad_(False)
+        self.a, self.b, self.c = nn.Linear(8, 5), nn.Linear(8, 5), nn.Linear(8, 3)
+        self.wrap = wrap
+
+    def forward(self, x):
+        h = self.trunk(x).relu()
+        return self.wrap(self.c(h), self.b(h), self.a(h))
+
+
+def test_one_of_several_answers_is_not_chosen_silently():
+    """Two outputs of as many classes as there are anchors: both are named. One of them: it is meant, wherever it stands."""
+    torch.manual_seed(0)
+    x, anchors = torch.randn(4, 7), [10.0, 12.0, 13.0, 20.0, 40.0]
+    both = Several(lambda c, b, a: {"small": c, "quality": b, "pitch": a})
+    with pytest.raises(FitError, match=r"several: \['quality'\] \(layer 'body.b'\), \['pitch'\] \(layer 'body.a'\)"):
+        ft.as_regressor(both, anchors, args=x)
+    with pytest.raises(FitError, match="several"):
+        ft.as_regressor(both, dict(enumerate(anchors)), args=x)
+    for wrap in (lambda c, b, a: (c, a), lambda c, b, a: {"logits": a, "small": [c]}):
+        model = Several(wrap)
+        reg = ft.as_regressor(model, anchors, "histogram", args=x)
+        torch.testing.assert_close(reg(x), believed(model.a, model.trunk(x).relu(), anchors))
+    assert ft.as_regressor(both, anchors[:3], args=x)(x).shape == (4,)
+
+
+def test_an_answer_for_each_place_is_refused():
+    """Logits (B, T, K) are no answer for the sample."""
+    model = nn.Sequential(nn.Linear(7, 8), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    with pytest.raises(FitError, match=r"got \(2, 4, 3\)"):
+        ft.as_regressor(model, [1.0, 2.0, 3.0], args=torch.randn(2, 4, 7))
+
+
+def test_a_layer_without_weights_is_refused():
+    """A lazy layer has none before it runs."""
+    with pytest.raises(FitError, match="Run it once before"):
+        ft.as_regressor(nn.LazyLinear(3), [1.0, 2.0, 3.0])

@@ -1,5 +1,6 @@
 """`as_regressor`: a classifier over ordered classes becomes a regressor, from its own last layer on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def _head_of(owner: Split, anchors: Anchored, kind: str, options: dict[str, Any]
             "Cannot make a regressor: expected a trainable nn.Linear that gives the classes' logits, got none after "
             "the frontier. Give it: ft.as_regressor(nn.Linear(...), anchors)"
         )
-    path = logits_path(type(owner.model).__name__, output, calls, squashed=True)
+    classes = None if isinstance(anchors, Mapping) else len(anchors)
+    path = logits_path(type(owner.model).__name__, output, calls, squashed=True, classes=classes)
     linear = owner.head.get_submodule(path)
     seen = [value for module, value in given if module is linear]
     if len(seen) == 1 and isinstance(values, Tensor) and seen[0].is_set_to(values):

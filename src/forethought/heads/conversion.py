@@ -1,6 +1,6 @@
 """From a trained classifier to a regressor that makes sense before any training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,7 +82,8 @@ def as_regressor(
     check_option("kind", kind, KINDS)
     check_option("latent", latent, ("classifier", "linear"))
     check_option("activation", activation, ("softmax", "sigmoid"))
-    found = classifier_of(classifier, features[:2] if example is None and features is not None else example)
+    example = features[:2] if example is None and features is not None else example
+    found = classifier_of(classifier, example, None if isinstance(anchors, Mapping) else len(anchors))
     kept, values = anchored_classes(anchors, found.linear.out_features)
     found.keep(kept)
     if kind == "rqs":

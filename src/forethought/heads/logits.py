@@ -69,17 +69,18 @@ class Classifier:
         linear.out_features = len(rows)
 
 
-def classifier_of(module: nn.Module, example: Any = None) -> Classifier:
+def classifier_of(module: nn.Module, example: Any = None, classes: int | None = None) -> Classifier:
     """Copy a classifier of features and find the layer of its logits.
 
     Args:
         module: Features to logits. It is left as it is.
         example: Features like those it takes; None: rows of a width that it runs on.
+        classes: How many it is to have, where that is known.
 
     Raises:
         FitError: it does not run, no Linear runs in it, or its output is not what a Linear gave.
     """
-    example, path, is_plain = _run(module, example)
+    example, path, is_plain = _run(module, example, classes)
     net = copy.deepcopy(module)
     given = {id(parameter) for parameter in module.parameters()}
     for parameter in net.parameters():
@@ -145,7 +146,7 @@ def anchored_classes(anchors: Anchored, classes: int) -> tuple[list[int], list[f
     return kept, [value for value in anchors if value is not None]
 
 
-def _run(module: nn.Module, example: Any) -> tuple[Any, str, bool]:
+def _run(module: nn.Module, example: Any, classes: int | None) -> tuple[Any, str, bool]:
     """Run a classifier in evaluation mode.
 
     Returns:
@@ -157,6 +158,11 @@ def _run(module: nn.Module, example: Any) -> tuple[Any, str, bool]:
             f"Cannot convert classifier: expected an nn.Linear in it, got {type(module).__name__} without one. "
             "Pass the layer that makes the logits: as_regressor(model.fc, anchors)"
         )
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise FitError(
+            f"Cannot convert classifier: expected weights, got a {type(module).__name__} that has not seen its inputs. "
+            "Run it once before: classifier(features)"
+        )
     tried = [example] if example is not None else _rows(linears)
     failure: Exception | None = None
     for features in tried:
@@ -166,7 +172,7 @@ def _run(module: nn.Module, example: Any) -> tuple[Any, str, bool]:
         except Exception as err:  # whatever a module of the user's raises on a width that is not its own
             failure = err
             continue
-        return features, logits_path(type(module).__name__, output, calls), isinstance(output, Tensor)
+        return features, logits_path(type(module).__name__, output, calls, classes=classes), isinstance(output, Tensor)
     raise FitError(
         f"Cannot convert classifier: expected {type(module).__name__} to run on features (B, D), got "
         f"{type(failure).__name__}: {failure}. Pass some: as_regressor(classifier, anchors, features=features[:2])"
@@ -205,47 +211,77 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def logits_path(name: str, output: Any, calls: Calls, *, squashed: bool = False) -> str:
-    """Return the path of the Linear whose output is the output of all, or the first part of it.
+def logits_path(name: str, output: Any, calls: Calls, *, squashed: bool = False, classes: int | None = None) -> str:
+    """Return the path of the Linear whose output is the output of all, or the only part of it that fits.
 
     Args:
         name: Of what ran.
         output: What it gave.
         calls: Its leaves, in order, with what they gave.
         squashed: Whether the output may also be the softmax or the sigmoids of what the Linear gave.
+        classes: How many there are, where it is known: of several outputs, those of as many are meant, and of several
+            of these the one called 'logits'.
 
     Raises:
-        FitError: no Linear ran, or something was done to what it gave.
+        FitError: no Linear ran, something was done to what it gave, or more than one output fits.
     """
-    ran = [(path, given) for path, part, given in calls if isinstance(part, nn.Linear)]
+    ran: dict[str, Tensor] = {path: given for path, part, given in calls if isinstance(part, nn.Linear)}
     if not ran:
         raise FitError(
             f"Cannot convert classifier: expected an nn.Linear to run in {name}, got none. "
             "Pass the layer that makes the logits: as_regressor(model.fc, anchors)"
         )
-    for tensor in _tensors(output):
-        for path, given in reversed(ran):
-            made = [given, given.softmax(-1), given.sigmoid()] if squashed else [given]
-            if given is tensor or any(_is_same(one, tensor) for one in made):
-                return path
-    last = calls[-1][1]
-    what = f"{type(last).__name__} last" if not isinstance(last, nn.Linear) else "more after its last Linear"
-    raise FitError(
-        f"Cannot convert classifier: expected {name} to end at the logits, got {what}. "
-        "Pass it without: as_regressor(classifier[:-1], anchors, activation='softmax' or 'sigmoid')"
-    )
+    made = [(label, _made_by(tensor, ran, squashed)) for label, tensor in _labelled(output)]
+    found = {path: label for label, path in reversed(made) if path is not None}
+    fitting = {path: label for path, label in found.items() if ran[path].shape[-1] == classes} or found
+    fitting = {path: label for path, label in fitting.items() if label == "['logits']"} or fitting
+    if not fitting:
+        last = calls[-1][1]
+        what = f"{type(last).__name__} last" if not isinstance(last, nn.Linear) else "more after its last Linear"
+        raise FitError(
+            f"Cannot convert classifier: expected {name} to end at the logits, got {what}. "
+            "Pass it without: as_regressor(classifier[:-1], anchors, activation='softmax' or 'sigmoid')"
+        )
+    if len(fitting) > 1:
+        several = ", ".join(f"{label} (layer {path!r})" for path, label in reversed(fitting.items()))
+        raise FitError(
+            f"Cannot convert classifier: expected one output of {name} to be the logits, got several: {several}. "
+            "Pass the layer: as_regressor(model.fc, anchors), or a model that returns this output alone"
+        )
+    (path,) = fitting
+    _check_rows(ran[path], name)
+    return path
+
+
+def _made_by(tensor: Tensor, ran: dict[str, Tensor], squashed: bool) -> str | None:
+    """Return the path of the Linear that gave a tensor, the last one of several, or None."""
+    for path, given in reversed(ran.items()):
+        made = [given, given.softmax(-1), given.sigmoid()] if squashed else [given]
+        if given is tensor or any(_is_same(one, tensor) for one in made):
+            return path
+    return None
+
+
+def _check_rows(logits: Tensor, name: str) -> None:
+    """Raise if there is an answer for each token or place of a sample, and not for the sample."""
+    if logits.ndim > 2 and logits.shape[1:-1].numel() != 1:
+        raise FitError(
+            f"Cannot convert classifier: expected one row of logits for each sample, (B, {logits.shape[-1]}), got "
+            f"{tuple(logits.shape)} from {name}. Average or choose among its places before the last layer"
+        )
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def _labelled(output: Any, label: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors of an output, each with what it is called there."""
     if isinstance(output, Tensor):
-        yield output
+        yield label or "the output", output
     elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
+        for key, value in output.items():
+            yield from _labelled(value, f"{label}[{key!r}]")
     elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _tensors(value)
+        for place, value in enumerate(output):
+            yield from _labelled(value, f"{label}[{place}]")
