@@ -478,7 +478,7 @@ def test_saved_money_and_carbon_come_from_the_users_factor():
     summary = a_saving(factors=factors)
     text = to_text(summary)
     assert "0.3 EUR a kWh, as you set it" in text
-    assert "381 g/kWh (Germany 2023, Our World in Data, PUE 1.5; yearly mean, location-based)" in text
+    assert "381 g/kWh (Germany 2023, Our World in Data, PUE 1.5), as you set it" in text
     grams = to_dict(summary)["total"]["co2e_g"]
     assert grams == pytest.approx(15_600.0 / 3.6e6 * 381 * 1.5)
     bare = to_dict(a_saving())["total"]
@@ -792,7 +792,9 @@ def test_boamps_has_what_its_schema_requires():
     assert report["task"].keys() >= {"taskStage", "taskFamily", "algorithms", "dataset"}
     assert report["task"]["algorithms"] == [{"trainingType": "transferLearning", "algorithmName": "ResNet"}]
     (measure,) = report["measures"]
-    assert measure["powerConsumption"] == pytest.approx((3.6e6 + 3000.0) / 3.6e6)
+    # "Of the computing task": what the idle machine drew has members of its own.
+    assert (measure["powerConsumption"], measure["measurementDuration"]) == (pytest.approx(1.0), 100.0)
+    assert measure["powerCalibrationMeasurement"] == pytest.approx(3000.0 / 3.6e6)
     assert COUNTER in measure["measurementMethod"]
     assert measure["durationCalibrationMeasurement"] == 30.0
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", measure["measurementDateTime"])
@@ -813,6 +815,20 @@ def test_a_model_card_has_grams_and_their_source():
     assert "co2_eq_emissions" not in to_markdown(
         summarize(journal(row("a"), row("b", energy_j=None, start=T + 200)), factors=factors)
     )
+
+
+def test_factors_say_what_the_user_said():
+    """Nothing is claimed of a number that the user gave but what they said of it; less than a cent is not nothing."""
+    text = to_text(summarize(journal(row("a")), factors=Factors(carbon=Carbon.read("381 Germany 2023, market-based"))))
+    assert "CO2e: 381 g at 381 g/kWh (Germany 2023, market-based), as you set it" in text.replace("0.381 kg", "381 g")
+    assert "location" not in text
+    cheap = Factors(Price.read("0.30 EUR"))
+    assert [cheap.money_text(joules) for joules in (0.0, 1200.0, -1200.0, 3.6e6)] == [
+        "0.00 EUR",
+        "0.0001 EUR",
+        "-0.0001 EUR",
+        "0.30 EUR",
+    ]
 
 
 @pytest.mark.parametrize(

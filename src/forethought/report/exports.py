@@ -13,6 +13,7 @@ from forethought.energy.amounts import KWH_J, Amount
 from forethought.errors import EnergyError
 from forethought.ledger.spans import Span
 from forethought.report.grid import Grid
+from forethought.report.idling import PHASE as IDLE
 from forethought.report.sections import elsewhere, grids, method_lines, total_lines
 from forethought.report.statements import headline, next_step, saving_grid, saving_lines, subline
 from forethought.report.summary import SavingLine, Summary
@@ -208,17 +209,19 @@ def to_boamps(summary: Summary) -> dict[str, Any]:
     Raises:
         EnergyError: some of it is not.
     """
-    if summary.gross.energy_j is None or summary.first is None:
+    # What the idle machine drew has members of its own.
+    spans = [span for span in summary.spans if span.phase != IDLE]
+    gross = Amount.total(span.amount for span in spans)
+    if gross.energy_j is None or summary.first is None:
         raise EnergyError(
             "Cannot write a BoAmps report: its powerConsumption must be a number, and not all of the energy is known: "
-            f"{'; '.join(summary.gross.reasons) or 'nothing was recorded'}. State it (--watts 350), or --format json."
+            f"{'; '.join(gross.reasons) or 'nothing was recorded'}. State it (--watts 350), or --format json."
         )
-    label = summary.gross.label
     idle = next((found for found in summary.baselines.values() if found.time_s), None)
     measure: dict[str, Any] = {
-        "measurementMethod": f"forethought: {label_text(summary.gross)}",
-        "powerConsumption": summary.gross.energy_j / KWH_J,
-        "measurementDuration": summary.time_s,
+        "measurementMethod": f"forethought: {label_text(gross)}",
+        "powerConsumption": gross.energy_j / KWH_J,
+        "measurementDuration": sum(span.time_s for span in spans),
         "measurementDateTime": _moment(summary.first).strftime("%Y-%m-%d %H:%M:%S"),
     }
     if idle is not None and idle.time_s is not None:
@@ -242,7 +245,7 @@ def to_boamps(summary: Summary) -> dict[str, Any]:
             "infraType": "other",
             "components": [{**machine, "nbComponent": 1} for machine in machines],
         },
-        "quality": next((word for start, word in _QUALITY if label.startswith(start)), "low"),
+        "quality": next((word for start, word in _QUALITY if gross.label.startswith(start)), "low"),
     }
 
 

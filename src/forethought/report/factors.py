@@ -80,7 +80,7 @@ class Carbon:
 
     def __str__(self) -> str:
         pue = "" if self.pue == 1 else f", PUE {self.pue:g}"
-        return f"{self.g_per_kwh:g} g/kWh ({self.source}{pue}; yearly mean, location-based)"
+        return f"{self.g_per_kwh:g} g/kWh ({self.source}{pue}), as you set it"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class Factors:
         """Write what energy costs; "unknown" without a number or a price."""
         if energy_j is None or self.price is None:
             return "unknown"
-        return f"{self.price.of(energy_j):,.2f} {self.price.currency}"
+        money = self.price.of(energy_j)
+        # Less than a cent is not nothing.
+        return f"{f'{money:.2g}' if 0 < abs(money) < 0.01 else f'{money:,.2f}'} {self.price.currency}"
 
     def carbon_text(self, energy_j: float | None) -> str:
         """Write the CO2e of energy; "unknown" without a number or a factor."""
