@@ -8,14 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 import forethought as ft
 from forethought import cli
+from forethought.account import parts_of
 from forethought.jobs.listing import list_folder
 from forethought.jobs.models import make_ready
 from forethought.jobs.pictures import UnreadableError, read_picture
+from forethought.jobs.samples import FileSamples
 from forethought.jobs.sheets import list_sheet
-from forethought.jobs.sounds import form_of, read_any, read_plain
+from forethought.jobs.sounds import Clip, form_of, read_any, read_plain
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("torchvision")
@@ -259,6 +262,18 @@ def test_list_sheet_reads_parquet(tmp_path):
 # ------------------------------------------------------------------------------------------------- extract
 
 
+@pytest.mark.parametrize("kind", ["torchvision:resnet18", "timm:test_resnet", "sounds"])
+def test_files_are_known_again_without_reading_them(tmp_path, kind):
+    """The data set shows all that its samples follow from, so a store need not decode them to know them."""
+    if kind == "sounds":
+        samples = FileSamples([], read_plain, Clip(8), torch.zeros(8))
+    else:
+        pytest.importorskip("timm")
+        prepare = make_ready(kind, "random").prepare
+        samples = FileSamples([], read_picture, prepare, torch.zeros(1))
+    assert parts_of(samples, default_collate, None) is not None
+
+
 def test_features_are_those_of_the_model_on_its_own_preparation(run, tmp_path):
     """A row is what the model says of the file, prepared by the model's own transform, to the last bit."""
     from torchvision.models import SqueezeNet1_1_Weights
@@ -315,6 +330,28 @@ def test_extract_reads_a_table_and_refuses_what_is_not_there(run, tmp_path):
     assert facts["rows"] == 2
     assert facts["columns"] == ["age"]
     assert root.is_dir()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        ("T.Compose([T.Resize(24), T.ToTensor()])", "(3, 24, 24) as of other files"),
+        (
+            "T.Compose([T.CenterCrop(24), T.ToTensor(), lambda x: x / 0 if x.max() == 0 else x[:, :, :5].bmm(x)])",
+            "Expected size",
+        ),
+    ],
+)
+def test_the_file_at_fault_is_named(run, tmp_path, transform, says, workers):
+    """What cannot be prepared, or comes out in another size, is named, whichever process read it."""
+    folder(tmp_path / "p", each=2)
+    (tmp_path / "other.py").write_text(f"from torchvision import transforms as T\ntransform = lambda: {transform}\n")
+    result = run("extract", "p", "--model", "mine.py:model", "--transform", "other.py:transform", "--workers", workers)
+    assert result.code == 1
+    assert result.err.startswith("Error: Cannot prepare 'p")
+    assert says in result.err
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -391,6 +428,6 @@ def test_a_model_of_transformers_brings_its_own_processor(run, tmp_path):
     assert result.code == 0, result.err
     facts = json.loads(result.out)
     assert facts["features"][0]["shape"] == [16]
-    assert facts["weights"] == "trained weights of vit"
+    assert facts["weights"] == "trained weights of vit, which lack 2 tensors: these are left to be trained"
     assert json.loads(run("extract", "p", "--model", "transformers:vit", "--json").out)["rows_computed"] == 0
     assert "--download" in run("extract", "p", "--model", "transformers:nobody/nothing").err

@@ -72,7 +72,7 @@ def extract_files(
     say(f"prepared: {reading}")
     cut = _frozen(ready, samples)
     say(f"frozen: {cut}" + (f"; cut at '{asked.at}'" if asked.at else ""))
-    features = ft.extract(
+    features = _extracted(
         ready.model, samples, asked.store, at=asked.at, dtype=asked.dtype, batch_size=asked.batch_size,
         num_workers=_workers(asked.workers, len(samples)), device=asked.device, progress=asked.progress,
     )  # fmt: skip
@@ -89,6 +89,17 @@ def extract_files(
     features = features if len(numbers) == len(is_read) else features.select(numbers)
     facts = _facts(asked, ready, listing, features, [*absent, *bad], (reading, cut))
     return Extracted(features, numbers, listing, ready, (*absent, *bad), facts)
+
+
+def _extracted(*given: Any, **options: Any) -> ft.Features:
+    """Extract; what a process that reads files says of one is said as if it had been read here."""
+    try:
+        return ft.extract(*given, **options)
+    except DataError as err:
+        lines = str(err).strip().splitlines()
+        if len(lines) > 1 and lines[0].startswith("Caught DataError"):
+            raise DataError(lines[-1].partition(": ")[2]) from err
+        raise
 
 
 def described(listing: Listing) -> str:
@@ -199,7 +210,7 @@ def _frozen(ready: Ready, samples: FileSamples) -> str:
     """Freeze everything but the last layer of a model in which nothing is frozen, and say so."""
     model = ready.model
     if any(not parameter.requires_grad for parameter in model.parameters()):
-        return "what the model has frozen itself"
+        return "what was frozen in the model as it came"
     if not any(True for _ in model.parameters()):
         return "everything: the model has no parameters"
     last = last_layer(model, torch.stack([samples.blank, samples.blank]))

@@ -223,6 +223,7 @@ def _transformers(name: str, rest: str, weights: str, download: bool) -> Ready:
             for key, parameter in model.named_parameters():
                 parameter.requires_grad_(key in missing)
         told = f"trained weights of {rest}"
+        told += f", which lack {len(missing)} tensors: these are left to be trained" if missing else ""
         model = model.eval()
     else:
         raise ModelError(f"Cannot give '{name}' the weights '{weights}': expected default, random or a file.")

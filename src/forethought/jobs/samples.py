@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from forethought.errors import DataError
 from forethought.jobs.pictures import UnreadableError
 
 
@@ -38,13 +39,28 @@ class FileSamples(Dataset[Any]):
         """Give one file's input.
 
         Raises:
-            OSError: the file cannot be opened.
+            DataError: the file cannot be opened, or its content cannot be prepared, or not as the others are.
         """
         try:
             content = self.read_one(self.paths[at])
         except UnreadableError:
             return self.blank.clone(), False
-        return self.prepare(content), True
+        except OSError as err:
+            raise DataError(f"Cannot read '{self.paths[at]}': {err}. See that it is there and may be read") from err
+        try:
+            made = self.prepare(content)
+        except Exception as err:
+            words = " ".join(f"{type(err).__name__}: {err}".split())[:200]
+            raise DataError(
+                f"Cannot prepare '{self.paths[at]}': expected the transform to take it, got {words}. Mend the "
+                "transform, or remove the file"
+            ) from err
+        if made.shape != self.blank.shape:
+            raise DataError(
+                f"Cannot prepare '{self.paths[at]}': expected {tuple(self.blank.shape)} as of other files, got "
+                f"{tuple(made.shape)}. End the transform with one size: CenterCrop(224)"
+            )
+        return made, True
 
     def fault(self, at: int) -> str:
         """Say why a file cannot be read."""
