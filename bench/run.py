@@ -17,7 +17,7 @@ import torch
 BENCHES = (
     "epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index", "purity",
     "energy", "heads", "original", "company", "peers",
-    "pitch", "coarse", "mpg", "diamonds", "digits", "violations",
+    "pitch", "coarse", "mpg", "diamonds", "digits", "violations", "certificates",
 )  # fmt: skip
 
 
