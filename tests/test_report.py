@@ -1,11 +1,13 @@
 """Reports: every sum is right, every label survives, what was not measured is said to be so, on every page."""
 
+import base64
 import csv
 import io
 import json
 import math
 import re
 import shutil
+import subprocess
 import time
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -998,6 +1000,47 @@ def test_colours_can_be_told_apart(mode):
 
 
 NASTY = '<script>alert("x")</script>&\x1b[31m\u202e</title>'
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MEASURE = """<!DOCTYPE html><title>wait</title><iframe id="f" style="border:0"></iframe><script>
+const frame = document.getElementById("f"), widths = %s, found = [];
+frame.srcdoc = %s;
+frame.onload = () => {
+  const page = frame.contentDocument;
+  for (const width of widths) {
+    frame.style.width = width + "px";
+    const wide = [...page.querySelectorAll("h1, h2, h3, p, li, dd, dt, figcaption, svg, td, th")].filter(each => {
+      const box = each.getBoundingClientRect(), around = each.closest(".scroll");
+      const scrolls = around && page.defaultView.getComputedStyle(around).overflowX == "auto";
+      return box.width && !scrolls && (box.right > width + 0.5 || box.left < -0.5);
+    });
+    found.push([width, page.documentElement.scrollWidth, wide.map(each => each.outerHTML.slice(0, 80))]);
+  }
+  document.title = "RESULT" + btoa(unescape(encodeURIComponent(JSON.stringify(found)))) + "END";
+};</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_shows_all_of_the_page(tmp_path):
+    """In a real browser, from a small phone to a desk, nothing is cut off or runs out of the window."""
+    widths = [320, 390, 700, 768, 1280]
+    loss = [comparison((1.0, 1.1, 0.9), (2.0, 2.1, 2.2)).to_json()]
+    tables = [full_journal("a model with a long name, " * 4), journal(row("a", facts={"table": "t"}), others=loss)]
+    for at, found in enumerate(tables):
+        page = json.dumps(to_html(summarize(found, factors=Factors(Price.read("0.3 EUR"))))).replace("</", "<\\/")
+        (tmp_path / f"{at}.html").write_text(MEASURE % (json.dumps(widths), page))
+        command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+                   "--virtual-time-budget=3000", "--dump-dom", (tmp_path / f"{at}.html").as_uri()]  # fmt: skip
+        browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if browser.returncode:
+            pytest.skip(f"the browser does not start here: {browser.stderr[-200:]}")
+        shown = browser.stdout
+        told = re.search(r"<title>RESULT(.*?)END</title>", shown)
+        assert told, shown[:300]
+        for width, whole, wide in json.loads(base64.b64decode(told[1])):
+            assert (whole <= width, wide) == (True, []), width
 
 
 def test_names_are_text_on_every_page():
