@@ -98,6 +98,10 @@ class Samples:
         """Samples a batch; the last may hold fewer."""
         return self._batch_size
 
+    def read_by(self, size: int) -> None:
+        """Read so many samples a batch from now on."""
+        self._batch_size = size
+
     def __len__(self) -> int:
         if self._columns is not None:
             return length_of(self._columns)

@@ -16,6 +16,7 @@ A message says: cannot do what, expected what, got what, and the fix as code or 
      │   ├─ UnequalShapesError                       samples have different shapes, and nothing tells them from padding
      │   └─ PaddingError                             rows cannot be cut from a padded batch, or put back into one
      ├─ PrecisionError           also ValueError     features cannot be stored in the precision asked for
+     ├─ SpeedError               also RuntimeError   the frozen part cannot be run here in the way that was chosen
      ├─ IdentityError            also TypeError      no identity can be established: nothing is stored
      ├─ StoreError               also OSError        the store cannot be read or written
      │   ├─ StoreFormatError                         made by another format version
@@ -84,6 +85,10 @@ class PaddingError(DataError):
 
 class PrecisionError(ForethoughtError, ValueError):
     """Features cannot be stored in the precision asked for: a value is not finite, or too large for it."""
+
+
+class SpeedError(ForethoughtError, RuntimeError):
+    """The frozen part cannot be run here in the way that was chosen for its rows."""
 
 
 class IdentityError(ForethoughtError, TypeError):

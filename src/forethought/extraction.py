@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader
 
 from forethought.dataset import Samples
 from forethought.division import Division
@@ -31,10 +32,12 @@ from forethought.store import DamagedSegmentError, Store, Table
 from forethought.tensors import KEY_BYTES
 from forethought.unevenness import UnforeseenSizesError
 from forethought.views import View
+from forethought.ways import TOLERANCE, check_speed
 
 _SEGMENT_BYTES = 64 * 2**20
 COMMIT_S = 20.0  # what a kill may cost, in seconds of work
 _WITH_HEADS = "not measured apart: heads were trained meanwhile"
+_WITH_CHOICE = "not measured apart: ways to run it faster were tried meanwhile"
 _ATTEMPTS = 3  # to have the same rows stored
 
 
@@ -52,6 +55,8 @@ def extract(
     device: str | torch.device | None = None,
     views: int | None = None,
     seed: int = 0,
+    speed: Literal["exact", "fast"] = "exact",
+    tolerance: float = TOLERANCE,
     segment_rows: int | None = None,
     progress: bool = True,
 ) -> Features:
@@ -73,6 +78,11 @@ def extract(
         device: Where to run; by default where the model is. The model is moved back afterwards.
         views: How many seeded draws of each sample to store, where a transform is random; the feed uses one an epoch.
         seed: Seeds the draws: the same seed gives the same ones anywhere.
+        speed: "exact", or "fast": other ways to run the frozen part (batch norms folded, channels last, bfloat16,
+            compiled, batch size, threads) are measured on a few batches, and the fastest is taken whose rows are
+            within `tolerance`. The store remembers the choice, and never serves such rows for others. `report.speed`
+            shows what was measured.
+        tolerance: Of "fast": the largest distance of a row from the exact one, beside that one's length (Euclidean).
         segment_rows: Rows a segment at most: what a kill may cost. By default about 64 MB, or 20 seconds of work.
         progress: Show a bar on long work, if a person is watching.
 
@@ -83,6 +93,7 @@ def extract(
         ImpureTrunkError: a frozen output depends on chance or on its batch.
         RandomDatasetError: the same index gives different inputs.
         DataError: the data set cannot be used as it is.
+        SpeedError: the frozen part cannot be run here in the way that was chosen before.
         PrecisionError: a feature cannot be stored as `dtype`: it is not finite, or too large.
         StoreError: the store cannot be read or written.
 
@@ -99,7 +110,8 @@ def extract(
     """
     _check(segment_rows, views)
     store = store if isinstance(store, Store) else Store(store)
-    trunk = FrozenPart(model, at, device, dtype)
+    settled = batch_size or (dataset.batch_size if isinstance(dataset, DataLoader) else None)
+    trunk = FrozenPart(model, at, device, dtype, check_speed(speed, tolerance), settled)
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
@@ -151,6 +163,9 @@ def gather(
                 rolls = rolls or [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
                 job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
                 job.rows_computed = begun.rows_computed
+                if trunk.speed is not None and trunk.speed.way.batch_size is not None:
+                    for each in drawn:
+                        each.read_by(trunk.speed.way.batch_size)
                 places = [job.fill(roll) for roll in rolls]
                 break
             except MistakenNoteError:
@@ -179,11 +194,14 @@ def gather(
         avoided_s=reuse.time_s,
         avoided_j=reuse.energy_j,
         avoided_source=reuse.remark,
+        speed=trunk.speed,
     )
     views_of_rows = tuple(View(where, roll.targets) for where, roll in zip(places, rolls, strict=True))
     with suppress(StoreError):  # the rows are safe; what is lost is only the account of them
         facts = run_facts(asdict(report), trunk.model, dataset, device_type)
-        measured = {} if begun.rows_computed else {"label": phase.amount.label}
+        measured: dict[str, Any] = {} if begun.rows_computed else {"label": phase.amount.label}
+        if trunk.speed is not None and not trunk.speed.is_remembered:  # what choosing took is no price of a row
+            measured = {"time_s": report.time_s - trunk.speed.time_s, "energy_j": None, "energy_source": _WITH_CHOICE}
         record_run(store, job.table.fingerprint, facts | measured | {"span": phase.span})
     return Features(
         job.table,

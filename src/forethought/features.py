@@ -86,7 +86,7 @@ class Features(Dataset[Any]):
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{tensor.name} {tensor.shown}" for tensor in self.frontier)
-        return f"Features({len(self):,} rows of {rows}; {self.report})"
+        return f"Features({len(self):,} rows of {rows}; {str(self.report).partition(chr(10))[0]})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle as paths: the model stays behind, and files are opened again where they are needed."""
@@ -317,7 +317,9 @@ class Features(Dataset[Any]):
             self.frontier,
         )
         split = self.split
-        return compare(split, samples, chosen, elsewhere(self.table.provenance, split), self.codings)
+        return compare(
+            split, samples, chosen, elsewhere(self.table.provenance, split), self.codings, speed=self.report.speed
+        )
 
     def rows_at(self, places: Sequence[int]) -> list[Tensor | Uneven]:
         """Give the rows of some samples for each tensor of the frontier, without padding where they differ in size."""

@@ -28,14 +28,16 @@ from forethought.feeding import check_head
 from forethought.fingerprint import fingerprint_of, model_key, parts_of
 from forethought.forms import FrontierTensor, Rows
 from forethought.layouts import Padded, cut_rows, find_layouts
+from forethought.pace import Pace
 from forethought.padding import Leaf
 from forethought.placement import devices_of
 from forethought.precision import Dtype, PrecisionReport, Stored, name_of
-from forethought.purity import check_number, check_still, probe
+from forethought.purity import check_number, check_still, probe, rows_of
 from forethought.replay import At, Split, split
 from forethought.rowbytes import bytes_of, columns_of
 from forethought.store import Ragged, Store, Table, warn_not_kept
 from forethought.unevenness import UnforeseenSizesError
+from forethought.ways import SpeedReport
 
 _PROBE_ROWS = 6
 
@@ -54,7 +56,13 @@ class FrozenPart:
     stored: Stored  # how its rows are stored; known once the table is
 
     def __init__(
-        self, model: nn.Module | Split, at: At, device: str | torch.device | None, dtype: Dtype = None
+        self,
+        model: nn.Module | Split,
+        at: At,
+        device: str | torch.device | None,
+        dtype: Dtype = None,
+        tolerance: float | None = None,
+        batch_size: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module | Split):
             raise SplitError(f"Cannot run a {type(model).__name__}: expected a torch.nn.Module or a Split.")
@@ -65,6 +73,7 @@ class FrozenPart:
         self.model = model.model if isinstance(model, Split) else model
         self.believes = True
         self._dtype = name_of(dtype)
+        self.pace = Pace(tolerance, batch_size)
         self._measured: Any = None
         self._most_rows = _PROBE_ROWS  # in a batch that is known to give the rows of a small one
         self._at = at
@@ -167,9 +176,14 @@ class FrozenPart:
     ) -> Table:
         """Open the table of a trunk's rows as they are to be stored. What is not known of that is tried out first."""
         self._frontier = frontier
+        if not self.pace.is_settled(store, samples, fingerprint, self.device):
+            with self.placed():
+                chosen = self.pace.choose(self.split(), samples, fingerprint, self.device)
+            self._write_note(store, *chosen)
+        run = self.pace.table_id(fingerprint)
         trial = Trial(samples, self._sample_bytes(frontier), self._tried)
-        stored = self.stored = choose_stored(self._dtype, fingerprint, frontier, store, trial)
-        key = stored.table_id(fingerprint)
+        stored = self.stored = choose_stored(self._dtype, run, frontier, store, trial)
+        key = stored.table_id(run)
         facts = {
             "frontier": [tensor.to_json() for tensor in frontier],
             "model": type(self.model).__qualname__,
@@ -178,6 +192,8 @@ class FrozenPart:
             "when": time.time(),
             "parts": parts,
         }
+        if self.speed is not None and run != fingerprint:
+            facts |= {"trunk": fingerprint, "speed": self.speed.way.name}
         if stored.is_exact:
             return store.table(key, columns_of(stored, self.measures), facts)
         table = store.table(
@@ -189,6 +205,11 @@ class FrozenPart:
                 self._measured = measure(stored, trial, self.split(), self.device)
             self._write_note(store, key, {"precision": self._measured})
         return table
+
+    @property
+    def speed(self) -> SpeedReport | None:
+        """Which way was chosen to run it, where one was asked for."""
+        return self.pace.report
 
     def _tried(self, batch: Batch) -> list[Rows]:
         with self.placed():
@@ -202,6 +223,7 @@ class FrozenPart:
     def restart(self) -> None:
         """Begin anew, with another example."""
         self._split = self._given
+        self.pace.forget()
 
     def size_bytes(self, rows: int, entries: Sequence[int]) -> int:
         """Bytes of so many rows as they are stored, with their sizes; `entries` as of `Stored`."""
@@ -303,7 +325,7 @@ class FrozenPart:
             ImpureTrunkError: a row depends on chance or on its batch.
         """
         example = self._example = samples.example(_PROBE_ROWS)
-        with self.placed():
+        with self.placed(), self._padding_tried(samples):
             split = self.split()
             if self._given is not None:
                 self._stretch(split, example.to(self.device))
@@ -320,10 +342,10 @@ class FrozenPart:
     def _run_there(self, batch: Batch) -> list[Rows]:
         if any(tensor.layout is not None and tensor.layout.by_longest for tensor in self._frontier):
             batch = batch.shortened()
-        given, split = batch.copied_to(self.device), self.split()
-        rows = [rows.detach() for rows in split.rows(given.args, given.kwargs)]
+        rows, split = self.pace.rows(self.split(), batch.copied_to(self.device)), self.split()
         if batch.rows > self._most_rows:
-            check_number(split, batch.to(self.device), rows)
+            there = batch.to(self.device)
+            check_number(split, there, rows if self.speed is None else rows_of(split, there))
             self._most_rows = batch.rows
         return [cut_rows(tensor, each, batch) for tensor, each in zip(self._frontier, rows, strict=True)]
 

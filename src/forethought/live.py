@@ -78,7 +78,11 @@ class Live:
         check_indexed(samples)
         self.targets: Any = samples.targets() if samples.is_in_memory else None  # known without reading, or read
         self._trunk, self._samples = trunk, samples
-        self._frontier = trunk.live_frontier(samples)
+        try:
+            self._frontier = trunk.live_frontier(samples)
+        except UnforeseenSizesError:  # padding is part of these samples
+            trunk.restart()
+            self._frontier = trunk.live_frontier(samples)
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from forethought.precision import PrecisionReport
+from forethought.ways import SpeedReport
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class ExtractionReport:
             never did here.
         avoided_j: Joules, likewise; None where they were not measured.
         avoided_source: Where these come from, or why there are none.
+        speed: Ways to run the frozen part that were measured, and the one that was taken; None if none was asked for.
     """
 
     rows: int
@@ -35,6 +37,7 @@ class ExtractionReport:
     avoided_s: float | None = None
     avoided_j: float | None = None
     avoided_source: str = ""
+    speed: SpeedReport | None = None
 
     def __str__(self) -> str:
         energy = "energy not measured" if self.energy_j is None else f"{self.energy_j:,.0f} J"
@@ -42,4 +45,5 @@ class ExtractionReport:
         return (
             f"{self.rows_computed:,} rows computed, {self.rows_reused:,} reused, "
             f"{self.size_bytes / 1e6:,.1f} MB{stored}, {self.time_s:.1f} s, {energy}"
+            + (f"\n{self.speed}" if self.speed else "")
         )

@@ -22,7 +22,9 @@ from forethought.padding import Uneven
 from forethought.precision import Coding, decoded
 from forethought.purity import bound_of, companies, distance, rows_of
 from forethought.replay import Split
+from forethought.speedups import row_error
 from forethought.tensors import as_numbers
+from forethought.ways import SpeedReport
 
 _USUAL = 16  # rows that show how large a feature's values usually are
 
@@ -127,6 +129,7 @@ def compare(
     remark: str = "",
     codings: Sequence[Coding | None] = (),
     absent_rows: int = 0,
+    speed: SpeedReport | None = None,
 ) -> Verification:
     """Run the trunk on samples once more, where the model is now, and compare with what is stored of them.
 
@@ -137,12 +140,15 @@ def compare(
         remark: Why stored rows may differ by more than batches explain: another device, another version of torch.
         codings: How each tensor of the frontier is stored, None where exactly; empty if all are.
         absent_rows: Samples that were looked for in vain.
+        speed: How the rows were computed, if not by the very operations of the model: they may then lie as far from
+            the live ones as was allowed.
 
     Raises:
         DataError: a sample is not what it was when its row was stored.
     """
     device = next((p.device for p in split.model.parameters()), torch.device("cpu"))
-    total = _Total()
+    is_fast = speed is not None and not speed.way.is_exact
+    total = _Total(speed.tolerance if speed is not None and is_fast else None)
     for group in _groups(samples, chosen):
         numbers = [chosen.numbers[position] for position in group.positions]
         shape = (group.company or group.batch).shape
@@ -163,7 +169,7 @@ def compare(
         noise_ulps=total.noise[1],
         is_right=total.is_right,
         worst=total.worst,
-        remark="" if total.exact_rows == len(chosen.numbers) else remark,
+        remark=_fast(speed, total) if speed and is_fast else "" if total.exact_rows == len(chosen.numbers) else remark,
     )
 
 
@@ -204,8 +210,9 @@ class _Live:
 class _Total:
     """What was seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, tolerance: float | None) -> None:
         self.exact_rows, self.is_right = 0, True
+        self._tolerance, self.error = tolerance, 0.0
         self.difference, self.noise = (0.0, 0.0), (0.0, 0.0)
         self.worst: int | None = None
         self._worst_ulps = -1.0
@@ -219,12 +226,27 @@ class _Total:
             apart = distance(new.rows, old, scale=new.usual)
             self.noise = (max(self.noise[0], new.noise[0]), max(self.noise[1], new.noise[1]))
             self.difference = (max(self.difference[0], _absolute(old, new.rows)), max(self.difference[1], apart))
+            if self._tolerance is not None:
+                error = row_error(new.rows, old)
+                self.error = max(self.error, error)
+                self.is_right &= error <= self._tolerance + row_error(new.rows, new.kept)
+                self._note(numbers, old, new, equal, apart)
+                continue
             bound = bound_of(new.rows.dtype, float("inf") if is_elsewhere else new.noise[1])
             self.is_right &= apart <= bound + new.step_ulps
-            if not bool(equal.all()) and apart > self._worst_ulps:
-                rows = [_absolute(old[at : at + 1], new.rows[at : at + 1]) for at in range(len(numbers))]
-                self.worst, self._worst_ulps = numbers[int(np.argmax(rows))], apart
+            self._note(numbers, old, new, equal, apart)
         self.exact_rows += int(exact.sum())
+
+    def _note(self, numbers: Sequence[int], old: Tensor, new: "_Live", equal: Tensor, apart: float) -> None:
+        """Remember the sample that differs most."""
+        if not bool(equal.all()) and apart > self._worst_ulps:
+            rows = [_absolute(old[at : at + 1], new.rows[at : at + 1]) for at in range(len(numbers))]
+            self.worst, self._worst_ulps = numbers[int(np.argmax(rows))], apart
+
+
+def _fast(speed: SpeedReport, total: _Total) -> str:
+    allowed = f"allowed are {speed.tolerance:g}"
+    return f"run as '{speed.way.name}', rows are up to {total.error:.1e} of their length off, {allowed}"
 
 
 @dataclass(frozen=True)

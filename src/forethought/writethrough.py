@@ -22,6 +22,7 @@ from forethought.padding import Uneven
 from forethought.roll import Roll
 from forethought.store import Ragged, Store, Table, Writer
 from forethought.targets import join_targets
+from forethought.unevenness import UnforeseenSizesError
 
 
 class WriteThrough:
@@ -48,13 +49,22 @@ class WriteThrough:
         self._trunk, self._samples, self._store, self._dataset = trunk, samples, store, dataset
         self._features: Features | None = None
         self._rows_computed, self._time_s = 0, 0.0
-        self._roll = Roll(samples, store)
-        self.table, self._frontier = trunk.table(store, samples)
+        try:
+            self._begin()
+        except UnforeseenSizesError:  # padding is part of these samples
+            trunk.restart()
+            self._begin()
+
+    def _begin(self) -> None:
+        """Look which rows are there."""
+        trunk = self._trunk
+        self._roll = Roll(self._samples, self._store)
+        self.table, self._frontier = trunk.table(self._store, self._samples)
         if self._roll.is_complete and bool((self.table.locate(self._roll.keys)[:, 0] >= 0).all()):
             self._finish()
         else:
             trunk.believes = False  # it is run now: what a note says of it is found out before the first step
-            self.table, self._frontier = trunk.table(store, samples)
+            self.table, self._frontier = trunk.table(self._store, self._samples)
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -9,7 +9,7 @@ many blocks as fit are mixed with one another: `Mixing` says how well.
 
 from forethought.feed.columns import Brings, Brought, Column
 from forethought.feed.iterator import Feed, Request
-from forethought.feed.memory import bytes_of
+from forethought.feed.memory import available_bytes, bytes_of
 from forethought.feed.opening import Rows
 from forethought.feed.orders import Mixing, Shard, exact
 from forethought.feed.sources import Source
@@ -26,6 +26,7 @@ __all__ = [
     "Rows",
     "Shard",
     "Source",
+    "available_bytes",
     "bytes_of",
     "count_entries",
     "exact",
