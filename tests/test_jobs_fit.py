@@ -136,6 +136,7 @@ def test_read_heads_puts_options_where_they_belong():
         (["linear"], ["width=3"], True, "Cannot try 'width'"),
         (["linear"], ["lr"], True, "--sweep lr"),
         (["pwl"], [], True, "expected numbers"),
+        (["pwl"], [], False, "--head 'pwl:anchors=0"),
     ],
 )
 def test_read_heads_says_what_is_wrong(heads, sweeps, is_classes, says):
@@ -193,6 +194,24 @@ def test_a_saved_head_scores_what_was_told(run, tmp_path, heads):  # noqa: F811
     assert best["val_mae"] < 200
 
 
+def test_a_head_that_learned_nothing_is_called_so(run, tmp_path):  # noqa: F811
+    """Where no head is better than one answer for all files, the last line says so."""
+    folder(tmp_path / "p", each=8)
+    (tmp_path / "t.csv").write_text(
+        "path,coin\n" + "".join(f"p/{kind}/0.jpg,{'ab'[at % 2]}\n" for at, kind in enumerate(["cat", "dog"] * 20))
+    )
+    result = run(
+        "fit", "t.csv", *MINE, "--target", "coin", "--head", "linear:lr=1e-12", "--epochs", "1", "--val", "p.csv"
+    )
+    assert "nothing of this name" in result.err
+    (tmp_path / "p.csv").write_text("path,coin\np/owl/0.jpg,a\np/owl/0.jpg,b\n")
+    result = run(
+        "fit", "t.csv", *MINE, "--target", "coin", "--head", "linear:lr=1e-12", "--epochs", "1", "--val", "p.csv"
+    )
+    assert result.code == 0, result.err
+    assert "No better than one answer for all" in result.out
+
+
 def test_fit_learns_several_columns_and_saves_the_model(run, tmp_path):  # noqa: F811
     """Each column has a ranking and a head of its own; the assembled model gives what head and trunk give."""
     table(tmp_path)
@@ -225,6 +244,8 @@ def test_fit_learns_several_columns_and_saves_the_model(run, tmp_path):  # noqa:
         (("--target", "kind", "--val", "0"), "files in 'val'"),
         (("--target", "kind", "--val", "nowhere"), "nothing of this name"),
         (("--target", "kind", "--head", "liner"), "Did you mean linear"),
+        (("--target", "kind", "--device", "abacus"), "Leave --device out"),
+        (("--target", "kind", "--out", "t.csv"), "--out FOLDER"),
     ],
 )
 def test_fit_says_in_one_line_what_is_wrong(run, tmp_path, options, says):  # noqa: F811

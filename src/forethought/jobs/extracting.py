@@ -60,6 +60,7 @@ def extract_files(
     Raises:
         ForethoughtError: something cannot be used as it is; the message says what, and what to do.
     """
+    _check_device(asked.device)
     for source in (asked.data, *asked.more.values()):
         _check_there(source)
     ready = make_ready(asked.model, asked.weights, asked.transform, asked.download)
@@ -115,6 +116,16 @@ def described(listing: Listing) -> str:
     )
     kind = listing.kind if len(listing.paths) > 1 else listing.kind[:-1]
     return f"{listing.source}: {len(listing.paths):,} {kind}{classes}{alone}"
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that is not there, before anything is made for it."""
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError) as err:
+        raise ModelError(
+            f"Cannot run on '{device}': expected a device of this machine, got {said(err)}. Leave --device out"
+        ) from err
 
 
 def _check_there(data: str) -> None:

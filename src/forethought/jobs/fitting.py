@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import forethought as ft
-from forethought.errors import DataError
+from forethought.errors import BundleError, DataError
 from forethought.jobs.asked import Asked, AskedFit
 from forethought.jobs.columns import Target, missing_in, read_target
 from forethought.jobs.extracting import Extracted, extract_files
@@ -55,6 +55,7 @@ def fit_files(asked: Asked, wanted: AskedFit, say: Callable[[str], None]) -> Fit
         KeyboardInterrupt: before any head finished an epoch.
     """
     shares, more = _sides(wanted)
+    _make_folder(wanted.out)
     extracted = extract_files(
         replace(asked, more=more), say, check=lambda listing: _check_targets(listing, wanted, asked.skip_bad)
     )
@@ -94,6 +95,14 @@ def fit_files(asked: Asked, wanted: AskedFit, say: Callable[[str], None]) -> Fit
         name: _rescaled(one.best.head, *scales[name]) for name, one in ranked.items() if one.best is not None
     }  # fmt: skip
     return Fitted(replace(extracted, features=features, listing=listing), targets, parts, results, ranked, best)
+
+
+def _make_folder(out: str) -> None:
+    """Make the folder for what comes out, before anything is computed that it could not take."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise BundleError(f"Cannot write to '{out}': {err}. Choose a folder that can be written: --out FOLDER") from err
 
 
 def _sides(wanted: AskedFit) -> tuple[dict[str, float], dict[str, str]]:
@@ -225,6 +234,4 @@ def _checkpoint(asked: Asked, wanted: AskedFit, listing: Listing) -> Path:
             listing.columns,
         )
     )
-    folder = Path(wanted.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"unfinished-{blake3.blake3(told.encode()).hexdigest()[:12]}.safetensors"
+    return Path(wanted.out) / f"unfinished-{blake3.blake3(told.encode()).hexdigest()[:12]}.safetensors"

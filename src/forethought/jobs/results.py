@@ -97,7 +97,8 @@ def _verdict(name: str, ranked: Ranked) -> str:
     test = "; no test files" if ranked.test is None else (
         f"; {_number(ranked.test)} on test, which chose nothing (one answer for all: {_number(ranked.test_baseline)})"
     )  # fmt: skip
-    return f"best for '{name}': {ranked.best.name}: {val}{test}"
+    worth = "" if ranked.is_worth_it else ". No better than one answer for all: nothing was learned"
+    return f"best for '{name}': {ranked.best.name}: {val}{test}{worth}"
 
 
 def _number(value: float | None) -> str:

@@ -33,6 +33,14 @@ class Ranked:
     test: float | None
     test_baseline: float | None
 
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the best head is better on val than one answer for all files."""
+        score = self.heads[0]["score"] if self.best is not None else None
+        if score is None:
+            return False
+        return bool(score > self.baseline) if self.metric == "accuracy" else bool(score < self.baseline)
+
 
 def judge(target: Target, results: ft.Results, scale: tuple[float, float], parts: Parts) -> Ranked:
     """Rank the heads of a target, in its own units."""

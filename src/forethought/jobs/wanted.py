@@ -1,6 +1,7 @@
 """Heads as they are typed: `linear`, `mlp:width=64,dropout=0.1`; and what is to be tried with them: `lr=1e-3,1e-2`."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,12 +85,27 @@ def _known(kind: str, own: Mapping[str, Any]) -> set[str]:
 
 
 def _check(own: Mapping[str, Any], kind: str) -> None:
+    _check_whole(own, kind)
     known = _known(kind, own)
     odd = next((name for name in own if name not in known), None)
     if odd is not None:
         raise FitError(
             f"Cannot fit a head of kind '{kind}': expected options among {', '.join(sorted(known))}, got '{odd}'. "
             f"{_meant(odd, known)}"
+        )
+
+
+def _check_whole(own: Mapping[str, Any], kind: str) -> None:
+    """Refuse a kind without an option that it cannot be made without."""
+    if kind not in KINDS or (kind == "mlp" and "anchors" not in own):
+        return
+    options = inspect.signature(KINDS[kind].__init__).parameters.values()
+    needed = [one.name for one in options if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    absent = [name for name in needed if name not in ("self", "in_features", *own)]
+    if absent:
+        raise FitError(
+            f"Cannot fit a head of kind '{kind}': expected its option {absent[0]}, got none. "
+            f"--head '{kind}:{absent[0]}=0|10|20'"
         )
 
 
