@@ -402,6 +402,16 @@ def test_a_saving_is_on_every_page():
     assert json.loads(told["json"])["savings"][0]["seconds"]["break_even_epochs"]["value"] == pytest.approx(50.0 / 9.0)
 
 
+def test_many_epochs_are_written_whole():
+    """A million epochs are 1,000,000 on every page, not 1e+06."""
+    fed = row("f", "fit", start=T + 200, facts={"fed": {"t": 10**8}})
+    summary = summarize(journal(row("a", facts={"table": "t"}), fed, others=[comparison().to_json()]))
+    told = pages(summary)
+    for form in ("text", "html", "markdown"):
+        assert "1,000,000" in told[form], form
+        assert "e+0" not in told[form], form
+
+
 def test_seconds_always_pay_back():
     """Break-even in seconds needs no counter."""
     summary = a_saving(compared=comparison(watts=None))

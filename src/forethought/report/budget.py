@@ -52,7 +52,7 @@ def check_budget(
     before = None if baseline is None else _spent_by(baseline, watts)
     if spent is None or (baseline is not None and before is None):
         whose = "this report" if spent is None else "the baseline"
-        why = "; ".join(summary.gross.reasons) if spent is None else "it says so"
+        why = "; ".join(summary.gross.reasons) if spent is None else "not all that it tells of was measured"
         return Verdict(
             None if spent is None else spent / KWH_J,
             None if before is None else before / KWH_J,

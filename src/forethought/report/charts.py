@@ -9,7 +9,7 @@ from forethought.energy.amounts import KWH_J
 from forethought.report.statements import main_balance
 from forethought.report.summary import SavingLine
 from forethought.report.tables import Reuse
-from forethought.report.units import energy_text, time_text
+from forethought.report.units import energy_text, epochs_text, time_text
 from forethought.savings import Estimate
 from forethought.savings.saving import two
 
@@ -136,7 +136,7 @@ def _title(chart: Crossing) -> tuple[str, str]:
     told = (
         f"Without the store it grows by {chart.text(chart.uncached.value)} an epoch. With it, it begins at "
         f"{chart.text(chart.spent)} and grows by {chart.text(chart.cached.value)} an epoch. {crossing} "
-        f"{chart.epochs:.3g} epochs were run; what lies beyond is dashed."
+        f"{epochs_text(chart.epochs)} epochs were run; what lies beyond is dashed."
     )
     return f"Cumulative {what} by epochs, with and without the store", told
 
@@ -146,11 +146,11 @@ def _axes(frame: _Frame, unit: str, scale: float, below: str) -> list[str]:
     for value in ticks(frame.most_y / scale):
         y = frame.y(value * scale)
         parts.append(f'<line class="grid" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{frame.left - 8}" y="{y + 4}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text class="tick" x="{frame.left - 8}" y="{y + 4}" text-anchor="end">{short(value)}</text>')
     for value in ticks(frame.most_x):
         x = frame.x(value)
         parts.append(
-            f'<text class="tick" x="{x}" y="{frame.height - frame.bottom + 18}" text-anchor="middle">{value:g}</text>'
+            f'<text class="tick" x="{x}" y="{frame.height - frame.bottom + 18}" text-anchor="middle">{short(value)}</text>'
         )
     middle = (frame.left + frame.width - frame.right) / 2
     parts.append(f'<text class="axis" x="{frame.left - 44}" y="16">{escape(unit)}</text>')
@@ -187,7 +187,7 @@ def _marks(frame: _Frame, chart: Crossing) -> list[str]:
     if chart.epochs and chart.epochs <= chart.last:
         x = frame.x(chart.epochs)
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{frame.top}" y2="{foot}"/>')
-        parts.append(_note(frame, x, frame.top - 6, f"run: {chart.epochs:.3g}"))
+        parts.append(_note(frame, x, frame.top - 6, f"run: {epochs_text(chart.epochs)}"))
     return parts
 
 

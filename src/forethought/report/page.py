@@ -11,7 +11,7 @@ from forethought.report.grid import Grid
 from forethought.report.sections import grids, method_lines, total_lines
 from forethought.report.statements import best_of, headline, main_balance, next_step, saving_grid, saving_lines, subline
 from forethought.report.summary import SavingLine, Summary
-from forethought.report.units import NOT_MEASURED, amount_text, day_text, label_text, time_text
+from forethought.report.units import NOT_MEASURED, amount_text, day_text, epochs_text, label_text, time_text
 from forethought.savings import Balance
 from forethought.savings.saving import estimate_text, two
 
@@ -93,7 +93,9 @@ def _figures(summary: Summary) -> str:
     if best is not None:
         balance = main_balance(best)[0]
         figures.append(("Pays back after", _epochs(balance), _range(balance)))
-        figures.append(("Epochs run", f"{best.saving.epochs:,.3g}", f"of {best.saving.comparison.epoch_rows:,} rows"))
+        figures.append(
+            ("Epochs run", epochs_text(best.saving.epochs), f"of {best.saving.comparison.epoch_rows:,} rows")
+        )
     items = "".join(
         f"<div><dt>{_text(name)}</dt><dd{_class_of(value)}>{_text(value)}"
         f"{f'<small>{_text(more)}</small>' if more else ''}</dd></div>"
@@ -163,7 +165,7 @@ def _figure(chart: Crossing, at: int) -> str:
         for number, (each, title) in enumerate(panels)
     )
     what = "energy" if chart.is_energy else "time"
-    rows = tuple((f"{at:.3g}", chart.text(without), chart.text(with_it)) for at, without, with_it in chart.points())
+    rows = tuple((epochs_text(at), chart.text(without), chart.text(with_it)) for at, without, with_it in chart.points())
     table = Grid(f"Cumulative {what}", ("epochs", "without the store", "with it"), frozenset({0, 1, 2}), rows)
     return f"""<figure>
 <figcaption>Cumulative {what} by epochs, shaded: the 95&nbsp;% intervals</figcaption>

@@ -3,7 +3,7 @@
 from forethought.report.factors import Factors, derived
 from forethought.report.grid import Grid
 from forethought.report.summary import SavingLine, Summary
-from forethought.report.units import energy_text, time_text
+from forethought.report.units import energy_text, epochs_text, time_text
 from forethought.savings import Balance, Estimate
 from forethought.savings.saving import NEVER, PERHAPS_NEVER, UNCLEAR, estimate_text, saved_text, two
 
@@ -43,7 +43,7 @@ def subline(summary: Summary) -> str:
     if line is None:
         return ""
     saving = line.saving
-    epochs = f"{saving.epochs:,.3g} epochs" if saving.fed_rows else ""
+    epochs = f"{epochs_text(saving.epochs)} epochs" if saving.fed_rows else ""
     if line.machine != summary.here:
         epochs = f"measured elsewhere, on machine {line.machine[:8]}{epochs and '; '}{epochs}"
     if saving.joules is None:
@@ -70,7 +70,7 @@ def saving_grid(line: SavingLine, here: str = "") -> Grid:
     sides += [("energy, gross", saving.joules, "J")]
     unknown = "not measured" if saving.comparison.joules is None else "not known"
     columns = [[unknown] * 6 if balance is None else _column(line, balance, unit) for _, balance, unit in sides]
-    epochs = f"saved in {saving.epochs:,.3g} epochs" if saving.fed_rows else "saved so far"
+    epochs = f"saved in {epochs_text(saving.epochs)} epochs" if saving.fed_rows else "saved so far"
     names = ("an epoch without the store", "an epoch with it", "the store cost so far", "it pays back after epochs",
              epochs, "as a share")  # fmt: skip
     rows = tuple((name, *cells) for name, *cells in zip(names, *columns, strict=True))

@@ -95,6 +95,16 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:,.1f} {unit}"
 
 
+def epochs_text(epochs: float) -> str:
+    """Write a number of epochs, which need not be whole.
+
+    Example:
+        >>> epochs_text(0.25), epochs_text(12.34), epochs_text(500), epochs_text(12_345.6)
+        ('0.25', '12.3', '500', '12,346')
+    """
+    return f"{epochs:,.0f}" if epochs >= 99.95 else f"{epochs:.3g}"
+
+
 def count_text(number: int, thing: str) -> str:
     """Write a count and what is counted.
 
