@@ -148,10 +148,8 @@ def _axes(frame: _Frame, unit: str, scale: float, below: str) -> list[str]:
         parts.append(f'<line class="grid" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{frame.left - 8}" y="{y + 4}" text-anchor="end">{short(value)}</text>')
     for value in ticks(frame.most_x):
-        x = frame.x(value)
-        parts.append(
-            f'<text class="tick" x="{x}" y="{frame.height - frame.bottom + 18}" text-anchor="middle">{short(value)}</text>'
-        )
+        x, foot = frame.x(value), frame.height - frame.bottom + 18
+        parts.append(f'<text class="tick" x="{x}" y="{foot}" text-anchor="middle">{short(value)}</text>')
     middle = (frame.left + frame.width - frame.right) / 2
     parts.append(f'<text class="axis" x="{frame.left - 44}" y="16">{escape(unit)}</text>')
     parts.append(f'<text class="axis" x="{middle}" y="{frame.height - 4}" text-anchor="middle">{escape(below)}</text>')
