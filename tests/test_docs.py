@@ -39,6 +39,15 @@ def test_blocks_run_as_written(page, tmp_path, monkeypatch):
     run(page.read_text(), str(page))
 
 
+def test_pictures_are_there_and_only_drawn():
+    """Every picture that a page shows exists, is small, and is lines and text alone."""
+    shown = [page.parent / name for page in PAGES for name in re.findall(r"!\[[^\]]*\]\(([^):]+)\)", page.read_text())]
+    assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} <= {path.name for path in shown}
+    for path in shown:
+        assert path.stat().st_size < 16_000
+        assert not re.search(r"<script|<foreignObject|href|\bon\w+=|url\(", path.read_text())
+
+
 def test_public_names_are_documented():
     """Every word of the facade is in the README or in docs/."""
     text = "\n".join(page.read_text() for page in PAGES)
