@@ -172,3 +172,12 @@ def test_a_latent_of_ones_own_is_exported_with_an_example(tmp_path):
     x = torch.randn(5, 2, 3)
     assert torch.equal(program(x), head(x))
     assert json.loads(held["forethought"])["config"] is None
+
+
+def test_what_the_runtime_lacks_is_refused(tmp_path):
+    """ONNX Runtime has no arctangent of float64: a FitError with the way out, which works."""
+    pytest.importorskip("onnxruntime")
+    head = CircularSpline(6, ANCHORS, 360.0, dtype=torch.float64)
+    with pytest.raises(FitError, match=r"head\.float\(\)"):
+        export(head, tmp_path / "head.onnx")
+    export(head.float(), tmp_path / "head.onnx")

@@ -127,7 +127,13 @@ def _session(model: bytes) -> Callable[[Tensor], Tensor]:
         import onnxruntime
     except ImportError as err:
         raise _missing("onnxruntime", err) from err
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    except Exception as err:  # of kinds that it keeps to itself
+        raise FitError(
+            f"Cannot export head: expected operations that ONNX Runtime has for the head's dtype, got {err}. "
+            "Pass the head in float32: heads.export(head.float(), path)"
+        ) from err
 
     def run(features: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"features": features.detach().cpu().numpy()})[0])
