@@ -398,6 +398,18 @@ def test_samples_of_another_size_that_are_met_late(tmp_path):
         assert [len(row) for row in words_in(features)[26:30]] == [9, 3, 9, 12]
 
 
+@pytest.mark.parametrize("lengths", [[4, 1, 2, 3, 4], [3, 5, 0, 7, 2, 9, 4], [0, 3, 5, 7]], ids=str)
+def test_short_and_empty_texts(lengths, tmp_path):
+    """However short texts are, the head gives what the model gives; an empty one is a row of nothing."""
+    model = make_hf("bert", "TokenClassification", "layer.1")
+    dataset = Listed([{"input_ids": torch.arange(3, 3 + n), "number": at} for at, n in enumerate(lengths)])
+    features = ft.extract(model, dataset, tmp_path, batch_size=3, collate_fn=Collate())
+    assert len(features) == len(lengths)
+    for values, _ in features.batches(len(lengths), shuffle=False):
+        output, mask, _ = run_live(model, Collate(), dataset, range(len(lengths)))
+        torch.testing.assert_close(features.head(values).logits[mask], output.logits[mask])
+
+
 class AveragedFrames(nn.Module):
     """Frames are counted by Python inside the frozen part, in numbers that no line foretells."""
 

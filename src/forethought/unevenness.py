@@ -105,6 +105,9 @@ class Unevenness:
         shape = self.padding.sizes_in(batch.tensors)
         assert shape is not None
         order = batch.sizes.prod(1).sort(stable=True).indices
+        order = order[batch.sizes[order].amin(1) > 0]  # an empty one shows nothing
+        if not len(order):
+            raise untold("samples that hold something, got none that does")
         largest, smallest = batch.cropped(order[-1:]), batch.cropped(order[:1])
         small = [max(1, min(own, full // 2)) for own, full in zip(batch.sizes[order[0]].tolist(), shape, strict=True)]
         tensors = [
