@@ -5,6 +5,7 @@ after it, and a call that leaves something there is never taken as one step.
 """
 
 import types
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
                 continue
             held = value if isinstance(value, _SEQUENCES) else value.values() if type(value) is dict else (value,)
             for one in held:
+                if type(one) is OrderedDict:  # torch's own of hooks, a dozen a module
+                    continue
                 if hasattr(one, "__dict__") and not isinstance(one, _OTHERS):
                     found[id(one)] = one
     return list(found.values())
