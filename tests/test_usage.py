@@ -8,6 +8,7 @@ import pytest
 import torch
 from odd_models import Base
 from odd_usage import USAGE
+from odd_ways import WAYS
 from torch import nn
 
 import forethought as ft
@@ -15,7 +16,7 @@ from forethought.errors import ImpureTrunkError, ReplayDriftError, SplitError
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch calls some of what is used here a prototype
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in USAGE])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in [*USAGE, *WAYS]])
 def test_laws_of_the_split(case):
     """The halves give what the model gives, to the bit, with its gradients, and leave no trace."""
     odd_models.check(case, ft.split)
@@ -193,3 +194,13 @@ def test_what_a_frozen_module_leaves_on_a_shared_object_is_of_this_batch(left):
     got = parts.head(tuple(mixed)) if left != "number" else parts.head(parts.trunk(torch.cat([x, y])))
     assert vars(notes) == before
     assert torch.allclose(got, model(torch.cat([x, y])))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_that_has_not_run_is_refused():
+    """Its weights have no shape yet, so nothing can be said of what trains."""
+    model = nn.Sequential(odd_models.frozen(nn.Linear(6, 8)), nn.LazyLinear(3))
+    with pytest.raises(SplitError, match=r"'1\.weight' of a lazy module.*model\(x\)"):
+        ft.split(model, torch.randn(3, 6))
+    model(torch.randn(3, 6))
+    assert ft.split(model, torch.randn(3, 6)).head(torch.randn(3, 8)).shape == (3, 3)

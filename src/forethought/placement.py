@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from forethought import nesting
 from forethought.errors import ForethoughtError, SplitError
@@ -18,8 +19,14 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     """Name what lies where, if a model cannot be run because of it.
 
     Raises:
-        SplitError: weights or inputs have no values (they are on the meta device), or are on devices that do not meet.
+        SplitError: weights or inputs have no values (lazy, or on the meta device), or are on devices that do not meet.
     """
+    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
+    if lazy:
+        raise SplitError(
+            f"Cannot split {type(model).__name__}: expected weights of known shapes, got '{lazy[0]}' of a lazy module "
+            "that has not run yet. Run the model once, then freeze and split it: model(x)"
+        )
     where = _devices(model, args, kwargs)
     if torch.device("meta") in where:
         raise SplitError(
