@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought.fingerprint import fingerprint_of
-from forethought.identity import Digest
+from forethought.identifying.fingerprint import fingerprint_of
+from forethought.identifying.identity import Digest
 
 WIDTH, LAYERS = 4096, 16  # 16 layers of 64 MiB
 

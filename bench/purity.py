@@ -22,9 +22,9 @@ from torch.nn import functional
 from zoo import Specimen, specimens
 
 import forethought as ft
-from forethought.batch import Batch
 from forethought.errors import ForethoughtError, ImpureTrunkError
-from forethought.purity import probe
+from forethought.probing.purity import probe
+from forethought.samples.batch import Batch
 
 ROWS = 6
 MODELS = (

@@ -33,9 +33,9 @@ from zoo import Inputs, Specimen
 
 import forethought as ft
 from forethought import nesting
-from forethought.batch import Batch
 from forethought.errors import ForethoughtError
-from forethought.purity import probe
+from forethought.probing.purity import probe
+from forethought.samples.batch import Batch
 
 MODES = ("eval", "part", "train")
 _EXAMPLES, _NEW, _PROBED = 2, 3, 6  # samples

@@ -39,7 +39,7 @@ def _no_meter_of_the_user(monkeypatch, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _nothing_probed(monkeypatch):
     """Each test finds every trunk as a new process would."""
-    monkeypatch.setattr("forethought.frozen._PROBED", {})
+    monkeypatch.setattr("forethought.extracting.frozen._PROBED", {})
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,8 @@ from mutated_models import Model
 from torch.utils.data import default_collate
 
 import forethought as ft
-from forethought import roll, watching
+from forethought.extracting import roll
+from forethought.samples import watching
 
 STEPS = 6
 TICK_NS = 20_000_000  # local file systems have ticks of 4 ms; caution about recent stamps is tested elsewhere

@@ -16,7 +16,7 @@ from torchvision import transforms
 from torchvision.datasets import MNIST, FakeData, ImageFolder
 from torchvision.transforms import v2
 
-from forethought.account import parts_of
+from forethought.identifying.account import parts_of
 
 PIXELS = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
 OLD = transforms.Compose([transforms.Resize(8), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])

@@ -15,14 +15,21 @@ import forethought as ft
 PACKAGE = Path(ft.__file__).parent
 FACADE = "forethought"
 
-# One line a module or sub-package, in the order of the flow: what it may import besides `errors` and itself.
-MAY_IMPORT = {
+# One line a module or sub-package, in the order of the flow: what it may import besides `errors` and itself. Modules of
+# its own package are named without it.
+TABLE = {
     "errors": set(),
+    "shapes": set(),
+    "splitting": set(),
+    "identifying": set(),
+    "samples": set(),
+    "probing": set(),
+    "extracting": set(),
     "nesting": set(),
-    "operations": set(),
-    "held": {"nesting"},
-    "notes": set(),
-    "shell": {"held"},
+    "splitting.operations": set(),
+    "splitting.held": {"nesting"},
+    "splitting.notes": set(),
+    "splitting.shell": {"held"},
     "heads": set(),
     "energy": set(),
     "timing": set(),
@@ -30,132 +37,167 @@ MAY_IMPORT = {
     "parts": {"order"},
     "freezing": {"order", "parts"},
     # What a model does: seen, planned, run in halves, identified.
-    "recording": {"operations"},
-    "thrift": {"operations", "recording"},
-    "cut": {"operations", "recording", "thrift"},
-    "moving": {"operations", "recording"},
-    "wholes": {"nesting", "recording"},
-    "frontier": {"cut", "held", "moving", "nesting", "notes", "operations", "recording", "shell", "wholes"},
-    "curves": set(),
-    "padding": {"curves"},
-    "forms": {"padding"},
-    "relabelling": {"recording"},
-    "candidates": {"forms", "operations", "recording", "relabelling", "thrift"},
-    "sizes": {"nesting", "operations", "recording"},
-    "strangers": {"operations", "recording"},
-    "plan": {"curves", "forms", "recording"},
-    "joining": {"forms", "nesting", "operations", "plan", "recording", "sizes", "strangers"},
-    "placeholder": {"forms", "nesting", "operations", "recording", "shell"},
-    "levels": {"nesting", "operations", "plan", "recording"},
-    "head_run": {"forms", "levels", "nesting", "operations", "placeholder", "plan", "recording"},
-    "trunk_run": {"frontier", "levels", "nesting", "operations", "placeholder", "plan", "recording"},
-    "chance": set(),
-    "dispatch": set(),
-    "generators": {"dispatch", "nesting"},
-    "tensors": set(),
-    "untouched": {"chance", "generators", "held", "notes", "shell", "tensors"},
-    "variations": set(),
-    "sources": set(),
-    "marks": {"sources"},
-    "contents": set(),
-    "identity": {"contents", "marks", "sources", "tensors"},
-    "numerics": set(),
-    "inputs": {"identity", "nesting", "padding"},
-    "running": {"head_run", "inputs", "nesting", "plan", "shell", "trunk_run", "untouched"},
-    "deciders": {"nesting", "recording", "sources"},
-    "fingerprint": {
-        "curves", "deciders", "forms", "identity", "nesting", "numerics", "operations", "plan", "recording", "sources",
+    "splitting.recording": {"operations"},
+    "splitting.thrift": {"operations", "recording"},
+    "splitting.cut": {"operations", "recording", "thrift"},
+    "splitting.moving": {"operations", "recording"},
+    "splitting.wholes": {"nesting", "recording"},
+    "splitting.frontier": {"cut", "held", "moving", "nesting", "notes", "operations", "recording", "shell", "wholes"},
+    "shapes.curves": set(),
+    "shapes.padding": {"curves"},
+    "shapes.forms": {"padding"},
+    "splitting.relabelling": {"recording"},
+    "splitting.candidates": {"operations", "recording", "relabelling", "shapes.forms", "thrift"},
+    "splitting.sizes": {"nesting", "operations", "recording"},
+    "splitting.strangers": {"operations", "recording"},
+    "splitting.plan": {"recording", "shapes.curves", "shapes.forms"},
+    "splitting.joining": {"nesting", "operations", "plan", "recording", "shapes.forms", "sizes", "strangers"},
+    "splitting.placeholder": {"nesting", "operations", "recording", "shapes.forms", "shell"},
+    "splitting.levels": {"nesting", "operations", "plan", "recording"},
+    "splitting.head_run": {"levels", "nesting", "operations", "placeholder", "plan", "recording", "shapes.forms"},
+    "splitting.trunk_run": {"frontier", "levels", "nesting", "operations", "placeholder", "plan", "recording"},
+    "probing.chance": set(),
+    "probing.dispatch": set(),
+    "probing.generators": {"dispatch", "nesting"},
+    "identifying.tensors": set(),
+    "splitting.untouched": {"held", "identifying.tensors", "notes", "probing.chance", "probing.generators", "shell"},
+    "splitting.variations": set(),
+    "identifying.sources": set(),
+    "identifying.marks": {"sources"},
+    "identifying.contents": set(),
+    "identifying.identity": {"contents", "marks", "sources", "tensors"},
+    "identifying.numerics": set(),
+    "splitting.inputs": {"identifying.identity", "nesting", "shapes.padding"},
+    "splitting.running": {"head_run", "inputs", "nesting", "plan", "shell", "trunk_run", "untouched"},
+    "identifying.deciders": {"nesting", "sources", "splitting.recording"},
+    "identifying.fingerprint": {
+        "deciders", "identity", "nesting", "numerics", "shapes.curves", "shapes.forms", "sources",
+        "splitting.operations", "splitting.plan", "splitting.recording",
     },
-    "trials": {
-        "frontier", "generators", "inputs", "joining", "nesting", "plan", "recording", "running", "shell", "untouched",
-        "variations",
+    "splitting.trials": {
+        "frontier", "inputs", "joining", "nesting", "plan", "probing.generators", "recording", "running", "shell",
+        "untouched", "variations",
     },
-    "halves": {"fingerprint", "generators", "inputs", "nesting", "plan", "running", "shell"},
-    "placement": {"nesting"},
-    "families": {"curves", "forms", "nesting", "operations", "plan", "recording"},
-    "stretching": {
-        "curves", "families", "forms", "inputs", "nesting", "operations", "padding", "plan", "recording", "trials",
+    "splitting.halves": {
+        "identifying.fingerprint", "inputs", "nesting", "plan", "probing.generators", "running", "shell",
     },
-    "matching": {"forms", "plan"},
-    "replay": {
-        "candidates", "curves", "forms", "generators", "halves", "inputs", "matching", "nesting", "padding", "placement", "plan",
-        "recording", "stretching", "trials", "variations",
+    "splitting.placement": {"nesting"},
+    "splitting.families": {"nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms"},
+    "splitting.stretching": {
+        "families", "inputs", "nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms",
+        "shapes.padding", "trials",
+    },
+    "splitting.matching": {"plan", "shapes.forms"},
+    "splitting.replay": {
+        "candidates", "halves", "inputs", "matching", "nesting", "placement", "plan", "probing.generators",
+        "recording", "shapes.curves", "shapes.forms", "shapes.padding", "stretching", "trials", "variations",
     },
     # What it said: read, checked, kept, fed.
-    "watching": set(),
-    "past": {"sources"},
-    "account": {"identity", "marks", "past", "sources"},
-    "measuring": {"nesting", "padding"},
-    "search": {"measuring", "nesting", "padding"},
-    "reading": {"chance", "measuring", "nesting", "watching"},
-    "targets": {"nesting", "padding", "tensors"},
-    "columns": set(),
-    "batch": {"columns", "identity", "nesting", "padding", "tensors"},
-    "unevenness": {"batch", "measuring", "nesting", "padding", "targets"},
-    "joints": {"batch", "measuring", "nesting", "reading", "search", "unevenness"},
-    "dataset": {
-        "account", "batch", "chance", "columns", "joints", "padding", "reading", "targets", "unevenness", "watching",
+    "samples.watching": set(),
+    "identifying.past": {"sources"},
+    "identifying.account": {"identity", "marks", "past", "sources"},
+    "samples.measuring": {"nesting", "shapes.padding"},
+    "samples.search": {"measuring", "nesting", "shapes.padding"},
+    "samples.reading": {"measuring", "nesting", "probing.chance", "watching"},
+    "samples.targets": {"identifying.tensors", "nesting", "shapes.padding"},
+    "samples.columns": set(),
+    "samples.batch": {"columns", "identifying.identity", "identifying.tensors", "nesting", "shapes.padding"},
+    "samples.unevenness": {"batch", "measuring", "nesting", "shapes.padding", "targets"},
+    "samples.joints": {"batch", "measuring", "nesting", "reading", "search", "unevenness"},
+    "samples.dataset": {
+        "batch", "columns", "identifying.account", "joints", "probing.chance", "reading", "shapes.padding", "targets",
+        "unevenness", "watching",
     },
-    "blame": {"dispatch", "identity", "nesting", "shell", "untouched"},
-    "rounding": {"dispatch"},
-    "purity": {
-        "batch", "blame", "chance", "dispatch", "generators", "nesting", "operations", "recording", "replay",
-        "rounding", "tensors",
+    "probing.blame": {"dispatch", "identifying.identity", "nesting", "splitting.shell", "splitting.untouched"},
+    "probing.rounding": {"dispatch"},
+    "probing.purity": {
+        "blame", "chance", "dispatch", "generators", "identifying.tensors", "nesting", "rounding", "samples.batch",
+        "splitting.operations", "splitting.recording", "splitting.replay",
     },
-    "layouts": {"batch", "forms", "measuring", "nesting", "padding", "purity", "replay", "rounding"},
-    "feeding": {"layouts", "nesting", "padding", "purity"},
-    "ways": {"identity"},
-    "capturing": {"batch", "dispatch", "identity", "nesting", "replay", "ways"},
-    "speedups": {"batch", "capturing", "dataset", "replay", "ways"},
+    "extracting.layouts": {
+        "nesting", "probing.purity", "probing.rounding", "samples.batch", "samples.measuring", "shapes.forms",
+        "shapes.padding", "splitting.replay",
+    },
+    "extracting.feeding": {"layouts", "nesting", "probing.purity", "shapes.padding"},
+    "extracting.ways": {"identifying.identity"},
+    "extracting.capturing": {
+        "identifying.identity", "nesting", "probing.dispatch", "samples.batch", "splitting.replay", "ways",
+    },
+    "extracting.speedups": {"capturing", "samples.batch", "samples.dataset", "splitting.replay", "ways"},
     "store": set(),
     "ledger": {"energy", "store"},
-    "precision": {"forms", "identity", "padding"},
-    "rowbytes": {"forms", "padding", "precision", "store"},
-    "verification": {
-        "batch", "dataset", "forms", "padding", "precision", "purity", "replay", "speedups", "tensors", "ways",
+    "extracting.precision": {"identifying.identity", "shapes.forms", "shapes.padding"},
+    "extracting.rowbytes": {"precision", "shapes.forms", "shapes.padding", "store"},
+    "extracting.verification": {
+        "identifying.tensors", "precision", "probing.purity", "samples.batch", "samples.dataset", "shapes.forms",
+        "shapes.padding", "speedups", "splitting.replay", "ways",
     },
-    "outcome": {"precision", "ways"},
-    "feed": {"forms", "padding", "precision", "store"},
+    "extracting.outcome": {"precision", "ways"},
+    "feed": {"extracting.precision", "shapes.forms", "shapes.padding", "store"},
     "selection": {"nesting"},
     "views": set(),
     "features": {
-        "dataset", "feed", "forms", "halves", "ledger", "nesting", "outcome", "padding", "precision", "replay",
-        "rowbytes", "selection", "store", "targets", "verification", "views",
+        "extracting.outcome", "extracting.precision", "extracting.rowbytes", "extracting.verification", "feed",
+        "ledger", "nesting", "samples.dataset", "samples.targets", "selection", "shapes.forms", "shapes.padding",
+        "splitting.halves", "splitting.replay", "store", "views",
     },
     "testing": {"store"},
-    "calibration": {"batch", "dataset", "forms", "identity", "precision", "store"},
-    "accuracy": {"calibration", "forms", "nesting", "precision", "replay"},
-    "pace": {"batch", "capturing", "dataset", "feed", "identity", "replay", "speedups", "store", "ways"},
-    "frozen": {
-        "accuracy", "batch", "calibration", "dataset", "feeding", "fingerprint", "forms", "layouts", "nesting", "pace",
-        "padding", "placement", "precision", "purity", "replay", "rowbytes", "store", "unevenness", "ways",
+    "extracting.calibration": {
+        "identifying.identity", "precision", "samples.batch", "samples.dataset", "shapes.forms", "store",
     },
-    "manifest": {"identity", "tensors", "watching"},
-    "roll": {"batch", "dataset", "manifest", "padding", "store", "targets", "tensors", "watching"},
-    "division": {"identity", "store"},
-    "extraction": {
-        "dataset", "division", "energy", "features", "feed", "frozen", "ledger", "outcome", "precision", "replay", "roll",
-        "store", "tensors", "unevenness", "views", "ways",
+    "extracting.accuracy": {"calibration", "nesting", "precision", "shapes.forms", "splitting.replay"},
+    "extracting.pace": {
+        "capturing", "feed", "identifying.identity", "samples.batch", "samples.dataset", "speedups",
+        "splitting.replay", "store", "ways",
     },
-    "live": {"dataset", "feed", "forms", "frozen", "halves", "nesting", "padding", "replay", "targets", "unevenness"},
-    "writethrough": {
-        "batch", "dataset", "extraction", "features", "feed", "forms", "frozen", "halves", "live", "padding", "roll",
-        "store", "targets", "unevenness",
+    "extracting.frozen": {
+        "accuracy", "calibration", "feeding", "identifying.fingerprint", "layouts", "nesting", "pace", "precision",
+        "probing.purity", "rowbytes", "samples.batch", "samples.dataset", "samples.unevenness", "shapes.forms",
+        "shapes.padding", "splitting.placement", "splitting.replay", "store", "ways",
     },
-    "explanation": {"dataset", "fingerprint", "frozen", "manifest", "replay", "roll", "store", "unevenness"},
+    "extracting.manifest": {"identifying.identity", "identifying.tensors", "samples.watching"},
+    "extracting.roll": {
+        "identifying.tensors", "manifest", "samples.batch", "samples.dataset", "samples.targets", "samples.watching",
+        "shapes.padding", "store",
+    },
+    "extracting.division": {"identifying.identity", "store"},
+    "extracting.extraction": {
+        "division", "energy", "features", "feed", "frozen", "identifying.tensors", "ledger", "outcome", "precision",
+        "roll", "samples.dataset", "samples.unevenness", "splitting.replay", "store", "views", "ways",
+    },
+    "extracting.live": {
+        "feed", "frozen", "nesting", "samples.dataset", "samples.targets", "samples.unevenness", "shapes.forms",
+        "shapes.padding", "splitting.halves", "splitting.replay",
+    },
+    "extracting.writethrough": {
+        "extraction", "features", "feed", "frozen", "live", "roll", "samples.batch", "samples.dataset",
+        "samples.targets", "samples.unevenness", "shapes.forms", "shapes.padding", "splitting.halves", "store",
+    },
+    "extracting.explanation": {
+        "frozen", "identifying.fingerprint", "manifest", "roll", "samples.dataset", "samples.unevenness",
+        "splitting.replay", "store",
+    },
     "housekeeping": {
-        "dataset", "features", "frozen", "ledger", "manifest", "outcome", "precision", "replay", "store",
-        "unevenness", "verification", "views",
+        "extracting.frozen", "extracting.manifest", "extracting.outcome", "extracting.precision",
+        "extracting.verification", "features", "ledger", "samples.dataset", "samples.unevenness", "splitting.replay",
+        "store", "views",
     },
     # What is made of it.
     "fitting": {
-        "dataset", "extraction", "features", "frozen", "heads", "ledger", "live", "nesting", "precision", "replay",
-        "store", "writethrough",
+        "extracting.extraction", "extracting.frozen", "extracting.live", "extracting.precision",
+        "extracting.writethrough", "features", "heads", "ledger", "nesting", "samples.dataset", "splitting.replay",
+        "store",
     },
     "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},
-    "bundle": {"halves", "recording"},
-    "assembly": {"bundle", "halves", "heads", "identity", "nesting", "numerics", "recording", "replay"},
-    "regress": {"assembly", "features", "halves", "heads", "nesting", "placeholder", "recording", "replay"},
+    "bundle": {"splitting.halves", "splitting.recording"},
+    "assembly": {
+        "bundle", "heads", "identifying.identity", "identifying.numerics", "nesting", "splitting.halves",
+        "splitting.recording", "splitting.replay",
+    },
+    "regress": {
+        "assembly", "features", "heads", "nesting", "splitting.halves", "splitting.placeholder", "splitting.recording",
+        "splitting.replay",
+    },
     # What a person touches stands on the facade; nobody stands on it.
     "doctor": {FACADE, "energy", "timing"},
     "sklearn": {FACADE, "heads"},
@@ -163,11 +205,23 @@ MAY_IMPORT = {
     "loading": set(),
     "jobs": {FACADE, "fitting", "heads", "loading", "views"},
     "jobs_cli": {FACADE, "jobs"},
-    "inspection": {FACADE, "candidates", "forms", "frontier", "loading", "nesting", "operations", "recording", "shell"},
+    "inspection": {
+        FACADE, "loading", "nesting", "shapes.forms", "splitting.candidates", "splitting.frontier",
+        "splitting.operations", "splitting.recording", "splitting.shell",
+    },
     "report": {"energy", "housekeeping", "ledger", "savings", "store"},
     "energy_cli": {FACADE, "energy", "ledger", "report"},
     "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "jobs_cli", "loading"},
 }  # fmt: skip
+
+
+def named(part, allowed):
+    """Names with their package."""
+    package = part.rpartition(".")[0]
+    return {whole if (whole := f"{package}.{name}") in TABLE else name for name in allowed}
+
+
+MAY_IMPORT = {part: named(part, allowed) for part, allowed in TABLE.items()}
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {
     "cli",
     "demo",
@@ -211,8 +265,8 @@ def tree(module):
 
 
 def part_of(module):
-    """The line of the table that `module` falls under."""
-    return module.split(".")[0]
+    """The line of the table that `module` falls under: its own, or that of its package."""
+    return module if module in MAY_IMPORT else module.split(".")[0]
 
 
 def resolve(dotted):

@@ -9,8 +9,8 @@ from odd_models import CASES, Base
 from torch import nn
 
 import forethought as ft
-from forethought.candidates import Candidate, distinct, find_candidates, within
 from forethought.errors import ForethoughtError
+from forethought.splitting.candidates import Candidate, distinct, find_candidates, within
 
 torch.set_num_threads(1)
 

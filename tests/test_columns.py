@@ -9,10 +9,10 @@ import torch
 from test_dataset import LABELS, N, Net, X, assert_right
 
 import forethought as ft
-from forethought.batch import Batch
-from forethought.columns import columns_of, length_of, rows_of
-from forethought.dataset import Samples
 from forethought.errors import DataError
+from forethought.samples.batch import Batch
+from forethought.samples.columns import columns_of, length_of, rows_of
+from forethought.samples.dataset import Samples
 
 NAMES = [f"label {at}" for at in range(N)]
 Pair = collections.namedtuple("Pair", "x y")

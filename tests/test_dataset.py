@@ -21,8 +21,8 @@ from torch.utils.data import (
 )
 
 import forethought as ft
-from forethought.dataset import Samples
 from forethought.errors import DataError, EmptyDatasetError, ForethoughtError, RandomDatasetError, UnequalShapesError
+from forethought.samples.dataset import Samples
 
 N = 20
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought.dataset import Samples
-from forethought.division import Division
-from forethought.manifest import name_of
+from forethought.extracting.division import Division
+from forethought.extracting.manifest import name_of
+from forethought.samples.dataset import Samples
 from forethought.store import Store
 
 ROWS = 512

@@ -8,7 +8,7 @@ import torch
 from odd_models import Net
 
 import forethought as ft
-from forethought import extraction, frozen
+from forethought.extracting import extraction, frozen
 
 LARGE = """
 import sys, torch, forethought as ft

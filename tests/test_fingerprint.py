@@ -12,7 +12,7 @@ from torch import nn
 
 import forethought as ft
 from forethought.errors import SplitError
-from forethought.fingerprint import model_key
+from forethought.identifying.fingerprint import model_key
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -225,7 +225,7 @@ PROGRAM = """
 import sys, torch
 from torch import nn
 import forethought as ft
-from forethought.fingerprint import model_key
+from forethought.identifying.fingerprint import model_key
 class M(nn.Module):
     kinds = {"a", "b", "c"}
     def __init__(self):

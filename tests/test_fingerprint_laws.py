@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 import forethought as ft
 from forethought.errors import IdentityError
-from forethought.fingerprint import fingerprint_of
-from forethought.identity import Digest
-from forethought.numerics import numeric_state
-from forethought.sources import numerics_version
+from forethought.identifying.fingerprint import fingerprint_of
+from forethought.identifying.identity import Digest
+from forethought.identifying.numerics import numeric_state
+from forethought.identifying.sources import numerics_version
 
 torch.set_num_threads(1)
 
@@ -179,7 +179,7 @@ for name in sys.argv[1:]:
 
 def key(model):
     """The key by which a store knows a model without running it."""
-    from forethought.fingerprint import model_key
+    from forethought.identifying.fingerprint import model_key
 
     return model_key(model, (), "form", "cpu")
 
@@ -290,7 +290,7 @@ def test_devices_in_arguments_do_not_count():
 
 def test_names_of_operators_do_not_depend_on_how_torch_was_built():
     """The binding's module is named after the compiler's interface."""
-    from forethought.operations import name_of
+    from forethought.splitting.operations import name_of
 
     assert name_of(torch.ops.aten.relu) == "torch.ops.aten.relu"
     assert name_of(torch.ops.aten.relu.default) == "torch.ops.aten.relu.default"

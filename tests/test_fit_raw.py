@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought.dataset import Samples
 from forethought.errors import FitError, ForethoughtError
+from forethought.extracting.frozen import FrozenPart
 from forethought.fitting.weights import tensors_of
-from forethought.frozen import FrozenPart
 from forethought.ledger.journal import read_journal
+from forethought.samples.dataset import Samples
 
 N, N_VAL = 333, 90
 RUNS = ("stored", "live", "write-through")

@@ -601,7 +601,7 @@ def test_tied_language_model():
 
 def test_what_was_before_freezing_is_no_part_of_a_models_identity():
     """The same frozen model has one key, whether it trained before or not."""
-    from forethought.fingerprint import model_key
+    from forethought.identifying.fingerprint import model_key
 
     torch.manual_seed(0)
     model = Tokens()

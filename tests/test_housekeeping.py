@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import forethought as ft
-from forethought import extraction
 from forethought.errors import StoreError
+from forethought.extracting import extraction
 from forethought.housekeeping import files, find_garbage, garbage, inventory, remove_garbage, verify_store
 from forethought.ledger import DAY_S, last_used, prices, read_ledger, record_run
 from forethought.store import Column, DamagedSegmentWarning, Store

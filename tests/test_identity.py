@@ -20,8 +20,8 @@ from processes import printed
 from torch import nn
 
 from forethought.errors import ForethoughtError, IdentityError
-from forethought.identity import Digest
-from forethought.tensors import row_keys, tensor_bytes
+from forethought.identifying.identity import Digest
+from forethought.identifying.tensors import row_keys, tensor_bytes
 
 laws = settings(max_examples=100, deadline=None, database=None)
 
@@ -273,7 +273,7 @@ def test_a_refusal_says_what_it_is_and_what_to_do():
 PROGRAM = """
 import enum, functools, torch, numpy as np
 from torch import nn
-from forethought.identity import Digest
+from forethought.identifying.identity import Digest
 class Colour(enum.Enum):
     RED = 1
 class Model(nn.Module):

@@ -12,11 +12,11 @@ from torch import nn
 
 import forethought as ft
 from forethought import cli
-from forethought.candidates import Candidate
 from forethought.errors import MissingExtraError, ModelError, SplitError
 from forethought.inspection import inspect_model
 from forethought.inspection.clock import _matching, measure
 from forethought.loading import NamedModel, load_named
+from forethought.splitting.candidates import Candidate
 
 torch.set_num_threads(1)
 

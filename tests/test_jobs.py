@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 import forethought as ft
 from forethought import cli
-from forethought.account import parts_of
+from forethought.identifying.account import parts_of
 from forethought.jobs.listing import list_folder
 from forethought.jobs.models import make_ready
 from forethought.jobs.pictures import UnreadableError, read_picture

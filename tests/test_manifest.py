@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import forethought as ft
-from forethought import watching
-from forethought.account import parts_of
-from forethought.manifest import Manifest, OpenedFiles
-from forethought.watching import UNPROVEN, Seen, Watch
+from forethought.extracting.manifest import Manifest, OpenedFiles
+from forethought.identifying.account import parts_of
+from forethought.samples import watching
+from forethought.samples.watching import UNPROVEN, Seen, Watch
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision.datasets import ImageFolder  # noqa: E402
@@ -343,7 +343,7 @@ def test_another_process_believes_it(folder, net, tmp_path):
     """With another hash seed, too: the parts of a data set do not depend on the process."""
     program = (
         "import sys; from torchvision.datasets import ImageFolder; from torchvision.transforms import v2; import torch;"
-        "from torch.utils.data import default_collate; from forethought.account import parts_of;"
+        "from torch.utils.data import default_collate; from forethought.identifying.account import parts_of;"
         "print(sorted(parts_of(ImageFolder(sys.argv[1], transform=v2.Compose([v2.ToImage(), "
         "v2.ToDtype(torch.float32, scale=True)])), default_collate, 1).items()))"
     )

@@ -4,8 +4,9 @@ import mutations
 import pytest
 from mutated_data import KINDS
 
-from forethought import roll, watching
-from forethought.manifest import Manifest
+from forethought.extracting import roll
+from forethought.extracting.manifest import Manifest
+from forethought.samples import watching
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,7 @@ def begun(tmp_path_factory, request):
 
 def test_the_suite_sees_stale_rows(tmp_path, monkeypatch):
     """If keys did not follow the content, this suite would say so."""
-    from forethought.batch import Batch
+    from forethought.samples.batch import Batch
 
     monkeypatch.setattr(Batch, "row_keys", lambda self: np.zeros((self.rows, 16), np.uint8))
     with pytest.raises(AssertionError, match="stale rows"):

@@ -20,8 +20,8 @@ from test_never_stale import Net, Own, as_tensor, begin, extracted, overwrite, r
 from torch import nn
 from torch.utils.data import Dataset
 
-from forethought import roll
-from forethought.dataset import Samples
+from forethought.extracting import roll
+from forethought.samples.dataset import Samples
 
 MANY = 160
 CASES = {}

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 from torch import nn
 
-from forethought.notes import Noted, notes_of
+from forethought.splitting.notes import Noted, notes_of
 
 
 class Note:

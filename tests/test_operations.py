@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, get_testing_overrides
 
-from forethought import operations
-from forethought.operations import is_about, name_of, packed, shape_only, stand_in
+from forethought.splitting import operations
+from forethought.splitting.operations import is_about, name_of, packed, shape_only, stand_in
 
 torch.set_num_threads(1)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import forethought as ft
 from forethought import nesting
 from forethought.errors import DataError, ImpureTrunkError, PaddingError, UnequalShapesError
-from forethought.padding import Layout, Stairs, cut, outside, put_back
+from forethought.shapes.padding import Layout, Stairs, cut, outside, put_back
 
 N = 22
 LENGTHS = [3, 9, 5, 16, 1, 7, 12, 4, 16, 2, 11, 6, 3, 14, 8, 5, 10, 13, 2, 9, 6, 4]

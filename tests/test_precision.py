@@ -17,11 +17,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import forethought as ft
-from forethought.calibration import Trial
-from forethought.dataset import Samples
 from forethought.errors import ForethoughtError, PrecisionError, StoreError
-from forethought.forms import Form, FrontierTensor
-from forethought.precision import LEAST_SCALE, Rounded, Scaled, Stored, by_channel, channels_of, gets_smaller, scales_of
+from forethought.extracting.calibration import Trial
+from forethought.extracting.precision import (
+    LEAST_SCALE,
+    Rounded,
+    Scaled,
+    Stored,
+    by_channel,
+    channels_of,
+    gets_smaller,
+    scales_of,
+)
+from forethought.samples.dataset import Samples
+from forethought.shapes.forms import Form, FrontierTensor
 from forethought.store import Store
 
 DTYPES = [torch.float16, torch.bfloat16, "int8"]

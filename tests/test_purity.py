@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import forethought as ft
-from forethought import generators, purity
-from forethought.batch import Batch
 from forethought.errors import ImpureTrunkError, SplitError
-from forethought.purity import probe, rows_of
+from forethought.probing import generators, purity
+from forethought.probing.purity import probe, rows_of
+from forethought.samples.batch import Batch
 
 
 class Between(nn.Module):

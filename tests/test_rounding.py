@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from forethought import purity
-from forethought.rounding import Rounding
+from forethought.probing import purity
+from forethought.probing.rounding import Rounding
 
 
 def err(run, seed=0):

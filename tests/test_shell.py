@@ -8,7 +8,7 @@ import torch
 from odd_models import Base, PlainListsOfModules, frozen
 from torch import nn
 
-from forethought.shell import active, shell
+from forethought.splitting.shell import active, shell
 
 
 class Watch:

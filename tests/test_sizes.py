@@ -9,7 +9,7 @@ from torch import nn
 
 import forethought as ft
 from forethought.errors import ShapeError, SplitError
-from forethought.sizes import _BY_VALUES
+from forethought.splitting.sizes import _BY_VALUES
 
 MODELS = {}
 

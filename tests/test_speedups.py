@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought import speedups
-from forethought.capturing import Runner
-from forethought.dataset import Samples
 from forethought.errors import DataError, SpeedError
-from forethought.speedups import row_error
-from forethought.ways import SpeedReport, Way
+from forethought.extracting import speedups
+from forethought.extracting.capturing import Runner
+from forethought.extracting.speedups import row_error
+from forethought.extracting.ways import SpeedReport, Way
+from forethought.samples.dataset import Samples
 
 
 @pytest.fixture(autouse=True)

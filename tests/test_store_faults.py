@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 import forethought as ft
 from forethought.errors import StoreError
-from forethought.frozen import FrozenPart
+from forethought.extracting.frozen import FrozenPart
 from forethought.store import Column, DamagedSegmentError, Store
 
 ROWS, BATCH, SEGMENT_ROWS = 24, 4, 8

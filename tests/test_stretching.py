@@ -8,10 +8,10 @@ from torch import nn
 
 import forethought as ft
 from forethought import nesting
-from forethought.curves import Curves
 from forethought.errors import ForethoughtError, ReplayDriftError, ShapeError
-from forethought.families import _all_made
-from forethought.padding import Leaf, Padding
+from forethought.shapes.curves import Curves
+from forethought.shapes.padding import Leaf, Padding
+from forethought.splitting.families import _all_made
 
 transformers = pytest.importorskip("transformers")
 

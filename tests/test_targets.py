@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forethought.errors import DataError
-from forethought.targets import Gathering, is_same, join_targets
+from forethought.samples.targets import Gathering, is_same, join_targets
 
 
 def numbers(rows, dtype=torch.int64, shape=()):

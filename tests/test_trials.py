@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought.variations import is_alike
+from forethought.splitting.variations import is_alike
 
 
 class Counted(nn.Module):

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import forethought as ft
 from forethought.errors import DataError, ImpureTrunkError, StoreError
+from forethought.extracting.verification import spread
 from forethought.housekeeping import verify_live
 from forethought.store import Store
-from forethought.verification import spread
 
 N = 103
 

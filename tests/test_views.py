@@ -79,7 +79,7 @@ def test_another_process_draws_the_same(net, tmp_path):
     """With its own random states and hash seed."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_views import Noisy; import torch, random;"
-        "from forethought.dataset import Samples; from torch import nn;"
+        "from forethought.samples.dataset import Samples; from torch import nn;"
         "print(Samples(Noisy(), nn.Linear(4, 1)).view(1, 7).fetch([0, 5]).args[0].tolist())"
     )
     here = ft.dataset.Samples(Noisy(), net).view(1, 7).fetch([0, 5]).args[0].tolist()

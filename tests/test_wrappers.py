@@ -212,7 +212,7 @@ class Apart(nn.Module):
 
 def test_modules_on_several_devices_are_named(monkeypatch):
     """What lies where, and the fix; an error of another kind stays the model's own."""
-    from forethought import placement
+    from forethought.splitting import placement
 
     with pytest.raises(RuntimeError, match="Expected all tensors"):
         ft.split(Apart(), torch.randn(3, 4))

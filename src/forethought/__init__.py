@@ -8,17 +8,17 @@ result; `fit` trains any number of heads from it; `assemble` puts the model back
 
 from forethought import energy, heads, timing  # isort: skip
 from forethought.freezing import freeze, thaw  # isort: skip
-from forethought.halves import Head, Trunk  # isort: skip
-from forethought.replay import Split, split  # isort: skip
+from forethought.splitting.halves import Head, Trunk  # isort: skip
+from forethought.splitting.replay import Split, split  # isort: skip
 from forethought.store import Store  # isort: skip
 from forethought.ledger import Ledger  # isort: skip
-from forethought.extraction import extract  # isort: skip
-from forethought.outcome import ExtractionReport  # isort: skip
+from forethought.extracting.extraction import extract  # isort: skip
+from forethought.extracting.outcome import ExtractionReport  # isort: skip
 from forethought.features import Features  # isort: skip
-from forethought.verification import Verification  # isort: skip
+from forethought.extracting.verification import Verification  # isort: skip
 from forethought import housekeeping  # isort: skip
 from forethought.housekeeping import inventory  # isort: skip
-from forethought.explanation import Explanation, explain  # isort: skip
+from forethought.extracting.explanation import Explanation, explain  # isort: skip
 from forethought.fitting import HeadResult, Results, fit  # isort: skip
 from forethought.savings import Saving, measure_saving  # isort: skip
 from forethought.regress import as_regressor  # isort: skip

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from forethought import nesting
 from forethought.bundle import doubles, from_json, put_tensors, tensors_of, to_json, with_doubles
 from forethought.errors import BundleError, FitError
-from forethought.halves import Head
 from forethought.heads import Certificate, from_config
 from forethought.heads import Head as RegressorHead
-from forethought.numerics import numeric_state
-from forethought.recording import Position
-from forethought.replay import Split
+from forethought.identifying.numerics import numeric_state
+from forethought.splitting.halves import Head
+from forethought.splitting.recording import Position
+from forethought.splitting.replay import Split
 
 FORMAT = 1
 _ONE = "head"  # the name of the head, where there is one without a name

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import BundleError
-from forethought.halves import Head
-from forethought.recording import Position
+from forethought.splitting.halves import Head
+from forethought.splitting.recording import Position
 
 
 def tensors_of(name: str, head: nn.Module) -> dict[str, Tensor]:

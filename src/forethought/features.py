@@ -18,20 +18,20 @@ from torch.utils.data import Dataset
 from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
-from forethought.dataset import Samples
 from forethought.errors import DataError, StoreError
+from forethought.extracting.outcome import ExtractionReport
+from forethought.extracting.precision import Coding
+from forethought.extracting.verification import Chosen, Verification, compare, elsewhere, spread
 from forethought.feed import Brings, Brought, Feed, InputSizes, Request, Rows, Shard, Source, bytes_of
-from forethought.forms import FrontierTensor
-from forethought.halves import Head, Values
 from forethought.ledger import phase_in
-from forethought.outcome import ExtractionReport
-from forethought.padding import Uneven, Widths
-from forethought.precision import Coding
-from forethought.replay import Split
+from forethought.samples.dataset import Samples
+from forethought.samples.targets import padded, take
 from forethought.selection import Which, deal, labels_of, rows_of
+from forethought.shapes.forms import FrontierTensor
+from forethought.shapes.padding import Uneven, Widths
+from forethought.splitting.halves import Head, Values
+from forethought.splitting.replay import Split
 from forethought.store import DamagedSegmentError, Table
-from forethought.targets import padded, take
-from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 from forethought.views import Fetched, View
 
 

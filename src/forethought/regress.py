@@ -11,8 +11,8 @@ from forethought.assembly import Assembled, assemble
 from forethought.errors import FitError, SplitError
 from forethought.features import Features
 from forethought.heads.logits import Anchored, UpTo, logits_path, watched
-from forethought.recording import Position
-from forethought.replay import Split, split
+from forethought.splitting.recording import Position
+from forethought.splitting.replay import Split, split
 
 
 def as_regressor(

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from forethought.extracting.precision import Coding, parts_of
 from forethought.feed.gathering import gather
-from forethought.forms import FrontierTensor
-from forethought.padding import Uneven
-from forethought.precision import Coding, parts_of
+from forethought.shapes.forms import FrontierTensor
+from forethought.shapes.padding import Uneven
 from forethought.store import Table
 
 Rows = slice | NDArray[np.int64]

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from forethought.errors import DataError
+from forethought.extracting.precision import Coding
 from forethought.feed.columns import Brings, Brought, Column, Layout, Slot, layout_of
 from forethought.feed.columns import Mapped as MappedPart
 from forethought.feed.couriers import Courier
@@ -20,8 +21,7 @@ from forethought.feed.sources import Cuts, OnDevice, Source, hold
 from forethought.feed.streams import Streamed
 from forethought.feed.tiers import Facts, choose
 from forethought.feed.uneven import Pieces, UnevenColumn
-from forethought.forms import FrontierTensor
-from forethought.precision import Coding
+from forethought.shapes.forms import FrontierTensor
 from forethought.store import Table
 
 _LOOK_S = 1.0  # how often files are looked at within an epoch, beside its beginning

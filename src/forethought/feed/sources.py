@@ -12,7 +12,7 @@ from forethought.feed.columns import Brought, Column, Part, Rows
 from forethought.feed.couriers import Courier
 from forethought.feed.gathering import gather
 from forethought.feed.orders import Order
-from forethought.padding import CARRIERS
+from forethought.shapes.padding import CARRIERS
 
 Cuts = Sequence[tuple[int, int]]
 _ONE = np.zeros(1, np.uint8)

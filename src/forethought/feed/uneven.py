@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from forethought.extracting.precision import Coding
 from forethought.feed.columns import Column, Empty, Mapped, Rows, Slot, plain_memory
-from forethought.forms import FrontierTensor
-from forethought.padding import CARRIERS, OWN, Uneven, Widths, places_of
-from forethought.precision import Coding
+from forethought.shapes.forms import FrontierTensor
+from forethought.shapes.padding import CARRIERS, OWN, Uneven, Widths, places_of
 from forethought.store import Ragged, Table
 
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from forethought.extracting.writethrough import WriteThrough
 from forethought.fitting.results import HeadResult
 from forethought.ledger import Phase, phase_in
 from forethought.store import Table
-from forethought.writethrough import WriteThrough
 
 
 def phase_for(train: Any) -> Phase:

@@ -8,12 +8,12 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from forethought.extracting.live import Live
+from forethought.extracting.writethrough import WriteThrough
 from forethought.features import Features
 from forethought.fitting.rows import Batches, TensorRows, known_targets
 from forethought.fitting.specs import Candidate
-from forethought.live import Live
 from forethought.nesting import tensors
-from forethought.writethrough import WriteThrough
 
 
 def identify(candidates: Sequence[Candidate], sides: Mapping[str, Batches], order: tuple[int, int]) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from typing import Any, Literal, ParamSpec, Protocol, get_args, overload
 import torch
 from torch import nn
 
-from forethought.dataset import Samples
 from forethought.errors import FitError
-from forethought.extraction import gather
+from forethought.extracting.extraction import gather
+from forethought.extracting.frozen import FrozenPart
+from forethought.extracting.live import Live
+from forethought.extracting.precision import Dtype
+from forethought.extracting.writethrough import WriteThrough
 from forethought.features import Features
 from forethought.fitting.results import Results
-from forethought.frozen import FrozenPart
-from forethought.live import Live
-from forethought.precision import Dtype
-from forethought.replay import At, Split
+from forethought.samples.dataset import Samples
+from forethought.splitting.replay import At, Split
 from forethought.store import Store
-from forethought.writethrough import WriteThrough
 
 P = ParamSpec("P")
 Run = Literal["stored", "live", "write-through"]

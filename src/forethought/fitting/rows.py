@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from forethought.errors import FitError
+from forethought.extracting.live import Live
+from forethought.extracting.writethrough import WriteThrough
 from forethought.features import Features
-from forethought.live import Live
 from forethought.nesting import tensors
-from forethought.writethrough import WriteThrough
 
 
 @runtime_checkable

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forethought.extracting.live import Live
+from forethought.extracting.writethrough import WriteThrough
 from forethought.fitting.board import Board
 from forethought.fitting.checkpoints import Checkpoint
 from forethought.fitting.costs import facts_of, phase_for
@@ -28,8 +30,6 @@ from forethought.fitting.specs import Candidate, expand
 from forethought.fitting.standardizing import Standard, folded
 from forethought.fitting.timesheet import Timesheet
 from forethought.fitting.trainee import Trainee
-from forethought.live import Live
-from forethought.writethrough import WriteThrough
 
 Rows = Batches | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 

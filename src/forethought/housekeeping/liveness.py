@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from forethought.dataset import Samples
 from forethought.errors import StoreError
+from forethought.extracting.frozen import FrozenPart, MistakenNoteError
+from forethought.extracting.outcome import ExtractionReport
+from forethought.extracting.precision import Dtype
+from forethought.extracting.verification import Chosen, Verification, compare, elsewhere, spread
 from forethought.features import Features
-from forethought.frozen import FrozenPart, MistakenNoteError
-from forethought.outcome import ExtractionReport
-from forethought.precision import Dtype
-from forethought.replay import At, Split
+from forethought.samples.dataset import Samples
+from forethought.samples.unevenness import UnforeseenSizesError
+from forethought.splitting.replay import At, Split
 from forethought.store import Store
-from forethought.unevenness import UnforeseenSizesError
-from forethought.verification import Chosen, Verification, compare, elsewhere, spread
 from forethought.views import View
 
 

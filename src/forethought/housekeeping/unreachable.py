@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from forethought.extracting.manifest import Manifest
 from forethought.housekeeping.files import (
     File,
     Note,
@@ -20,7 +21,6 @@ from forethought.housekeeping.files import (
     temporary_files,
 )
 from forethought.housekeeping.soundness import Checked, check_segments
-from forethought.manifest import Manifest
 from forethought.store import DamagedSegmentError, Store
 from forethought.store.table import NOTE
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forethought import nesting
-from forethought.operations import Function, func_name, is_about
-from forethought.recording import Call, Recording
-from forethought.shell import active, shell
+from forethought.splitting.operations import Function, func_name, is_about
+from forethought.splitting.recording import Call, Recording
+from forethought.splitting.shell import active, shell
 
 INSTRUMENT = "time.perf_counter around each operation of the forward, median of the runs"
 _RUNS = (3, 9)

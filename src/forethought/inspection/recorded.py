@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import forethought as ft
 from forethought import nesting
 from forethought.errors import ModelError, NothingFrozenError, SplitError
-from forethought.forms import FrontierTensor
-from forethought.frontier import Recorder
-from forethought.recording import Recording
-from forethought.shell import active, shell
+from forethought.shapes.forms import FrontierTensor
+from forethought.splitting.frontier import Recorder
+from forethought.splitting.recording import Recording
+from forethought.splitting.shell import active, shell
 
 
 @dataclass(frozen=True)

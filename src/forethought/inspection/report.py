@@ -7,12 +7,12 @@ from typing import Any, cast
 from torch import nn
 
 from forethought import nesting
-from forethought.candidates import Candidate, find_candidates
-from forethought.forms import FrontierTensor
 from forethought.inspection.clock import INSTRUMENT, Times, measure
 from forethought.inspection.recorded import Recorded, recorded
 from forethought.loading import NamedModel
-from forethought.recording import Call, Label
+from forethought.shapes.forms import FrontierTensor
+from forethought.splitting.candidates import Candidate, find_candidates
+from forethought.splitting.recording import Call, Label
 
 
 @dataclass(frozen=True)

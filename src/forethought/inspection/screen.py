@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from forethought.candidates import Candidate, distinct
-from forethought.forms import FrontierTensor
 from forethought.inspection.report import Inspection, ModulePart
+from forethought.shapes.forms import FrontierTensor
+from forethought.splitting.candidates import Candidate, distinct
 
 
 def show(inspection: Inspection, depth: int) -> None:

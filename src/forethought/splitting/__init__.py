@@ -1,0 +1,10 @@
+"""What a model does, seen once, and done again in two halves.
+
+recording, shell    one run of the model, seen operation by operation
+frontier, cut       what crosses from the frozen part to the rest
+plan, joining       how to do it again for any batch, from runs of different sizes
+trunk_run, head_run one half of it
+trials              that the halves are the model, tried before anybody gets them
+halves, replay      what a user holds: Trunk, Head, Split
+families, stretching  the same for inputs of any size
+"""

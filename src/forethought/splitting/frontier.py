@@ -1,0 +1,386 @@
+"""Where the frozen part of a model ends: found by running it once and watching.
+
+Every torch function that the model calls is seen by a function mode and labelled by what it reads:
+
+    CONSTANT   does not depend on the input (weights that do not train, positions, masks made from shapes)
+    FROZEN     depends on the input, through frozen values and constants only
+    TRAINABLE  depends on a parameter that trains, however indirectly (through detach, rounding or an in-place write)
+
+The frontier is the set of frozen tensors that some trainable operation, or the model's own output, reads. It is a cut
+through the graph of values, not a layer.
+
+The calls between modules are kept as a tree. A call in which nothing trains, and which gives nothing away but its
+output, is *whole*: it can be run, or left out, as one step.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from forethought import nesting
+from forethought.errors import SplitError
+from forethought.splitting.cut import Cut
+from forethought.splitting.held import tensors_of
+from forethought.splitting.moving import drawn, held_by, moving
+from forethought.splitting.notes import Noted, notes_of
+from forethought.splitting.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
+from forethought.splitting.recording import (
+    MIXED,
+    Call,
+    Label,
+    Made,
+    Operation,
+    Position,
+    Read,
+    Recording,
+    Sized,
+    Value,
+    forbid_leaks,
+)
+from forethought.splitting.shell import active
+from forethought.splitting.wholes import is_whole
+
+
+@dataclass(slots=True)
+class _Storage:
+    ref: StorageWeakRef
+    label: Label
+    written: int = -1
+    trains: bool = False
+    views: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+
+
+class Tracker:
+    """Knows the label and the value of every tensor of a run, and of every memory behind them.
+
+    Tensors are held weakly: a run keeps no activation alive. Memory is known by torch's own weak references, so an
+    address that is used again is not mistaken for the old one.
+    """
+
+    def __init__(self, trainable: Sequence[Tensor]) -> None:
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._storages: dict[int, _Storage] = {}
+        for tensor in trainable:
+            storage = self.storage(tensor, Label.TRAINABLE)
+            if storage is not None:
+                storage.trains = True
+
+    def storage(self, tensor: Tensor, label: Label | None = None) -> _Storage | None:
+        """Find the memory behind a tensor; with a label, begin to know it."""
+        try:
+            storage = bare(tensor).untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return None  # sparse tensors and placeholders have none
+        known = self._storages.get(storage._cdata)
+        if known is None and label is not None:
+            known = self._storages[storage._cdata] = _Storage(StorageWeakRef(storage), label)
+        return known
+
+    def read(self, tensor: Tensor) -> tuple[Label, Value | None]:
+        """Tell the label and the value of a tensor as it is now."""
+        tensor = bare(tensor)
+        storage = self.storage(tensor)
+        known = self._known.get(tensor)
+        if storage is not None and storage.trains:
+            return Label.TRAINABLE, known[1] if known else None
+        if known is not None and storage is not None and storage.label > known[0]:
+            return storage.label, _after(storage, tensor)  # written through another view of its memory
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        if storage is not None:  # another object over known memory, made where no mode can see it
+            return storage.label, storage.views.get(_view(tensor))
+        return (Label.TRAINABLE if tensor.requires_grad else Label.CONSTANT), None
+
+    def note(self, tensor: Tensor, label: Label, value: Value | None) -> None:
+        """Remember a tensor that an operation has just given."""
+        tensor = bare(tensor)
+        self._known[tensor] = (label, value)
+        storage = self.storage(tensor, label)
+        if storage is not None and value is not None:
+            storage.views[_view(tensor)] = value
+
+    def wrote(self, tensor: Tensor, label: Label, value: Value, ordinal: int) -> None:
+        """Remember that an operation wrote into a tensor."""
+        self.note(tensor, label, value)
+        storage = self.storage(tensor, label)
+        if storage is not None:
+            storage.written = ordinal
+            storage.label = max(storage.label, label)
+            storage.trains = storage.trains or label is Label.TRAINABLE
+
+    def last_written(self) -> dict[int, int]:
+        """Tell, for each memory, the last operation that wrote into it."""
+        return {memory: storage.written for memory, storage in self._storages.items()}
+
+
+def _after(storage: _Storage, tensor: Tensor) -> Value | None:
+    """Name what a constant holds after frozen values were written into another view of its memory."""
+    if storage.label is not Label.FROZEN or storage.written < 0:
+        return None
+    key = (storage.written, *_view(tensor))
+    if key not in storage.views:
+        storage.views[key] = storage.written, MIXED - len(storage.views)
+    return storage.views[key]
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    return (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset(), tensor.dtype)
+
+
+class Recorder(TorchFunctionMode):
+    """Runs a model once, labels all that it does, and finds what crosses the frontier.
+
+    Args:
+        model: A shell of the model.
+        at: Paths of modules whose output is taken as the frontier although more is frozen after it.
+        is_thrifty: Let the head do cheap operations again where that leaves less to store.
+        sizes: Values that cross where Python asks for their size.
+        drawn: Operations, by number, that draw random numbers for what is frozen.
+        moved: Buffers that the forward changes, and that are no more frozen than what trains.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        at: Sequence[str] = (),
+        is_thrifty: bool = True,
+        sizes: Collection[Value] = (),
+        moved: Sequence[Tensor] = (),
+        drawn: Collection[int] = (),
+    ) -> None:
+        super().__init__()
+        self._model = model
+        self._at = set(at)
+        self._is_thrifty = is_thrifty
+        self._sizes = sizes
+        self._drawn = drawn
+        self._boundary: set[Value] = set()
+        self._reached: set[str] = set()
+        modules = list(model.modules())
+        trainable = [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        self._tracker = Tracker([*trainable, *moved])
+        self._held = held_by([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], self._memory)
+        self._homes = {id(read.outside): read.home for read in self._held}
+        for tensor in [read.outside for read in self._held if read.outside is not None]:
+            self._tracker.note(tensor, Label.CONSTANT, None)  # itself, not a view that shows all of it
+        self._native = self._homes.keys() | {id(tensor) for module in modules for tensor in tensors_of(module)}
+        self._notes = notes_of(modules)
+        self._root = Call("", model, None)
+        self._here = self._root
+        self._begun = False
+        self._operations: list[Operation] = []
+        self._strangers: list[tuple[Tensor, Operation]] = []
+        self._asked: list[tuple[Read, Call]] = []  # whose size Python was told, and where
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+        """Run the model on these inputs. Inputs must not require grad."""
+        inputs = nesting.tensors((args, kwargs))
+        for at, tensor in enumerate(inputs):
+            self._tracker.note(tensor, Label.FROZEN, (-1, at))
+        made = [_made(t, (-1, at), Label.FROZEN) for at, t in enumerate(inputs)]
+        noted = Noted(self._notes)
+        with torch.enable_grad(), active(self), self:
+            output = self._model(*args, **kwargs)
+        notes = self._notes if noted.is_changed() else []
+        self._check_at()
+        forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
+        buffers = self._set_buffers()
+        left = {where: read for where, read in buffers.items() if read.label is Label.FROZEN}
+        gives = [*map(self._look, nesting.tensors(output)), *left.values()]
+        sized = list({read.value: read for read in self._asked_for() if read.value in self._sizes}.values())
+        cut = Cut(self._operations, self._tracker.last_written(), made, gives + sized, self._is_thrifty, self._sizes)
+        for read in sized:
+            cut.cross(read, "a size", "")
+        output_crossing = {}
+        for read in gives:
+            if read.label is Label.FROZEN:
+                place = cut.cross(read, "the model's output", "")
+                if place is not None and read.value is not None:
+                    output_crossing[read.value] = place
+        outputs = [tensor.detach() for tensor in nesting.tensors(output)]
+        return Recording(
+            self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
+            self._asked_for(), cut.hand_over(), left, moving(self._operations, self._held), bool(buffers),
+            drawn(self._operations), notes,
+        )  # fmt: skip
+
+    def _set_buffers(self) -> dict[tuple[str, str], Read]:
+        """Find the buffers that the forward has set."""
+        return {
+            (path, name): self._look(tensor)
+            for path, module in self._model.named_modules()
+            for name, tensor in module._buffers.items()
+            if tensor is not None and id(tensor) not in self._homes
+        }
+
+    def _asked_for(self) -> list[Read]:
+        """Give the frozen tensors whose size Python was told, where both halves run."""
+        return [read for read, call in self._asked if read.label is Label.FROZEN and call.outermost_whole() is None]
+
+    def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See one call of a module of the shell."""
+        call = self._here.child(path, module) if self._begun else self._root
+        self._begun = True
+        with torch._C.DisableTorchFunction():
+            given = nesting.tensors((args, kwargs))
+            before = [self._tracker.read(tensor)[1] for tensor in given]
+        call.inputs = before
+        direct = {id(value) for value in (*args, *kwargs.values())}
+        call.direct = {v for t, v in zip(given, before, strict=True) if v is not None and id(t) in direct}
+        attributes, noted = dict(vars(module)), Noted(self._notes)
+        outside, self._here = self._here, call
+        try:
+            output = module._call_impl(*args, **kwargs)
+        finally:
+            self._here = outside
+        with torch._C.DisableTorchFunction():
+            after = vars(module)
+            new = {n: v for n, v in after.items() if n not in attributes or attributes[n] is not v}
+            holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
+            call.sets_attributes = holds_tensors or not attributes.keys() <= after.keys() or noted.is_changed()
+            call.left = {} if call.sets_attributes else new
+            self._close(call, output, given)
+        return output
+
+    def _close(self, call: Call, output: Any, given: list[Tensor]) -> None:
+        """Note what a call gave and whether it may be taken as one step."""
+        call.made, call.result = self._results(output, given)
+        for at, tensor in enumerate(given):
+            label, value = self._tracker.read(tensor)
+            if value != call.inputs[at] and value is not None:
+                call.changed[at] = _made(tensor, value, label)
+        call.whole = is_whole(call, output)
+        if call.path in self._at:
+            self._reached.add(call.path)
+            requires_grad = [tensor.requires_grad for tensor in nesting.tensors(output)]
+            for made in call.made:
+                if made.label is Label.TRAINABLE and self._boundary and not any(requires_grad):
+                    continue  # behind another of the cuts that were asked for
+                if made.label is Label.TRAINABLE:
+                    raise SplitError(
+                        f"Cannot cut at '{call.path}': expected a frozen output, got one that depends on trainable "
+                        f"parameters. Freeze up to it: ft.freeze(model, until={call.path!r})"
+                    )
+                if made.label is Label.FROZEN and made.value is not None:
+                    self._boundary.add(made.value)
+
+    def _results(self, output: Any, given: list[Tensor]) -> tuple[list[Made], Any]:
+        made: list[Made] = []
+
+        def note(tensor: Tensor) -> Position:
+            label, value = self._tracker.read(tensor)
+            argument = next((at for at, other in enumerate(given) if other is tensor), None)
+            made.append(_made(tensor, value, label, argument))
+            return Position(len(made) - 1)
+
+        return made, nesting.replace(output, note)
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See one call of a torch function."""
+        kwargs = kwargs or {}
+        if is_about(func, args, kwargs):
+            if asks_size(func) and isinstance(args[0], Tensor):
+                read = self._look(args[0])
+                self._asked.append((read, self._here))
+                if read.label is Label.FROZEN and read.value is not None:
+                    self._here.asked.append(read.value)
+            return func(*args, **kwargs)
+        leaves = nesting.tensors((args, kwargs))
+        reads = [self._look(tensor) for tensor in leaves]
+        hollow = shape_only(func)
+        labels = [read.label for at, read in enumerate(reads) if at != hollow]
+        label = max(labels, default=Label.CONSTANT)
+        if any(read.value in self._boundary for at, read in enumerate(reads) if at != hollow and read.value):
+            label = Label.TRAINABLE
+        lends_shape = hollow is not None and hollow < len(reads) and reads[hollow].label is Label.FROZEN
+        if hollow is not None and hollow < len(reads):
+            self._asked.append((reads[hollow], self._here))
+            reads[hollow] = Read(Label.CONSTANT, None)
+        if reads and counts(func):
+            self._asked.append((reads[0], self._here))
+        versions = [_version(tensor) for tensor in leaves]
+        arguments = nesting.outline((args, kwargs), Position)
+        # What a module with a fast path gives when watched is rounded in another way in any case: be quick about it.
+        given = packed(func, args) if isinstance(self._here.module, nn.MultiheadAttention) else args
+        result = func(*given, **kwargs)
+        if func_name(func) == "__iter__":
+            result = tuple(result)
+        outputs = nesting.tensors(result)
+        is_drawn = label is Label.CONSTANT and len(self._operations) in self._drawn
+        label = Label.FROZEN if is_drawn else label
+        if any(tensor.requires_grad for tensor in outputs):
+            label = Label.TRAINABLE
+        same = [at for at, leaf in enumerate(leaves) if any(leaf is tensor for tensor in outputs)]
+        if outputs and len(same) >= len(outputs) and all(_version(leaves[at]) == versions[at] for at in same):
+            label = max(reads[at].label for at in same)  # nothing was computed: x.contiguous() gave x itself
+        op = Operation(
+            len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
+        )
+        op.lends_shape, op.is_drawn = lends_shape, is_drawn
+        self._operations.append(op)
+        self._here.operations.append(op)
+        self._note(op, leaves, versions, result, outputs)
+        return iter(result) if func_name(func) == "__iter__" else result
+
+    def _memory(self, tensor: Tensor) -> int | None:
+        storage = self._tracker.storage(tensor, Label.CONSTANT)
+        return None if storage is None else storage.ref.cdata
+
+    def _look(self, tensor: Tensor) -> Read:
+        label, value = self._tracker.read(tensor)
+        storage = self._tracker.storage(tensor)
+        outside = tensor if value is None else None
+        home = self._homes.get(id(tensor)) if outside is not None else None
+        if storage is None:
+            return Read(label, value, outside, home=home)
+        seen = _made(tensor, value, label) if value is not None and value[1] <= MIXED else None
+        return Read(label, value, outside, storage.written, storage.ref.cdata, home, seen)
+
+    def _note(
+        self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
+    ) -> None:
+        for at, tensor in enumerate(leaves):
+            if _version(tensor) != versions[at]:
+                value = (op.ordinal, -1 - at)
+                self._tracker.wrote(tensor, op.label, value, op.ordinal)
+                op.changed[at] = _made(tensor, value, op.label)
+        for at, tensor in enumerate(outputs):
+            argument = next((i for i, leaf in enumerate(leaves) if leaf is tensor), None)
+            if argument is None:  # what is made inside of vmap is nothing outside of it
+                self._tracker.note(tensor, op.label, (op.ordinal, at) if bare(tensor) is tensor else None)
+            label, known = self._tracker.read(tensor)
+            op.made.append(_made(tensor, known, label, argument))
+        op.result = nesting.outline(result, Position)
+        op.gives_numbers = not outputs and not op.changed and result is not None
+        op.reads_values = op.gives_numbers and op.label is Label.FROZEN
+        for at, read in enumerate(op.reads):
+            if read.outside is not None and read.label is Label.CONSTANT and id(read.outside) not in self._native:
+                self._strangers.append((leaves[at], op))
+        if op.reads_values:
+            op.call.opaque = True
+
+    def _check_at(self) -> None:
+        for path in sorted(self._at - self._reached):
+            names = [name for name, _ in self._model.named_modules() if name]
+            kind = "a module that its forward calls" if path in names else f"one of its modules, such as {names[:4]}"
+            raise SplitError(f"Cannot cut at '{path}': expected {kind}, got a name that is never called.")
+
+
+def _version(tensor: Tensor) -> int:
+    """Count the writes into a tensor; tensors of inference mode do not."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _made(tensor: Tensor, value: Value | None, label: Label, argument: int | None = None) -> Made:
+    if tensor.is_nested:  # its parts have shapes, it has none
+        return Made(value, label, (), (), tensor.dtype, tensor.device, argument, Sized.VALUES)
+    stride = () if tensor.layout is not torch.strided else tuple(tensor.stride())
+    return Made(value, label, tuple(tensor.shape), stride, tensor.dtype, tensor.device, argument)

@@ -1,0 +1,67 @@
+"""What a model is run on: its tensors, how many samples they hold, and what tells one form of inputs from another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forethought import nesting
+from forethought.errors import IdentityError, SplitError
+from forethought.identifying.identity import Digest
+from forethought.shapes.padding import Padding
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Give a tensor without a graph, and with a version counter, which inference tensors lack."""
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """List the tensors among example inputs.
+
+    Raises:
+        SplitError: there are none.
+    """
+    inputs = [plain(tensor) for tensor in nesting.tensors((args, kwargs))]
+    if not inputs:
+        raise SplitError(
+            "Cannot split: expected example inputs with at least one tensor, got none. "
+            "Pass some: ft.split(model, torch.randn(2, 3, 224, 224))"
+        )
+    return inputs
+
+
+def batch_of(inputs: Sequence[Tensor]) -> int:
+    """Take the first axis of the first tensor as the batch."""
+    return next((tensor.shape[0] for tensor in inputs if tensor.ndim), 0)
+
+
+def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any], padding: Padding | None = None) -> Any:
+    """Tell inputs apart by everything that the recorded path may depend on, but not by the batch size.
+
+    Args:
+        args: The inputs.
+        kwargs: Keyword inputs.
+        padding: Which of their axes do not count either.
+    """
+    inputs = nesting.tensors((args, kwargs))
+    batch = batch_of(inputs)
+    shapes = [list(t.shape[1:]) if t.ndim and t.shape[0] == batch else [None, *t.shape] for t in inputs]
+    for shape, leaf in zip(shapes, padding.leaves if padding else (), strict=False):
+        for axis, measure in leaf.axes:
+            shape[axis - 1] = (measure,)
+    forms = tuple((tuple(shape), t.dtype, t.device.type, _order(t)) for shape, t in zip(shapes, inputs, strict=True))
+    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    rest = nesting.outline((args, kwargs))
+    try:
+        others = Digest().add(rest).hex()
+    except IdentityError:
+        others = repr(rest)
+    return forms, others, repr(autocast)
+
+
+def _order(tensor: Tensor) -> bool:
+    """Tell the layouts apart in which `contiguous()` gives the tensor itself, or a copy."""
+    return tensor.is_contiguous()

@@ -1,0 +1,76 @@
+"""Buffers that the forward itself changes where both halves run: counters, running means, memory banks.
+
+What is computed from one is not frozen: it changes as the head trains, or with each call. So these are labelled like
+parameters that train: the head reads and changes them, the trunk neither.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from forethought.splitting.operations import draws
+from forethought.splitting.recording import Label, Operation, Read, Value
+
+
+def moving(operations: Sequence[Operation], held: Sequence[Read]) -> list[Read]:
+    """List the model's own tensors that the forward changes, and that something frozen reads.
+
+    Args:
+        operations: All operations of a run, with the calls around them known to be whole or not.
+        held: What the model held before the run.
+    """
+    changed = {read.memory for read in held if read.now() is not read.outside}
+    memories = {read.memory for read in held} - {None}
+    for op in operations:
+        if op.changed and op.call.outermost_whole() is None:
+            changed |= {op.reads[at].memory for at in op.changed} & memories
+    seen = _read_by_frozen(operations, changed) if changed else set()
+    return [read for read in held if read.memory in seen]
+
+
+def _read_by_frozen(operations: Sequence[Operation], changed: set[int | None]) -> set[int | None]:
+    """Tell which of these memories something frozen is computed from, by way of constants or not."""
+    behind: dict[Value | None, set[int | None]] = {}  # constants that are computed from them
+    seen: set[int | None] = set()
+    for op in operations:
+        found = {read.memory for read in op.reads} & changed
+        for read in op.reads:
+            found |= behind.get(read.value, set())
+        if op.label is Label.FROZEN:
+            seen |= found
+        elif op.label is Label.CONSTANT and found:
+            behind |= {made.value: found for made in (*op.made, *op.changed.values()) if made.value is not None}
+    return seen
+
+
+def drawn(operations: Sequence[Operation]) -> frozenset[int]:
+    """List the operations where both halves run that draw random numbers, by way of constants, for what is frozen."""
+    behind: dict[Value, set[int]] = {}  # constants that follow from a draw
+    found: set[int] = set()
+    for op in operations:
+        if op.is_drawn:
+            found.add(op.ordinal)
+        if op.label is Label.TRAINABLE or op.is_drawn or (not behind and not draws(op.func)):
+            continue
+        sources = {ordinal for read in op.reads if read.value in behind for ordinal in behind[read.value]}
+        if op.label is Label.FROZEN:
+            found |= sources
+            continue
+        given = [made for made in op.made if made.argument is None] + list(op.changed.values())
+        if given and draws(op.func) and op.call.outermost_whole() is None:
+            sources.add(op.ordinal)
+        if sources:
+            behind |= {made.value: sources for made in given if made.value is not None}
+    return frozenset(found)
+
+
+def held_by(modules: Sequence[nn.Module], memory_of: Callable[[Tensor], int | None]) -> list[Read]:
+    """List the tensors that modules hold."""
+    found = []
+    for module in modules:
+        for names in (module._parameters, module._buffers, module.__dict__):
+            for name, tensor in names.items():
+                if isinstance(tensor, Tensor):
+                    home = module, name
+                    found.append(Read(Label.CONSTANT, None, tensor, memory=memory_of(tensor), home=home))
+    return found

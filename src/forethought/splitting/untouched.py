@@ -1,0 +1,125 @@
+"""What a run of a model may leave behind: seen, and put back."""
+
+import copy
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forethought.identifying.tensors import as_numbers
+from forethought.probing.chance import Alone
+from forethought.probing.generators import Elsewhere, generators_of
+from forethought.splitting.held import Held, tensors_of
+from forethought.splitting.notes import Noted, notes_of
+from forethought.splitting.shell import modules_of
+
+_HELD_ELSEWHERE = ("_parameters", "_modules")
+
+
+class State:
+    """What the modules of a shell hold beside tensors in place."""
+
+    def __init__(self, body: nn.Module) -> None:
+        self._held = [Held(module, _HELD_ELSEWHERE) for module in modules_of(body)]
+
+    def changed(self) -> set[str]:
+        """Name the attributes that are not what they were."""
+        return {name for held in self._held for name in held.changed()}
+
+
+class untouched:  # noqa: N801  (a context manager, read as an adjective)
+    """Put back what a trial run may write into, and every random state. Inside, chance begins anew.
+
+    Modules share their dictionaries of buffers with the model, so these are put back, too. What is put back is what was
+    there when this was made: it serves for several runs, one after the other.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        modules = modules_of(body)
+        self._held = [
+            (held, copy.copy(held))
+            for module in modules
+            for held in (module._buffers, module._parameters, module._non_persistent_buffers_set)
+        ]
+        self._noted = Noted(notes_of(modules))
+        tensors = {id(tensor): tensor for module in modules for tensor in tensors_of(module)}
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+        self._generators = [own for _, own in generators_of(("", module) for module in modules)]
+        self.elsewhere = Elsewhere(self._generators)
+        self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
+
+    def __enter__(self) -> None:
+        self._alone = Alone()
+        self._alone.__enter__()
+        self._states, self._own = self.elsewhere.states(), [own.state() for own in self._generators]
+        self._random = torch.random.fork_rng(self._devices)
+        self._random.__enter__()
+        torch.default_generator.manual_seed(0)
+        for device in self._devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+
+    def __exit__(self, *error: Any) -> None:
+        self.elsewhere.put_back(self._states)
+        for own, state in zip(self._generators, self._own, strict=True):
+            own.put_back(state)
+        self._random.__exit__(*error)
+        self._alone.__exit__()
+        put_back(self._held)
+        self._noted.put_back()
+        with torch.no_grad():
+            for tensor, was in self._tensors:
+                if not is_same(tensor, was):
+                    tensor.copy_(was)
+
+
+class kept:  # noqa: N801  (a context manager, read as an adjective)
+    """Put tensors, and the buffers of modules, back: both halves run what is constant, only the head's is to stay.
+
+    Args:
+        tensors: Put back to the numbers that they hold.
+        modules: Given the buffers back that they hold.
+        notes: Plain objects, given back what they hold.
+    """
+
+    def __init__(
+        self, tensors: Sequence[Tensor] = (), modules: Sequence[nn.Module] = (), notes: Sequence[Any] = ()
+    ) -> None:
+        self._noted = Noted(notes)
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._held = [(held, copy.copy(held)) for m in modules for held in (m._buffers, m._non_persistent_buffers_set)]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        put_back(self._held)
+        self._noted.put_back()
+        with torch.no_grad():
+            for tensor, before in self._tensors:
+                tensor.copy_(before)
+
+
+def put_back(held: Iterable[tuple[Any, Any]]) -> None:
+    """Let dictionaries and sets hold what they held, each given with a copy from before."""
+    for now, before in held:
+        is_changed = (
+            now != before if isinstance(now, set) else list(map(id, now.values())) != list(map(id, before.values()))
+        )
+        if is_changed:
+            now.clear()
+            now.update(before)
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors, not-a-number equal to itself."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return a.layout is b.layout and is_same(a.to_dense(), b.to_dense())
+    a, b = as_numbers(a), as_numbers(b)
+    return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
