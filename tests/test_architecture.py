@@ -212,6 +212,7 @@ TABLE = {
     "report": {"energy", "housekeeping", "ledger", "savings", "store"},
     "energy_cli": {FACADE, "energy", "ledger", "report"},
     "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "jobs_cli", "loading"},
+    "__main__": {"cli"},
 }  # fmt: skip
 
 
@@ -223,6 +224,7 @@ def named(part, allowed):
 
 MAY_IMPORT = {part: named(part, allowed) for part, allowed in TABLE.items()}
 FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {
+    "__main__",
     "cli",
     "demo",
     "doctor",

@@ -46,6 +46,14 @@ def call(*arguments, monkeypatch, capfd):
     return SimpleNamespace(code=left.value.code or 0, out=out, err=err)
 
 
+def test_the_package_runs_as_its_script():
+    """`python -m forethought` works where the script is not on the path."""
+    made = subprocess.run(
+        [sys.executable, "-m", "forethought", "--version"], capture_output=True, text=True, check=True
+    )
+    assert metadata.version("forethought") in made.stdout
+
+
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Run the command line in this process."""
