@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 import forethought as ft
 from forethought.errors import DataError, RandomDatasetError
+from forethought.samples.dataset import Samples
 
 SOURCES = {
     "torch": lambda: torch.rand(()).item(),
@@ -82,7 +83,7 @@ def test_another_process_draws_the_same(net, tmp_path):
         "from forethought.samples.dataset import Samples; from torch import nn;"
         "print(Samples(Noisy(), nn.Linear(4, 1)).view(1, 7).fetch([0, 5]).args[0].tolist())"
     )
-    here = ft.dataset.Samples(Noisy(), net).view(1, 7).fetch([0, 5]).args[0].tolist()
+    here = Samples(Noisy(), net).view(1, 7).fetch([0, 5]).args[0].tolist()
     folder = str(__import__("pathlib").Path(__file__).parent)
     told = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(here)
