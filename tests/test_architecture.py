@@ -28,7 +28,6 @@ TABLE = {
     "nesting": set(),
     "splitting.operations": set(),
     "splitting.held": {"nesting"},
-    "splitting.notes": set(),
     "splitting.shell": {"held"},
     "heads": set(),
     "energy": set(),
@@ -36,6 +35,7 @@ TABLE = {
     "order": {"nesting"},
     "parts": {"order"},
     "freezing": {"order", "parts"},
+    "splitting.notes": {"freezing"},
     # What a model does: seen, planned, run in halves, identified.
     "splitting.recording": {"operations"},
     "splitting.thrift": {"operations", "recording"},

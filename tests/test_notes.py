@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 from torch import nn
 
+import forethought as ft
 from forethought.splitting.notes import Noted, notes_of
 
 
@@ -38,3 +39,10 @@ def test_what_torch_keeps_on_every_module_is_no_note():
     assert notes_of(model.modules()) == []
     model[1].names = Names()
     assert len(notes_of(model.modules())) == 1
+
+
+def test_what_freeze_leaves_on_modules_is_no_note():
+    """It is on every frozen module, and no forward writes to it."""
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.Dropout()) for _ in range(20)])
+    ft.freeze(model, until="18")
+    assert notes_of(model.modules()) == []

@@ -4,6 +4,7 @@ A shell shares them with the model, so that a changed setting is seen at once. W
 after it, and a call that leaves something there is never taken as one step.
 """
 
+import functools
 import types
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from forethought.freezing import freeze
 
 _OTHERS = (
     Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType,
@@ -29,11 +32,16 @@ def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
                 continue
             held = value if isinstance(value, _SEQUENCES) else value.values() if type(value) is dict else (value,)
             for one in held:
-                if type(one) is OrderedDict:  # torch's own of hooks, a dozen a module
+                if type(one) is OrderedDict or _is_ours(one):  # torch's own of hooks, a dozen a module
                     continue
                 if hasattr(one, "__dict__") and not isinstance(one, _OTHERS):
                     found[id(one)] = one
     return list(found.values())
+
+
+def _is_ours(value: Any) -> bool:
+    """Say whether `freeze` left this on a module that it froze."""
+    return (type(value) is functools.partial and not value.__dict__) or type(value).__module__ == freeze.__module__
 
 
 class Noted:
