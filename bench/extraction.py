@@ -52,4 +52,5 @@ def _compare(name: str, model: nn.Module, inputs: torch.Tensor) -> str:
     against_model = ft.timing.alternate(extract, by_hand, repeats=3)
     shutil.rmtree(folder, ignore_errors=True)
     each = against_trunk.b_median_s / len(inputs) * 1e3
-    return f"{name}, {len(inputs):,} rows of {each:.2f} ms: {against_trunk}; against the model's own forward under no_grad: {against_model}"
+    rows = f"{name}, {len(inputs):,} rows of {each:.2f} ms"
+    return f"{rows}: {against_trunk}; against the model's own forward under no_grad: {against_model}"
