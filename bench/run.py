@@ -16,7 +16,7 @@ import torch
 
 BENCHES = (
     "epochs", "extraction", "memory", "split", "steps", "feed", "precision", "fingerprint", "again", "index", "purity",
-    "energy", "heads", "original", "company", "live", "peers", "fast",
+    "energy", "heads", "original", "company", "live", "curves", "peers", "fast",
     "pitch", "coarse", "mpg", "diamonds", "digits", "violations", "certificates",
 )  # fmt: skip
 
