@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import forethought as ft
-from forethought.demo.costs import _embedded
+from forethought.demo.costs import embedded
 from forethought.demo.crepe import CENTS, load_crepe
 
 TRAIN, VAL, SAMPLE, BATCH = 250_000, 50_000, 3_072, 512
@@ -47,10 +47,10 @@ def _line(name: str, head: nn.Module, train: ft.Features, val: ft.Features) -> s
         """A careful person's epoch over the sample: the frozen layers under no_grad, then the head."""
         for at in torch.randperm(cut).split(BATCH):
             with torch.no_grad():
-                values = _embedded(crepe, audio[at])
+                values = embedded(crepe, audio[at])
             live.step(values, cents[at])
         for at in torch.arange(cut, SAMPLE).split(BATCH):
-            live.score(_embedded(crepe, audio[at]), cents[at])
+            live.score(embedded(crepe, audio[at]), cents[at])
 
     def cached() -> None:
         for values, targets in train.batches(BATCH, shuffle=True):

@@ -16,12 +16,17 @@ def measure() -> list[str]:
 
 
 def _splits() -> list[str]:
+    import timm
     import torchvision
+
+    def small(weights: None) -> nn.Module:
+        return timm.create_model("efficientformerv2_s0")
 
     makers = {
         "ResNet-18": (torchvision.models.resnet18, "avgpool"),
         "ResNet-50": (torchvision.models.resnet50, "avgpool"),
         "ViT-B/16": (torchvision.models.vit_b_16, "encoder"),
+        "EfficientFormerV2-S0, 416 modules": (small, "norm"),
     }
     lines = []
     for name, (make, until) in makers.items():

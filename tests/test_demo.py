@@ -245,7 +245,7 @@ def test_measured_epochs_leave_head_and_model_as_they_were(features):
 def test_the_uncached_step_computes_what_the_trunk_computes(features):
     """Both sides of the comparison do the same work: the hand-written frozen layers give the stored features."""
     some = torch.randn(5, 1024)
-    torch.testing.assert_close(costs._embedded(Crepe(), some), features.split.trunk(some))
+    torch.testing.assert_close(costs.embedded(Crepe(), some), features.split.trunk(some))
 
 
 class Winner:

@@ -75,7 +75,7 @@ def measure_epochs(
     def uncached() -> None:
         for at in torch.randperm(len(frames))[:sampled].split(batch):
             with torch.no_grad():
-                values = _embedded(model, frames.audio[at])
+                values = embedded(model, frames.audio[at])
             live(values, frames.cents[at])
 
     def cached() -> None:
@@ -99,7 +99,7 @@ def measure_epochs(
     )
 
 
-def _embedded(model: nn.Module, audio: Tensor) -> Tensor:
+def embedded(model: nn.Module, audio: Tensor) -> Tensor:
     """CREPE's frozen layers, written out by hand as its users do: (B, 1024) to (B, D)."""
     x = model.embed(audio)  # type: ignore[operator]
     x = model.layer(x, model.conv6, model.conv6_BN)  # type: ignore[operator]

@@ -6,15 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forethought.fitting.groups import Group, Sums, Work
 from forethought.fitting.lbfgs import Lbfgs
-from forethought.fitting.measures import scores_of
-from forethought.fitting.stack import timed
+from forethought.fitting.together import Together, timed
 from forethought.fitting.trainee import Trainee
-from forethought.fitting.weights import Body, Weights
+from forethought.fitting.weights import Body
 
 
-class FullBatch:
+class FullBatch(Together):
     """Heads of one shape. An epoch is one evaluation of each: loss and gradient over all rows.
 
     The loss is the mean over all rows, plus `weight_decay / 2` times the squares of all weights that are not biases.
@@ -25,8 +23,8 @@ class FullBatch:
     """
 
     def __init__(self, trainees: Sequence[Trainee], body: Body) -> None:
-        self.trainees, self._body, self.steps = list(trainees), body, 0
-        self._weights = Weights(trainees, body)
+        super().__init__(trainees, body)
+        self._steps = 0
         self._lbfgs = Lbfgs(self._flat())
         device = trainees[0].device
         self._decays = torch.tensor([t.options.weight_decay for t in trainees], dtype=torch.float64, device=device)
@@ -41,8 +39,11 @@ class FullBatch:
         self._gradient = torch.zeros_like(self._lbfgs.position)
         self._loss = torch.zeros_like(self._lbfgs.position[:, 0])
         self._amount = 0.0
-        self._sums = Sums(len(trainees), len(trainees[0].options.metrics), device)
-        self._work = Work(trainees[0])
+
+    @property
+    def steps(self) -> int:
+        """Steps taken: one an epoch."""
+        return self._steps
 
     def learn(self, values: Any, target: Tensor, weights: Tensor | None, passed: float) -> None:
         """Add a batch to the sums of losses and gradients."""
@@ -54,13 +55,6 @@ class FullBatch:
             self._amount += amount
             self._sums.add_losses(losses, len(target), weights)
 
-    def add_scores(self, values: Any, target: Tensor, weights: Tensor | None) -> None:
-        """Add the metrics of one batch."""
-        with timed(self.trainees), self._work.at(training=False):
-            outputs = self._weights.outputs(values)
-            metrics = self.trainees[0].options.metrics
-            self._sums.add_scores([scores_of(metric, outputs, target) for metric in metrics], weights)
-
     def close_pass(self) -> None:
         """Move on from what all rows said. Heads that are at their minimum are done."""
         position = self._lbfgs.position
@@ -68,7 +62,7 @@ class FullBatch:
         loss = self._loss / self._amount + self._decays / 2 * decayed.square().sum(1)
         gradient = self._gradient / self._amount + self._decays[:, None] * decayed
         self._lbfgs.tell(loss, gradient)
-        self.steps += 1
+        self._steps += 1
         self._gradient.zero_()
         self._loss.zero_()
         self._amount = 0.0
@@ -81,27 +75,6 @@ class FullBatch:
         for trainee, is_done in zip(self.trainees, self._lbfgs.is_done.tolist(), strict=True):
             trainee.is_done = is_done
 
-    def take_means(self) -> Tensor:
-        """Return mean loss and mean scores."""
-        return self._sums.take_means()
-
-    def keep(self, positions: Sequence[int]) -> None:
-        """Remember the weights of these heads as their best."""
-        if positions:
-            self._weights.keep(positions)
-
-    def leave(self, positions: Sequence[int]) -> None:
-        """Put the best weights of these heads into them, and go on with the others."""
-        for at in positions:
-            self._weights.put_into(self.trainees[at], at)
-        if positions:
-            self._choose([at for at in range(len(self.trainees)) if at not in set(positions)])
-
-    def halved(self) -> tuple[Group, Group]:
-        """Divide the group into two."""
-        middle = len(self.trainees) // 2
-        return self._part(range(middle)), self._part(range(middle, len(self.trainees)))
-
     def state(self) -> dict[str, Tensor]:
         """Give weights, best weights, and what is known of the functions."""
         found = self._weights.state() | {f"lbfgs.{name}": tensor for name, tensor in self._lbfgs.state().items()}
@@ -110,7 +83,7 @@ class FullBatch:
 
     def load(self, state: dict[str, Tensor], steps: int) -> None:
         """Go to a state."""
-        self.steps = steps
+        self._steps = steps
         self._weights.load(state)
         self._lbfgs.load({name.removeprefix("lbfgs."): t for name, t in state.items() if name.startswith("lbfgs.")})
         self._gradient, self._loss = (state[name].to(self._gradient.device).clone() for name in ("gradient", "loss"))
@@ -127,9 +100,3 @@ class FullBatch:
         self.trainees = [self.trainees[position] for position in at]
         self._decays, self._gradient, self._loss = self._decays[at], self._gradient[at], self._loss[at]
         self._sums.choose(at)
-
-    def _part(self, positions: Sequence[int]) -> "FullBatch":
-        part = FullBatch(self.trainees, self._body)
-        part.load(self.state(), self.steps)
-        part._choose(positions)
-        return part

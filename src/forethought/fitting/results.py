@@ -230,7 +230,7 @@ class Results:
             entry["metrics"] = [asdict(m) for m in result.metrics]
         whole = {k: v for k, v in vars(self).items() if k not in ("ranked", "timesheet")}
         timesheet = [asdict(entry) for entry in self.timesheet]
-        return json.dumps(_finite({**whole, "timesheet": timesheet, "heads": heads}), allow_nan=False)
+        return json.dumps(finite({**whole, "timesheet": timesheet, "heads": heads}), allow_nan=False)
 
 
 def rank(results: Sequence[HeadResult]) -> tuple[HeadResult, ...]:
@@ -296,13 +296,13 @@ def _record(result: HeadResult, trial: Trial | None) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Put null in the place of numbers that JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _cells(result: HeadResult) -> tuple[str, ...]:

@@ -1,26 +1,23 @@
 """A group of many: heads of one shape, whose steps are one computation."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from forethought.errors import FitError
-from forethought.fitting.groups import Group, Sums, Work
-from forethought.fitting.measures import scores_of
 from forethought.fitting.optimizers import Adam, Optimizer, Sgd, clip
+from forethought.fitting.together import Together, timed
 from forethought.fitting.trainee import Trainee
-from forethought.fitting.weights import Body, Weights, differentiate_alone, is_near
+from forethought.fitting.weights import Body, differentiate_alone, is_near
 
 
 class UnlikeError(Exception):
     """Heads run as one do not give what each gives alone: they are to be run in turn."""
 
 
-class Stack:
+class Stack(Together):
     """Many heads of one shape, with a step for each batch.
 
     Args:
@@ -29,11 +26,8 @@ class Stack:
     """
 
     def __init__(self, trainees: Sequence[Trainee], body: Body) -> None:
-        self.trainees, self._body, self._options = list(trainees), body, trainees[0].options
-        self._weights = Weights(trainees, body)
+        super().__init__(trainees, body)
         self._optimizer = self._new_optimizer()
-        self._sums = Sums(len(trainees), len(self._options.metrics), trainees[0].device)
-        self._work = Work(trainees[0])
 
     @property
     def steps(self) -> int:
@@ -55,12 +49,6 @@ class Stack:
                 gradients = clip(gradients, self._options.clip)
             self._optimizer.step(gradients, self._options.lr_share(passed))
             self._sums.add_losses(losses, len(target), weights)
-
-    def add_scores(self, values: Any, target: Tensor, weights: Tensor | None) -> None:
-        """Add the metrics of one batch."""
-        with timed(self.trainees), self._work.at(training=False):
-            outputs = self._weights.outputs(values)
-            self._sums.add_scores([scores_of(metric, outputs, target) for metric in self._options.metrics], weights)
 
     def prove(self, values: Any, target: Tensor, weights: Tensor | None) -> None:
         """Compare two of the heads, as they are now, with what each gives alone.
@@ -89,29 +77,8 @@ class Stack:
         finally:
             self._work.random.state = before
 
-    def take_means(self) -> Tensor:
-        """Return mean loss and mean scores."""
-        return self._sums.take_means()
-
     def close_pass(self) -> None:
         """Every step was taken with its batch."""
-
-    def keep(self, positions: Sequence[int]) -> None:
-        """Remember the weights of these heads as their best."""
-        if positions:
-            self._weights.keep(positions)
-
-    def leave(self, positions: Sequence[int]) -> None:
-        """Put the best weights of these heads into them, and go on with the others."""
-        for at in positions:
-            self._weights.put_into(self.trainees[at], at)
-        if positions:
-            self._choose([at for at in range(len(self.trainees)) if at not in set(positions)])
-
-    def halved(self) -> tuple[Group, Group]:
-        """Divide the group into two."""
-        middle = len(self.trainees) // 2
-        return self._part(range(middle)), self._part(range(middle, len(self.trainees)))
 
     def state(self) -> dict[str, Tensor]:
         """Give weights, best weights, random numbers and what the optimizer remembers."""
@@ -137,34 +104,12 @@ class Stack:
             self._optimizer.state = [tensor[list(positions)] for tensor in before.state]
             self._optimizer.steps = before.steps
 
-    def _part(self, positions: Sequence[int]) -> "Stack":
-        part = Stack(self.trainees, self._body)
-        part.load(self.state(), self.steps)
-        part._choose(positions)
-        return part
-
     def _new_optimizer(self) -> Optimizer:
         lrs = [trainee.options.lr for trainee in self.trainees]
         decays = [trainee.options.weight_decay for trainee in self.trainees]
         if self._options.optimizer == "sgd":
             return Sgd(self._weights.params, lrs, decays, self._options.momentum)
         return Adam(self._weights.params, lrs, decays, is_decoupled=self._options.optimizer == "adamw")
-
-
-@contextmanager
-def timed(trainees: Sequence[Trainee]) -> Iterator[None]:
-    """Count the time of heads that work together, in equal shares; name them in errors."""
-    start = time.perf_counter()
-    try:
-        yield
-    except Exception as err:
-        others = f" and {len(trainees) - 1} more" if len(trainees) > 1 else ""
-        err.add_note(f"(while fitting head {trainees[0].name!r}{others})")
-        raise
-    finally:
-        share = (time.perf_counter() - start) / len(trainees)
-        for trainee in trainees:
-            trainee.time_s += share
 
 
 def said_of(trainees: Sequence[Trainee], middle: int) -> str:

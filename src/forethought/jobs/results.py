@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import forethought as ft
+from forethought.fitting.results import finite
 from forethought.jobs.asked import AskedFit
 from forethought.jobs.fitting import Fitted
 from forethought.jobs.saving import save_head, write
@@ -140,7 +141,7 @@ def save(fitted: Fitted, wanted: AskedFit, said: Sequence[str]) -> list[Path]:
         saved.append(folder / name)
     text = "\n".join([*said, text_of(fitted)])
     write(folder / "report.md", f"# forethought fit\n\n```text\n{text}\n```\n\n{_use(saved)}".encode())
-    write(folder / "results.json", json.dumps(_finite(facts_of(fitted, wanted, saved)), indent=2).encode())
+    write(folder / "results.json", json.dumps(finite(facts_of(fitted, wanted, saved)), indent=2).encode())
     return saved
 
 
@@ -154,12 +155,3 @@ def _use(saved: Sequence[Path]) -> str:
         f"head, about = load_head({str(heads[0])!r})\n"
         "print(about)  # the target, its classes in order, the model and its preparation\n```\n"
     )
-
-
-def _finite(value: Any) -> Any:
-    """Put null in the place of numbers that JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
