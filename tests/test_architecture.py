@@ -173,13 +173,14 @@ TABLE = {
         "extraction", "features", "feed", "frozen", "live", "roll", "samples.batch", "samples.dataset",
         "samples.targets", "samples.unevenness", "shapes.forms", "shapes.padding", "splitting.halves", "store",
     },
+    "extracting.otherwise": {"precision", "store", "ways"},
     "extracting.explanation": {
-        "frozen", "identifying.fingerprint", "manifest", "roll", "samples.dataset", "samples.unevenness",
-        "splitting.replay", "store",
+        "frozen", "identifying.fingerprint", "manifest", "otherwise", "precision", "roll", "samples.dataset",
+        "samples.unevenness", "splitting.replay", "store",
     },
     "housekeeping": {
-        "extracting.frozen", "extracting.manifest", "extracting.outcome", "extracting.precision",
-        "extracting.verification", "features", "ledger", "samples.dataset", "samples.unevenness", "splitting.replay",
+        "extracting.frozen", "extracting.manifest", "extracting.otherwise", "extracting.outcome",
+        "extracting.precision", "extracting.verification", "features", "ledger", "samples.dataset", "samples.unevenness", "splitting.replay",
         "store", "views",
     },
     # What is made of it.
@@ -211,7 +212,9 @@ TABLE = {
     },
     "report": {"energy", "housekeeping", "ledger", "savings", "store"},
     "energy_cli": {FACADE, "energy", "ledger", "report"},
-    "cli": {FACADE, "demo", "doctor", "energy_cli", "housekeeping", "inspection", "jobs_cli", "loading"},
+    "shell_words": set(),
+    "store_cli": {FACADE, "housekeeping", "jobs", "jobs_cli", "shell_words"},
+    "cli": {FACADE, "demo", "doctor", "energy_cli", "inspection", "jobs_cli", "loading", "shell_words", "store_cli"},
     "__main__": {"cli"},
 }  # fmt: skip
 
@@ -234,6 +237,8 @@ FACADE_MAY_IMPORT = MAY_IMPORT.keys() - {
     "jobs",
     "jobs_cli",
     "loading",
+    "shell_words",
+    "store_cli",
     "testing",
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought import cli
+from forethought import cli, store_cli
 from forethought.demo import pitch
 from forethought.demo.notes import Frames, Splits
 from forethought.errors import MissingExtraError
@@ -346,7 +346,7 @@ def test_store_verify_names_what_is_damaged(run, thoughts):
     result = run("store", "verify", "thoughts")
     assert result.code == 1
     assert str(path) in result.out
-    assert "ft.extract" in result.out
+    assert "forethought extract DATA" in result.out
     found = strict(run("store", "verify", "thoughts", "--json").out)
     assert [fault["path"] for fault in found["faults"]] == [str(path)]
 
@@ -358,7 +358,7 @@ def test_store_verify_live_compares_with_the_model(run, thoughts, capfd):
     assert result.code == 0
     assert result.err.startswith("built")
     assert "live: right: 10 of 10 rows" in result.out
-    told = strict(run("store", "verify", "thoughts", *LIVE, "--json").out)["live"]
+    told = strict(run("store", "verify", "thoughts", *LIVE, "--json").out)["live"]["exact"]
     assert (told["rows"], told["is_right"]) == (10, True)
     (thoughts.parent / "train.py").write_text(TRAIN.replace("manual_seed(1)", "manual_seed(2)"))
     other = run("store", "verify", "thoughts", *LIVE)
@@ -424,13 +424,13 @@ def test_store_gc_refuses_limits_that_are_none(run, thoughts, options):
 )
 def test_sizes_are_read_as_they_are_written(text, size):
     """Powers of 1000, and of 1024 with an i."""
-    assert cli._size(text) == size
+    assert store_cli._size(text) == size
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30d", 2_592_000), ("12h", 43_200), ("1.5w", 907_200), ("5m", 300)])
 def test_ages_are_read_as_they_are_written(text, seconds):
     """Minutes, hours, days and weeks."""
-    assert cli._age(text) == seconds
+    assert store_cli._age(text) == seconds
 
 
 # ------------------------------------------------------------------------------------ the demo, from Ctrl-C to all hits

@@ -84,48 +84,25 @@ def load_model(name: str) -> nn.Module:
         return _made(name).model
 
 
-def load_dataset(name: str, model: str | None = None) -> Any:
+def load_dataset(name: str) -> Any:
     """Make the data set of this name.
 
     Args:
         name: `package.module:function` or `path/to/file.py:function`; the function is called without arguments and
-            returns whatever `ft.extract` takes; an object of that kind will do, too. Or a folder of images, one
-            folder a class, read as the model's own evaluation transform says.
-        model: The name of the model that it is for; a folder of images needs one that has a transform.
+            returns whatever `ft.extract` takes; an object of that kind will do, too.
 
     Raises:
-        DataError: there is no such data set, or nothing says how to read its images.
-        MissingExtraError: torchvision is not installed.
+        DataError: there is no such data set.
     """
-    if Path(name).is_dir():
-        return _image_folder(Path(name), model)
     if not all(name.rpartition(":")[::2]):
         raise DataError(
-            f"Cannot load the data set '{name}': expected a folder of images, or package.module:function, got neither. "
-            "Check the path, or name a function that returns the data set: file.py:function"
+            f"Cannot load the data set '{name}': expected package.module:function or file.py:function, got neither. "
+            "Name a function that returns the data set: file.py:function"
         )
     try:
         return result_of(name, is_data=True)
     except ModelError as err:
         raise DataError(str(err).replace("returns a model", "returns a data set")) from err
-
-
-def _image_folder(folder: Path, model: str | None) -> Any:
-    datasets = library("torchvision").datasets
-    transform = None if model is None else transform_of(model)
-    if transform is None:
-        raise DataError(
-            f"Cannot read the images in '{folder}': expected a model that comes with its transform (torchvision:NAME, "
-            f"timm:NAME), got {model or 'none'}. Write a function that returns "
-            f"torchvision.datasets.ImageFolder('{folder}', transform=...) and name it: file.py:function"
-        )
-    try:
-        return datasets.ImageFolder(folder, transform=transform)
-    except FileNotFoundError as err:
-        raise DataError(
-            f"Cannot read the images in '{folder}': expected one folder of images a class, got {said(err)}. "
-            "Write a function that returns the data set and name it: file.py:function"
-        ) from err
 
 
 def transform_of(name: str) -> Callable[[Any], Any] | None:

@@ -85,24 +85,35 @@ def choose_stored(
     Raises:
         PrecisionError: a sample of the trial cannot be stored so.
     """
-    if dtype is None or not any(gets_smaller(tensor, dtype) for tensor in frontier):
-        return Stored("exact", frontier, (None,) * len(frontier))
-    if dtype != "int8":
-        rounded = _ROUNDED[dtype]
-        codings = [Rounded(t.dtype, rounded) if gets_smaller(t, dtype) else None for t in frontier]
-        return Stored(dtype, frontier, tuple(codings))
-    key = Digest().add("forethought scales", fingerprint).hex()
-    stored = _with_scales(store.note(key), frontier, trial.count)
-    if stored is None:
-        scales = _scales_from(trial, frontier)
-        # Another process may have been quicker: its rows are worth sharing.
-        stored = _with_scales(store.note(key), frontier, trial.count)
+    stored = known_stored(dtype, fingerprint, frontier, store, trial.count)
+    if stored is not None:
+        return stored
+    scales = _scales_from(trial, frontier)
+    # Another process may have been quicker: its rows are worth sharing.
+    stored = known_stored(dtype, fingerprint, frontier, store, trial.count)
     if stored is None:
         stored = _with_scales(scales, frontier, trial.count)
         assert stored is not None
         if not store.readonly:
-            store.write_note(key, scales)
+            store.write_note(_key(fingerprint), scales)
     return stored
+
+
+def known_stored(
+    dtype: str | None, fingerprint: str, frontier: tuple[FrontierTensor, ...], store: Store, count: int | None
+) -> Stored | None:
+    """Say how a trunk's rows are stored, where that is known without a trial of `count` samples; else None."""
+    if dtype is None or not any(gets_smaller(tensor, dtype) for tensor in frontier):
+        return Stored("exact", frontier, (None,) * len(frontier))
+    if dtype == "int8":
+        return _with_scales(store.note(_key(fingerprint)), frontier, count)
+    rounded = _ROUNDED[dtype]
+    codings = [Rounded(t.dtype, rounded) if gets_smaller(t, dtype) else None for t in frontier]
+    return Stored(dtype, frontier, tuple(codings))
+
+
+def _key(fingerprint: str) -> str:
+    return Digest().add("forethought scales", fingerprint).hex()
 
 
 def _with_scales(note: dict[str, Any] | None, frontier: tuple[FrontierTensor, ...], count: int | None) -> Stored | None:

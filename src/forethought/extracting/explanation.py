@@ -6,16 +6,20 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from forethought.extracting.frozen import FrozenPart
 from forethought.extracting.manifest import Manifest
+from forethought.extracting.otherwise import ways_stored
+from forethought.extracting.precision import Dtype
 from forethought.extracting.roll import Roll
 from forethought.identifying.fingerprint import fingerprint_of, parts_of
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
 from forethought.splitting.replay import At, Split
-from forethought.store import Store
+from forethought.store import Store, Table
+from forethought.store.table import read_description
 
 _MOST_NAMED = 8
 _NO_TIME = "a time that was not recorded"
@@ -48,6 +52,8 @@ class Explanation:
         trunk: The model's frozen part.
         data: The data set as it stands; None where that cannot be told without reading its samples.
         files: Files that changed since the data set was last read, or too shortly before to be told.
+        otherwise: How many samples have a row of this frozen part that is stored in another way, by that way:
+            ("float16", 10), ("folded", 3). Such rows are served to who asks for them so.
     """
 
     rows: int
@@ -55,10 +61,12 @@ class Explanation:
     trunk: Comparison
     data: Comparison | None
     files: tuple[str, ...]
+    otherwise: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.stored:,} of {self.rows:,} rows are stored; {self.rows - self.stored:,} would be computed."]
         lines.append(_said("the frozen part", self.trunk))
+        lines += [f"  stored as {way}, for who asks for that: {rows:,} rows" for way, rows in self.otherwise]
         if self.data is None:
             lines.append("the data set: does not show its content, so its samples are read each time")
         else:
@@ -79,6 +87,7 @@ def explain(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     inputs: Sequence[str | int] | str | int | None = None,
     at: At = None,
+    dtype: Dtype = None,
 ) -> Explanation:
     """Say what `extract` would compute, and which part of the identity changed. Computes and stores nothing.
 
@@ -97,7 +106,7 @@ def explain(
         ...     print(ft.explain(model, torch.ones(3, 4), ft.Store(folder)).trunk.changed)
         ('0.weight',)
     """
-    trunk = FrozenPart(model, at, None)
+    trunk = FrozenPart(model, at, None, dtype)
     samples = Samples(
         dataset, trunk.model, inputs=inputs, collate_fn=collate_fn, batch_size=batch_size, num_workers=num_workers
     )
@@ -118,10 +127,18 @@ def _explained(trunk: FrozenPart, samples: Samples, store: Store) -> Explanation
         missing = None if roll.unknown is None else np.flatnonzero(roll.unknown)
         for _ in roll.read(missing):
             pass
-    known = fingerprint in store.tables()
-    places = store.table(fingerprint).locate(roll.keys) if known else np.full((len(roll.keys), 2), -1)
-    compared = _compare(parts_of(split.plan, trunk.model), known, _tables(store))
-    return Explanation(len(roll.keys), int((places[:, 0] >= 0).sum()), compared, data, files)
+    table = trunk.table_if_known(store, samples, fingerprint)
+    ways = [way for way in ways_stored(store, fingerprint) if way.table.rows]
+    others = [way for way in ways if table is None or way.table.fingerprint != table.fingerprint]
+    otherwise = [(way.name, rows) for way in others if (rows := _stored(way.table, roll.keys))]
+    is_known = bool(ways) or fingerprint in store.tables()
+    compared = _compare(parts_of(split.plan, trunk.model), is_known, _tables(store))
+    stored = 0 if table is None else _stored(table, roll.keys)
+    return Explanation(len(roll.keys), stored, compared, data, files, tuple(otherwise))
+
+
+def _stored(table: Table, keys: NDArray[np.uint8]) -> int:
+    return int((table.locate(keys)[:, 0] >= 0).sum())
 
 
 Recorded = tuple[str, float | None, Mapping[str, str]]
@@ -129,7 +146,8 @@ Recorded = tuple[str, float | None, Mapping[str, str]]
 
 
 def _tables(store: Store) -> list[Recorded]:
-    facts = [store.table(fingerprint).provenance for fingerprint in store.tables()]
+    described = [read_description(store.place, f"tables/{key}", key) for key in store.tables()]
+    facts = [each[1] for each in described if each is not None]  # else it was left before its first row, or is torn
     return [recorded for each in facts if (recorded := _recorded(each.get("model"), each)) is not None]
 
 

@@ -21,7 +21,7 @@ from forethought.errors import (
     StoreError,
 )
 from forethought.extracting.accuracy import measure, report_of
-from forethought.extracting.calibration import Trial, choose_stored
+from forethought.extracting.calibration import Trial, choose_stored, known_stored
 from forethought.extracting.feeding import check_head
 from forethought.extracting.layouts import Padded, cut_rows, find_layouts
 from forethought.extracting.pace import Pace
@@ -265,12 +265,21 @@ class FrozenPart:
     def split_for(self, samples: Samples) -> Split:
         """The split, recorded on a few of these samples."""
         example = self._example = samples.example(_PROBE_ROWS)
+        self.measures = 0 if example.padding is None else example.padding.count
         with self._padding_tried(samples):
             if self._given is not None:
                 self._stretch(self._given, example)
                 self._given.renew()
-            self._laid_out(self.split(), example)
+            self._frontier = self._laid_out(self.split(), example)
         return self.split()
+
+    def table_if_known(self, store: Store, samples: Samples, fingerprint: str) -> Table | None:
+        """Open the table that `table` would, after `split_for`; None if something would be tried out for it first."""
+        count = Trial(samples, self._sample_bytes(self._frontier), self._tried).count
+        stored = known_stored(self._dtype, fingerprint, self._frontier, store, count)
+        if stored is None:
+            return None
+        return store.table(stored.table_id(fingerprint), columns_of(stored, self.measures))
 
     def split(self) -> Split:
         """The split, recorded on a few samples when it is first needed."""

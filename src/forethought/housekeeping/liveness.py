@@ -1,6 +1,7 @@
 """What a store holds of some samples, against the model that is said to have computed it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import nn
 
 from forethought.errors import StoreError
 from forethought.extracting.frozen import FrozenPart, MistakenNoteError
+from forethought.extracting.otherwise import ways_stored
 from forethought.extracting.outcome import ExtractionReport
 from forethought.extracting.precision import Dtype
 from forethought.extracting.verification import Chosen, Verification, compare, elsewhere, spread
@@ -17,6 +19,10 @@ from forethought.samples.unevenness import UnforeseenSizesError
 from forethought.splitting.replay import At, Split
 from forethought.store import Store
 from forethought.views import View
+
+
+class _NoneStoredError(StoreError):
+    """No row of the samples is stored so."""
 
 
 def verify_live(
@@ -46,13 +52,55 @@ def verify_live(
     Raises:
         StoreError: no row of any of them is stored.
     """
-    trunk, samples = FrozenPart(model, at, None, dtype), Samples(dataset, _model(model))
+    return _verified(FrozenPart(model, at, None, dtype), store, Samples(dataset, _model(model)), n, seed)
+
+
+def _verified(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int) -> Verification:
     while True:
         try:
             return _verify(trunk, store, samples, n, seed)
         except MistakenNoteError:
             trunk.believes = False
         except UnforeseenSizesError:  # these samples are looked at now
+            trunk.restart()
+
+
+def verify_live_each(
+    store: Store, model: nn.Module | Split, dataset: Any, n: int = 64, seed: int = 0, *, at: At = None
+) -> dict[str, Verification]:
+    """Compare as `verify_live` does, in each way in which rows of this frozen part are stored. Nothing is stored.
+
+    Args:
+        store: A store; read-only will do.
+        model: A model with something frozen, or a Split.
+        dataset: Whatever `extract` takes.
+        n: How many samples to look for, at most.
+        seed: Of the choice.
+        at: As it was given to `extract`.
+
+    Returns:
+        What differs, by the way: "exact", "float16", "folded + compiled", ... Ways in which none of these samples has
+        a row are left out.
+
+    Raises:
+        StoreError: no row of any of them is stored in any way.
+    """
+    found: dict[str, Verification] = {}
+    for way in ways_stored(store, _fingerprint(store, model, dataset, at)):
+        trunk = FrozenPart(model, at, None, way.dtype)
+        trunk.pace.report = way.speed
+        with suppress(_NoneStoredError):
+            found[way.name] = _verified(trunk, store, Samples(dataset, _model(model)), n, seed)
+    return found or {"exact": verify_live(store, model, dataset, n, seed, at=at)}
+
+
+def _fingerprint(store: Store, model: nn.Module | Split, dataset: Any, at: At) -> str:
+    """Identify the frozen part as it is run exactly."""
+    trunk, samples = FrozenPart(model, at, None), Samples(dataset, _model(model))
+    while True:
+        try:
+            return trunk.table(store, samples)[0].fingerprint
+        except UnforeseenSizesError:
             trunk.restart()
 
 
@@ -67,7 +115,7 @@ def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int
     places = table.locate(keys)
     is_stored = places[:, 0] >= 0
     if not is_stored.any():
-        raise StoreError(
+        raise _NoneStoredError(
             f"Cannot verify rows of {type(trunk.model).__name__}: expected some of {len(numbers)} samples in table "
             f"{table.fingerprint}, got none. See what is there with forethought store ls, or extract first: "
             "ft.extract(model, dataset, store)"
@@ -78,7 +126,8 @@ def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int
     there = [number for number, there in zip(numbers, is_stored, strict=True) if there]
     chosen = Chosen(there, keys[is_stored], stored.rows_at, frontier)
     split = trunk.split_on(samples)()
-    return compare(split, samples, chosen, elsewhere(table.provenance, split), codings, int((~is_stored).sum()))
+    remark, absent = elsewhere(table.provenance, split), int((~is_stored).sum())
+    return compare(split, samples, chosen, remark, codings, absent, speed=trunk.speed)
 
 
 def _count(samples: Samples) -> int:

@@ -110,6 +110,11 @@ def full_name(name: str) -> str:
     )
 
 
+def is_function(name: str) -> bool:
+    """Say whether a full name is that of a function, and not of a model of a library."""
+    return name.partition(":")[0] not in ("torchvision", "timm", "transformers")
+
+
 def words(prepare: Any) -> str:
     """Describe a preparation in one line, as it describes itself."""
     return " ".join(repr(prepare).replace("InterpolationMode.", "").split())
