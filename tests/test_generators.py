@@ -189,3 +189,101 @@ def test_a_generator_of_torch_that_a_module_holds(is_frozen, tmp_path):
             ft.extract(model, x, ft.Store(tmp_path / "s"))
     else:
         assert ft.extract(model, x, ft.Store(tmp_path / "s")).report.rows_computed == 20
+
+
+class DrawnForTheHead(Base):
+    """Random numbers of torch's that only the head reads, drawn before what is frozen: by functions and in place."""
+
+    def forward(self, x):
+        noise = torch.rand(len(x), 3).mul(2)
+        more = torch.empty(3).uniform_(-1, 1)
+        picked = torch.randperm(3)
+        return self.head(self.body(x))[:, picked] + noise * more
+
+
+class DrawnForBoth(Base):
+    """First for what is frozen, then for the head, then more that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.late = frozen(nn.Linear(8, 8))
+
+    def forward(self, x):
+        h = self.body(x) * torch.rand(8)
+        noise = torch.rand(3)
+        return self.head(self.late(h)) + noise
+
+
+@pytest.mark.parametrize("kind", [DrawnForTheHead, DrawnForBoth])
+def test_numbers_that_only_the_head_reads_are_drawn_by_the_head(kind):
+    """Where the model draws them matters to nobody: halves and model are equal, and chance goes on alike."""
+    torch.manual_seed(0)
+    model, x = kind(), torch.randn(5, 6)
+    parts = ft.split(model, torch.randn(3, 6))
+    for seed in range(3):
+        ends = []
+        for run in (model, lambda x: parts.head(parts.trunk(x))):
+            torch.manual_seed(seed)
+            ends.append((run(x), torch.get_rng_state()))
+        assert torch.equal(ends[0][0], ends[1][0])
+        assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_rows_do_not_depend_on_what_the_head_draws(tmp_path):
+    """A trunk that draws nothing is no trunk of chance, wherever the model draws."""
+    features = ft.extract(DrawnForTheHead(), torch.randn(20, 6), ft.Store(tmp_path / "s"))
+    assert len(features) == 20
+
+
+def test_a_frozen_part_that_draws_too_late_is_named():
+    """The refusal names the operation that draws for what is frozen, and the module."""
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.frozen = frozen(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Dropout(0.0)))
+
+        def forward(self, x):
+            noise = torch.rand(3)
+            return self.head(self.frozen(x)) + noise
+
+    model = Model()
+    with pytest.raises(ReplayDriftError, match=r"functional\.dropout in frozen\.1.*model\.eval"):
+        ft.split(model, torch.randn(3, 6))
+    model.eval()
+    ft.split(model, torch.randn(3, 6))
+
+
+class LayersSkipped(Base):
+    """Frozen layers that are left out by chance."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.layers, self.rate = frozen(nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])), rate
+
+    def forward(self, x):
+        h = self.body(x)
+        for layer in self.layers:
+            if not torch.rand(()) < self.rate:
+                h = layer(h)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_what_python_decides_by_numbers_of_torch_is_exact_or_refused(rate):
+    """A frozen layer picked by a random number is what the model picks, or refused for that very reason."""
+    torch.manual_seed(0)
+    model, x, exact = LayersSkipped(rate), torch.randn(5, 6), 0
+    for seed in range(12):
+        try:
+            parts = ft.split(model, torch.randn(3, 6))
+            torch.manual_seed(seed)
+            live = model(x)
+            torch.manual_seed(seed)
+            again = parts.head(parts.trunk(x))
+        except ReplayDriftError as refused:
+            assert "reading a random number that torch drew (Tensor.__bool__" in str(refused)  # noqa: PT017
+            continue
+        exact += 1
+        assert torch.equal(live, again)
+    assert exact == 12 or rate

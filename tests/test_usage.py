@@ -204,3 +204,90 @@ def test_a_lazy_layer_that_has_not_run_is_refused():
         ft.split(model, torch.randn(3, 6))
     model(torch.randn(3, 6))
     assert ft.split(model, torch.randn(3, 6)).head(torch.randn(3, 8)).shape == (3, 3)
+
+
+class _Differs(Base):
+    """Keeps the last features in a plain attribute, and looks at how far the next ones are from them."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = None
+
+    def forward(self, x):
+        h = self.body(x)
+        last, self.last = h if self.last is None else self.last, h.mean(0)
+        return self.head(h - last)
+
+
+class _Averages(Base):
+    """Keeps a running mean in a plain attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = torch.zeros(8)
+
+    def forward(self, x):
+        h = self.body(x)
+        self.average = 0.9 * self.average + 0.1 * h.mean(0)
+        return self.head(h - self.average)
+
+
+class _Remembers(Base):
+    """Keeps the means of earlier batches in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = []
+
+    def forward(self, x):
+        h = self.body(x)
+        self.means = [*self.means, h.mean(0)][-3:]
+        return self.head(h - torch.stack(self.means).mean(0))
+
+
+class _Turns(Base):
+    """Goes another way every second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_odd = False
+
+    def forward(self, x):
+        self.is_odd = not self.is_odd
+        h = self.body(x)
+        return self.head(h if self.is_odd else -h)
+
+
+@pytest.mark.parametrize("kind", [_Differs, _Averages, _Remembers, _Turns])
+def test_state_in_a_plain_attribute_is_refused_by_its_name(kind):
+    """What a forward keeps in an attribute, and reads, is another thing in either half: the refusal names it."""
+    model = kind()
+    name = next(name for name in ("last", "average", "means", "is_odd") if hasattr(model, name))
+    with pytest.raises(SplitError, match=rf"changes attributes that it reads \({name}\).*register_buffer"):
+        ft.split(model, torch.randn(3, 6))
+
+
+class _Pair:
+    def __init__(self, output, module):
+        self.output, self.module = output, module
+
+
+def test_modules_in_the_output_are_those_of_the_model():
+    """A module, or a method of one, that a forward gives back is the user's own, not a copy; a copied head's is its."""
+
+    class Model(Base):
+        def forward(self, x):
+            return {
+                "y": self.head(self.body(x)),
+                "parts": [self, self.body, self.head.forward],
+                "o": _Pair(x, self.head),
+            }
+
+    model, x = Model(), torch.randn(5, 6)
+    parts = ft.split(model, torch.randn(3, 6))
+    given = parts.head(parts.trunk(x))
+    assert given["parts"][:2] == [model, model.body]
+    assert given["parts"][2].__self__ is model.head
+    assert given["o"].module is model.head
+    copied = copy.deepcopy(parts.head)
+    assert copied(parts.trunk(x))["o"].module.weight is next(copied.parameters())

@@ -13,8 +13,9 @@ The calls between modules are kept as a tree. A call in which nothing trains, an
 output, is *whole*: it can be run, or left out, as one step.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ class Recorder(TorchFunctionMode):
         at: Paths of modules whose output is taken as the frontier although more is frozen after it.
         is_thrifty: Let the head do cheap operations again where that leaves less to store.
         sizes: Values that cross where Python asks for their size.
-        drawn: Operations, by number, that draw random numbers for what is frozen.
+        drawn: Operations, by number, that draw random numbers, and whether for what is frozen or what trains.
         moved: Buffers that the forward changes, and that are no more frozen than what trains.
     """
 
@@ -152,7 +153,7 @@ class Recorder(TorchFunctionMode):
         is_thrifty: bool = True,
         sizes: Collection[Value] = (),
         moved: Sequence[Tensor] = (),
-        drawn: Collection[int] = (),
+        drawn: Mapping[int, Label] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self._model = model
@@ -207,7 +208,7 @@ class Recorder(TorchFunctionMode):
         return Recording(
             self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
             self._asked_for(), cut.hand_over(), left, moving(self._operations, self._held), bool(buffers),
-            drawn(self._operations), notes,
+            drawn(self._operations), Label.TRAINABLE in self._drawn.values(), notes,
         )  # fmt: skip
 
     def _set_buffers(self) -> dict[tuple[str, str], Read]:
@@ -314,8 +315,8 @@ class Recorder(TorchFunctionMode):
         if func_name(func) == "__iter__":
             result = tuple(result)
         outputs = nesting.tensors(result)
-        is_drawn = label is Label.CONSTANT and len(self._operations) in self._drawn
-        label = Label.FROZEN if is_drawn else label
+        drawn_for = self._drawn.get(len(self._operations)) if label is Label.CONSTANT else None
+        label = drawn_for or label
         if any(tensor.requires_grad for tensor in outputs):
             label = Label.TRAINABLE
         same = [at for at, leaf in enumerate(leaves) if any(leaf is tensor for tensor in outputs)]
@@ -324,7 +325,8 @@ class Recorder(TorchFunctionMode):
         op = Operation(
             len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
         )
-        op.lends_shape, op.is_drawn = lends_shape, is_drawn
+        op.lends_shape, op.is_drawn = lends_shape, drawn_for is Label.FROZEN
+        op.is_apart = drawn_for is Label.TRAINABLE
         self._operations.append(op)
         self._here.operations.append(op)
         self._note(op, leaves, versions, result, outputs)

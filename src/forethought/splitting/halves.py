@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 
 from forethought import nesting
-from forethought.errors import ReplayDriftError, ShapeError
+from forethought.errors import InvisibleOperationError, ReplayDriftError, ShapeError
 from forethought.identifying.fingerprint import fingerprint_of
 from forethought.probing.generators import Elsewhere, Redraws, generators_of
 from forethought.splitting.inputs import batch_of, plain
 from forethought.splitting.plan import Plan
+from forethought.splitting.reasons import by_chance
 from forethought.splitting.running import run_head, run_trunk
 from forethought.splitting.shell import Follower, modules_of, shell
 
@@ -116,6 +117,8 @@ class Trunk(nn.Module):
         try:
             return self._run(plan, args, kwargs)
         except (ReplayDriftError, ShapeError) as err:
+            if plan.told:
+                raise by_chance(owner.model, plan.told) from err
             if not plan.redraws:
                 raise
             raise ReplayDriftError(
@@ -194,8 +197,13 @@ class Head(nn.Module):
         if self._follower is not None:
             self._follower.follow(plan.paths_of_head)
         body = shell(self.body) if plan.keeps_state else self.body
-        with self._owner[0].redraws.again(values, body) if plan.redraws else nullcontext():
-            return run_head(body, plan, values, batch)
+        try:
+            with self._owner[0].redraws.again(values, body) if plan.redraws else nullcontext():
+                return run_head(body, plan, values, batch)
+        except (ReplayDriftError, InvisibleOperationError) as err:
+            if plan.told:
+                raise by_chance(self._owner[0].model, plan.told) from err
+            raise
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

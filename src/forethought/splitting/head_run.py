@@ -27,6 +27,7 @@ from forethought.splitting.operations import (
 from forethought.splitting.placeholder import Placeholder, run_on
 from forethought.splitting.plan import CallStep, OperationStep, Plan, Step, frozen_branch
 from forethought.splitting.recording import Label, Made, Operation, Value
+from forethought.splitting.shell import own_modules
 
 
 class HeadRun(Walk):
@@ -67,7 +68,7 @@ class HeadRun(Walk):
             buffers = body.get_submodule(path)._buffers
             if (left := buffers.get(name)) is not None:
                 buffers[name] = self._resolved(left).clone()
-        return nesting.replace(result, self._resolved)
+        return own_modules(nesting.replace(result, self._resolved))
 
     def _resolved(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self._shadows:
@@ -102,7 +103,7 @@ class HeadRun(Walk):
         """Run one operation, or give placeholders for what is frozen."""
         kwargs = kwargs or {}
         leaves = nesting.given(args, kwargs)
-        if self._draws and draws(func) and self._level.draws_next(func, in_head=True):
+        if self._draws and draws(func) and self._is_frozen_draw(func, leaves):
             return self._given(self._level.next_meeting(func), leaves)
         if not self._concerns(leaves):
             return func(*args, **kwargs)
@@ -135,6 +136,14 @@ class HeadRun(Walk):
             return iter(given) if func_name(func) == "__iter__" else given
         result = self._crossed(step, func, args, kwargs, leaves)
         return nesting.replace(result, self._done_again(step)) if op.is_again else result
+
+    def _is_frozen_draw(self, func: Function, leaves: list[Tensor]) -> bool:
+        """Say whether this draws, by nothing but constants, random numbers that the trunk has drawn."""
+        hollow = shape_only(func)
+        if self._concerns([leaf for at, leaf in enumerate(leaves) if at != hollow]):
+            return False
+        draw = self._level.next_draw(func)
+        return draw is not None and draw.operation.is_drawn
 
     def _about(self, func: Function, args: Any, kwargs: Any) -> Any:
         """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""

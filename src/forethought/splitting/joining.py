@@ -108,7 +108,11 @@ class _Joiner:
         ]
         trainable = self._operations(first, needed, made)
         binds = _binds(first, self._handed)
-        return CallStep(first.path, None, children, touching, meeting, trainable, first.inputs, binds)
+        drawn = {
+            id(step): step for step in (*touching, *trainable) if step.operation.is_drawn or step.operation.is_apart
+        }
+        draws = sorted(drawn.values(), key=lambda step: step.operation.ordinal)
+        return CallStep(first.path, None, children, touching, meeting, trainable, first.inputs, binds, draws)
 
     def _shared_children(self, calls: Sequence[Call]) -> list[tuple[str, int]]:
         """List the calls inside that all recordings made; once the trunk has ended, what only trains may differ."""

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from forethought import nesting
 from forethought.errors import ReplayDriftError
-from forethought.splitting.operations import Function, is_turned, name_of
+from forethought.splitting.operations import Function, is_turned, shown_name
 from forethought.splitting.plan import CallStep, OperationStep, Plan
 from forethought.splitting.recording import Position
 
@@ -15,7 +15,7 @@ from forethought.splitting.recording import Position
 class Level:
     """Where a run is in one level of the plan."""
 
-    __slots__ = ("counts", "met", "step", "touched", "trained")
+    __slots__ = ("counts", "drawn", "met", "step", "touched", "trained")
 
     def __init__(self, step: CallStep) -> None:
         self.step = step
@@ -23,6 +23,7 @@ class Level:
         self.touched = 0
         self.met = 0
         self.trained = 0
+        self.drawn = 0
 
     def child(self, path: str) -> CallStep | None:
         index = self.counts.get(path, 0)
@@ -44,10 +45,13 @@ class Level:
         self.trained += 1
         return step
 
-    def draws_next(self, func: Function, in_head: bool) -> bool:
-        """Say whether the next recorded operation is this one, and draws random numbers for what is frozen."""
-        steps, at = (self.step.meeting, self.met) if in_head else (self.step.touching, self.touched)
-        return at < len(steps) and steps[at].operation.is_drawn and steps[at].operation.func == func
+    def next_draw(self, func: Function) -> OperationStep | None:
+        """Give the next recorded draw of random numbers by nothing but constants, if this is it."""
+        draws = self.step.draws
+        if self.drawn >= len(draws) or draws[self.drawn].operation.func != func:
+            return None
+        self.drawn += 1
+        return draws[self.drawn - 1]
 
     def check_touched(self, wanted: int) -> None:
         """Check that no recorded operation on frozen values was left out."""
@@ -58,7 +62,7 @@ class Level:
         if at < len(steps) and (steps[at].operation.func == func or is_turned(func, steps[at].operation.func)):
             return steps[at]
         expected = str(steps[at].operation) if at < len(steps) else "no further operation on frozen values"
-        raise self._drift(expected, name_of(func))
+        raise self._drift(expected, shown_name(func))
 
     def _drift(self, expected: str, got: str) -> ReplayDriftError:
         return ReplayDriftError(

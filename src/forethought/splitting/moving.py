@@ -1,7 +1,8 @@
-"""Buffers that the forward itself changes where both halves run: counters, running means, memory banks.
+"""Buffers that the forward itself changes where both halves run, and random numbers that it draws there.
 
-What is computed from one is not frozen: it changes as the head trains, or with each call. So these are labelled like
-parameters that train: the head reads and changes them, the trunk neither.
+What is computed from a counter, a running mean or a memory bank is not frozen: it changes as the head trains, or with
+each call. So these are labelled like parameters that train: the head reads and changes them, the trunk neither. Random
+numbers are drawn by the trunk if something frozen follows from them, else by the head.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ def moving(operations: Sequence[Operation], held: Sequence[Read]) -> list[Read]:
         operations: All operations of a run, with the calls around them known to be whole or not.
         held: What the model held before the run.
     """
-    changed = {read.memory for read in held if read.now() is not read.outside}
+    changed = {read.memory for read in held if read.now() is not read.outside and not _is_plain(read)}
     memories = {read.memory for read in held} - {None}
     for op in operations:
         if op.changed and op.call.outermost_whole() is None:
@@ -62,6 +63,35 @@ def drawn(operations: Sequence[Operation]) -> frozenset[int]:
         if sources:
             behind |= {made.value: sources for made in given if made.value is not None}
     return frozenset(found)
+
+
+def drawn_apart(operations: Sequence[Operation]) -> tuple[frozenset[int], Operation | None]:
+    """List the operations, of those that both halves run, that draw random numbers from which nothing frozen follows.
+
+    Args:
+        operations: Those before the last tensor of the frontier is there.
+
+    Returns:
+        Their ordinals, and the operation by which Python reads such a number: then either half needs them all.
+    """
+    found: set[int] = set()
+    behind: set[Value] = set()
+    for op in operations:
+        is_draw = draws(op.func) and op.call.outermost_whole() is None
+        if op.label is not Label.CONSTANT or not (is_draw or any(read.value in behind for read in op.reads)):
+            continue
+        if op.gives_numbers:
+            return frozenset(), op
+        given = [made for made in op.made if made.argument is None] + list(op.changed.values())
+        behind |= {made.value for made in given if made.value is not None}
+        if given and is_draw:
+            found.add(op.ordinal)
+    return frozenset(found), None
+
+
+def _is_plain(read: Read) -> bool:
+    """Say whether it is a plain attribute: one that is replaced is no buffer, and cannot be put into the model."""
+    return read.home is not None and read.home[1] in read.home[0].__dict__
 
 
 def held_by(modules: Sequence[nn.Module], memory_of: Callable[[Tensor], int | None]) -> list[Read]:

@@ -42,6 +42,8 @@ _SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "
 # Python asks the operand of the more special class first, with the comparison turned round: `a < p` becomes `p > a`.
 _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
 
+_OWNERS = {"TensorBase": "Tensor", "torch._C._nn": "torch.nn.functional"}
+
 Function = Callable[..., Any]
 
 # Kinds of functions that live as long as torch does: what is remembered of one keeps no model alive.
@@ -58,6 +60,13 @@ def name_of(func: Function) -> str:
     module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", None)
     name = getattr(func, "__qualname__", func_name(func))
     return f"{module or 'torch'}.{func_name(func) if '<locals>' in name else name}"  # F.max_pool2d is a local function
+
+
+def shown_name(func: Function) -> str:
+    """Name a torch function as its user calls it: `torch.rand`, `Tensor.item`."""
+    kind, _, name = name_of(func).rpartition(".")
+    owner = kind.removesuffix(".TensorBase").removesuffix("._VariableFunctionsClass").replace("torch._tensor.", "")
+    return f"{_OWNERS.get(owner, owner)}.{name}"
 
 
 def code_of(func: Function) -> Any:

@@ -52,6 +52,7 @@ class CallStep:
     trainable: list[OperationStep]  # operations that only the head runs, in order
     inputs: list[Value | None]  # what it was given
     binds: dict[Value, int] | None  # given these arguments from the frontier, nothing inside needs watching in the head
+    draws: list[OperationStep] = field(default_factory=list)  # of random numbers, by constants alone, in order
 
     def walk(self) -> Iterator["CallStep"]:
         """Go through this call and every call inside."""
@@ -91,6 +92,7 @@ class Plan:
     moving: list[Read]  # buffers that the forward changes: the head's, not the trunk's
     stale: list[str]  # such buffers that count as frozen nevertheless: rows computed from them may not be stored
     written: list[Read]  # the model's own tensors that constant operations write into, where both halves walk
+    told: str = ""  # the operation by which Python reads a random number of torch's before the trunk ends
     redraws: bool = False  # the trunk draws in Python where the head draws again: that has to draw the same
     is_stretched: bool = False  # for sizes that were not recorded: it follows from plans for others
     siblings: tuple["Plan", ...] = ()  # of the same path, recorded on inputs of other sizes

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forethought.splitting.operations import Function, name_of
+from forethought.splitting.operations import Function, shown_name
 
 
 class Label(enum.IntEnum):
@@ -91,11 +91,12 @@ class Operation:
     is_again: bool = False  # frozen, but cheap: done again in the head, so that less is stored
     in_head: bool = False  # frozen, but the head runs it too, because Python decides by it
     is_drawn: bool = False  # frozen though it reads nothing frozen: random numbers from which frozen values follow
+    is_apart: bool = False  # trains though it reads nothing that does: random numbers that only the head reads
     meets_frozen: bool = False  # reads a frozen value that the head does not compute
 
     def __str__(self) -> str:
         where = self.call.path or "the model's own forward"
-        return f"{name_of(self.func)} in {where}"
+        return f"{shown_name(self.func)} in {where}"
 
 
 @dataclass(eq=False, slots=True)
@@ -191,6 +192,7 @@ class Recording:
     moving: list[Read]  # buffers that the forward changes, and that something frozen reads
     replaces: bool  # it sets buffers, old ones or new
     drawn: frozenset[int]  # operations that draw random numbers from which frozen values follow
+    apart: bool  # some random numbers are drawn by the head alone, before the trunk ends
     notes: list[Any]  # plain objects that modules hold, if the forward leaves something on one
 
     @property

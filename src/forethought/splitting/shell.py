@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 
+from forethought import nesting
 from forethought.splitting.held import Held
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size})
@@ -69,11 +70,12 @@ def is_run_active() -> bool:
 class _Call:
     """Stands in the place where torch keeps a module's compiled call, which `module(...)` asks for first."""
 
-    __slots__ = ("module", "path", "tree")
+    __slots__ = ("module", "origin", "path", "tree")
 
-    def __init__(self, module: nn.Module, path: str) -> None:
+    def __init__(self, module: nn.Module, path: str, origin: nn.Module) -> None:
         self.module = module
         self.path = path
+        self.origin = origin
         self.tree: list[nn.Module] = []  # of the root: every module of the shell
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,6 +101,18 @@ def shell(model: nn.Module, tensors: Callable[[Tensor], Tensor] | None = None) -
         into the shell; every other attribute is the model's own object.
     """
     return _Copier(model, tensors).root(model)
+
+
+def own_modules(value: Any) -> Any:
+    """Put a model's own modules, and methods of these, in the place of those of a shell that a value holds."""
+
+    def own(held: Any) -> Any:
+        if isinstance(held, types.MethodType):
+            return types.MethodType(held.__func__, own(held.__self__)) if isinstance(held.__self__, nn.Module) else held
+        call = held.__dict__.get("_compiled_call_impl")
+        return call.origin if isinstance(call, _Call) else held
+
+    return nesting.replace(value, own, (nn.Module, types.MethodType))
 
 
 def modules_of(body: nn.Module) -> list[nn.Module]:
@@ -214,8 +228,14 @@ class _Copier:
                 held[name] = OrderedDict()  # one of the many that are there for hooks
             else:
                 held[name] = self.attribute(name, value, path)
-        held["_compiled_call_impl"] = _Call(made, path)
+        held["_compiled_call_impl"] = _Call(made, path, self._origin(module, made))
         return made
+
+    def _origin(self, module: nn.Module, made: nn.Module) -> nn.Module:
+        """Give the module that a user knows: that of the model; of a copy with tensors of its own, the copy's."""
+        call = module.__dict__.get("_compiled_call_impl")
+        origin = call.origin if isinstance(call, _Call) else module
+        return made if self._tensors is not None else origin
 
     def attribute(self, name: str, value: Any, path: str) -> Any:
         """Give what the shell of the module at `path` holds under a name."""
@@ -232,7 +252,7 @@ class _Copier:
     def _script(self, module: nn.Module, path: str) -> nn.Module:
         if id(module) not in self._scripted:
             self._scripted[id(module)] = made = Scripted(module)
-            made.__dict__["_compiled_call_impl"] = _Call(made, self._names.get(id(module), path))
+            made.__dict__["_compiled_call_impl"] = _Call(made, self._names.get(id(module), path), module)
         return self._scripted[id(module)]
 
     def _own(self, named: dict[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -4,8 +4,9 @@ Trials run on a shell of the model, with buffers and random state put back after
 is recorded on three samples and on two, and both halves run once on the two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,13 +24,16 @@ from forethought.probing.generators import drawn_in_turns
 from forethought.splitting.frontier import Recorder
 from forethought.splitting.inputs import batch_of, inputs_of
 from forethought.splitting.joining import make_plan
+from forethought.splitting.moving import drawn_apart
 from forethought.splitting.plan import Plan
-from forethought.splitting.recording import Position, Read, Recording, Value
+from forethought.splitting.reasons import by_chance, differing
+from forethought.splitting.recording import Label, Operation, Position, Read, Recording, Value
 from forethought.splitting.running import eagerly, run_head, run_trunk
 from forethought.splitting.shell import shell
 from forethought.splitting.untouched import State, is_same, untouched
 from forethought.splitting.variations import is_alike, resized, rolled, telling, varied
 
+_DRIFTS = (ReplayDriftError, InvisibleOperationError)
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _MOST_SIZES = 8  # times that a model is recorded anew because a size was in doubt
 _FEW = 2  # samples that show which axis is the batch, together with one more
@@ -53,12 +57,15 @@ def record_plan(
         try:
             plan = _recorded(trials, as_given)
             trials.demand_no_memory()
+            plan.told = "" if trials.told is None else str(trials.told)
             return plan
         except _DoubtedError as doubted:
             trials.sizes |= doubted.values
             trials.moving += doubted.moving
             trials.drawn |= doubted.drawn
-        except SplitError:
+        except SplitError as err:
+            if not trials.moving and trials.told is not None and isinstance(err, _DRIFTS):
+                raise by_chance(model, str(trials.told)) from err
             if not trials.moving:
                 raise
             trials.ignore_moving()
@@ -78,7 +85,7 @@ class _DoubtedError(Exception):
         self,
         values: frozenset[Value] = frozenset(),
         moving: Sequence[Read] = (),
-        drawn: frozenset[int] = frozenset(),
+        drawn: Mapping[int, Label] = MappingProxyType({}),
     ) -> None:
         super().__init__(f"{len(values)} sizes, {len(moving)} buffers, {len(drawn)} draws")
         self.values = values
@@ -124,7 +131,8 @@ class _Trials:
         self.is_thrifty = True
         self.sizes: set[Value] = set()  # that cross because Python asks for them
         self.moving: list[Read] = []  # buffers that the forward changes
-        self.drawn: set[int] = set()  # operations that draw random numbers for what is frozen
+        self.drawn: dict[int, Label] = {}  # operations that draw random numbers: for what is frozen, or for the head
+        self.told: Operation | None = None  # tells Python such a number, where both halves run
         self.stale: list[str] = []  # their names, where the split would be empty if they counted
         self._body: nn.Module | None = None
         self._state: State  # of the body, as no trial has left it
@@ -235,8 +243,11 @@ class _Trials:
             recording = Recorder(body, self._at, self.is_thrifty, self.sizes, moved, self.drawn).record(args, kwargs)
         self._note_state()
         moving = [] if self.stale else recording.moving
-        if moving or not recording.drawn <= self.drawn:
-            raise _DoubtedError(moving=moving, drawn=recording.drawn)
+        apart, told = drawn_apart(recording.operations[: recording.last + 1])
+        self.told = told or self.told
+        drawn = dict.fromkeys(apart, Label.TRAINABLE) | dict.fromkeys(recording.drawn, Label.FROZEN)
+        if moving or not drawn.items() <= self.drawn.items():
+            raise _DoubtedError(moving=moving, drawn=drawn)
         return recording
 
     def _check_unwatched(self, plan: Plan, inputs: list[Tensor], company: list[Tensor]) -> None:
@@ -271,22 +282,8 @@ class _Trials:
             plan.keeps_state = True  # the trunk, which stops early, leaves something behind that the whole run does not
             if _all_same(whole, self._joined(plan, inputs, batch)):
                 return whole
-        name = type(self._model).__name__
-        if not _all_same(whole, self._whole(inputs)):
-            raise ReplayDriftError(
-                f"Cannot split {name}: expected it to equal itself on the same input and random state, got two "
-                "outputs. It keeps a state, or draws numbers where torch does not see. Try model.eval() first."
-            )
-        if self._draws:
-            raise ReplayDriftError(
-                f"Cannot split {name}: expected head(trunk(x)) to equal model(x), got a difference: the frozen part "
-                "draws random numbers (dropout in training mode?), and not before all that the head draws. Let it be "
-                "in evaluation mode: ft.freeze(model, until=...), or model.eval()"
-            )
-        raise ReplayDriftError(
-            f"Cannot split {name}: expected head(trunk(x)) to equal model(x), got a difference. A value reached the "
-            "head on a way that cannot be seen. Cut elsewhere: ft.split(model, x, at=...)"
-        )
+        repeats = _all_same(whole, self._whole(inputs))
+        raise differing(self._model, plan.recording.operations, repeats=repeats, draws=self._draws)
 
     def _drawing_once(self, plan: Plan, inputs: list[Tensor], batch: int) -> list[Tensor]:
         """Join the halves so that Python draws what it draws in the whole model, and no number twice.
@@ -349,12 +346,13 @@ class _Trials:
             return
         self._body = None
         body, runs = self._fresh(), []
-        for _ in range(2):
+        others = varied(rolled(self.inputs, self._batch), self._batch)  # a mean of equals is equal: not so of others
+        for inputs in (self.inputs, self.inputs, others, self.inputs):
             with torch.inference_mode(False), eagerly(), self._kept or untouched(body):
-                args, kwargs = self._filled(self.inputs)
+                args, kwargs = self._filled(inputs)
                 runs.append(nesting.tensors(body(*args, **kwargs)))
         self._body = None
-        if not _all_same(*runs):
+        if not (_all_same(runs[0], runs[1]) and _all_same(runs[0], runs[3])):
             names = ", ".join(sorted(self._writes - {"_buffers"})[:4])
             raise SplitError(
                 f"Cannot split {type(self._model).__name__}: expected it to give the same twice, got other outputs the "

@@ -38,7 +38,7 @@ class TrunkRun(Walk):
         self._tracker = Tracker(trainable)
         self._open: list[Level] = []  # the levels from the outermost to this one
         self._taken: list[Tensor | None] = [None] * len(plan.frontier)
-        self._draws = bool(plan.recording.drawn)
+        self._draws = bool(plan.recording.drawn or plan.recording.apart)
         self._final = 0
         self._ordinal = 0
 
@@ -84,8 +84,11 @@ class TrunkRun(Walk):
             if Label.FROZEN in labels:
                 self._take_read(self._level.next_touching(func), leaves)
             return self._left_out(self._level.next_trainable(func), leaves)
-        is_drawn = self._draws and draws(func) and self._level.draws_next(func, in_head=False)
-        if Label.FROZEN not in labels and not is_drawn:
+        is_constant = Label.FROZEN not in labels
+        draw = self._level.next_draw(func) if self._draws and is_constant and draws(func) else None
+        if draw is not None and draw.operation.is_apart:
+            return self._left_out(self._level.next_trainable(func), leaves)
+        if is_constant and draw is None:
             return run_on(func, args, kwargs, leaves, hollow)
         step = self._level.next_touching(func)
         self._take_read(step, leaves)
