@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import datetime
 import glob
+import linecache
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +228,47 @@ def by_import(image, number=0):
 def test_what_reads_an_open_descriptor_is_not_known(change, root):
     """It was opened before anybody looked; anything else of the name `read` is no harm."""
     assert (known(folder(root, change)) is None) == (change is not by_helper)
+
+
+NOW_AND_HERE = {
+    "a variable in a path": lambda self: os.path.expandvars("$HOME"),
+    "the user's folder": lambda self: os.path.expanduser("~"),
+    "the user's folder, as a path": lambda self: Path.home(),
+    "the working folder": lambda self: os.getcwd(),
+    "the working folder, as a path": lambda self: Path.cwd(),
+    "an absolute path": lambda self: os.path.abspath("x"),
+    "where a link leads": lambda self: os.path.realpath("x"),
+    "where a link leads, as a path": lambda self: Path("x").resolve(),
+    "when a file was read": lambda self: os.path.getatime("x"),
+    "bytes beside a file": lambda self: os.getxattr("x", "user.x"),
+    "an open descriptor": lambda self: os.readv(0, [bytearray(1)]),
+    "the clock": lambda self: time.time(),
+    "today": lambda self: datetime.datetime.now(),
+    "lines that Python keeps": lambda self: linecache.getline("x", 1),
+    "the process": lambda self: os.getpid(),
+    "the worker": lambda self: torch.utils.data.get_worker_info(),
+}
+
+
+@pytest.mark.parametrize("way", NOW_AND_HERE)
+def test_what_reads_the_moment_or_the_place_is_not_known(way, root):
+    """The same code gives other samples tomorrow, in another folder, or to another user, and no file shows it."""
+    assert known(folder(root, NOW_AND_HERE[way])) is None
+
+
+def test_a_text_that_is_made_may_name_any_method(root):
+    """`getattr(self, "_read_" + kind)` runs a method that no name in the code shows; one whole text shows its own."""
+
+    class Kinds(Quiet):
+        def __call__(self, image):
+            return getattr(self, "_" + "ask")()
+
+    class One(Quiet):
+        def __call__(self, image):
+            return getattr(self, "factor", None)
+
+    assert known(folder(root, One())) is not None
+    assert known(folder(root, Kinds())) is None
 
 
 AGAIN = {

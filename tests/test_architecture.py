@@ -98,7 +98,8 @@ TABLE = {
     # What it said: read, checked, kept, fed.
     "samples.watching": set(),
     "identifying.past": {"sources"},
-    "identifying.account": {"identity", "marks", "past", "sources"},
+    "identifying.unseen": {"sources"},
+    "identifying.account": {"identity", "marks", "past", "sources", "unseen"},
     "samples.measuring": {"nesting", "shapes.padding"},
     "samples.search": {"measuring", "nesting", "shapes.padding"},
     "samples.reading": {"measuring", "nesting", "probing.chance", "watching"},

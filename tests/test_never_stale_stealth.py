@@ -234,6 +234,97 @@ def mapping_that_is_written_again(folder):
     yield data, 1
 
 
+@case
+def method_of_a_kind(folder):
+    """Which method reads a sample follows from a text that is made; the method's code changes."""
+
+    class Kinds(Many):
+        kind = "raw"
+
+        def __getitem__(self, index):
+            return getattr(self, f"_read_{self.kind}")(index), index
+
+    def made(number):
+        class Made(Kinds):
+            def _read_raw(self, index):
+                return as_tensor(self.path(index).read_bytes()) + number * (index == 77)
+
+        Made.__qualname__ = Made.__name__ = "Kinds"
+        return Made
+
+    data = made(0)(folder)
+    yield data, MANY
+    data.__class__ = made(1)
+    yield data, 1
+
+
+def check(tensor, index):
+    if index == 77:
+        raise ValueError
+    return tensor
+
+
+def inside(tensor, index):
+    try:
+        tensor = tensor + 0
+        check(tensor, index)
+    except ValueError:
+        tensor = tensor + 1
+    return tensor
+
+
+def outside(tensor, index):
+    try:
+        tensor = tensor + 0
+    except ValueError:
+        tensor = tensor + 1
+    else:
+        check(tensor, index)
+    return tensor
+
+
+outside.__qualname__ = outside.__name__ = "inside"
+
+
+@case
+def what_a_handler_covers(folder):
+    """The same instructions; only the table of what each handler covers tells them apart."""
+
+    class Handled(Many):
+        def __getitem__(self, index):
+            tensor = as_tensor(self.path(index).read_bytes())
+            try:
+                return self.change(tensor, index), index
+            except ValueError:
+                return tensor + 5, index
+
+    data = Handled(folder)
+    data.change = inside
+    yield data, MANY
+    data.change = outside
+    yield data, 1
+
+
+@case
+def folder_of_the_user(folder):
+    """A path with a variable of the environment: the file that was opened is as it was, and another one is meant."""
+
+    class Of(Many):
+        def __getitem__(self, index):
+            with open(os.path.expandvars("$STEALTH/table")) as table:
+                return as_tensor(self.path(index).read_bytes()) + float(table.read().split()[index]), index
+
+    for name, number in (("a", 0), ("b", 1)):
+        (folder / name).mkdir()
+        (folder / name / "table").write_text(" ".join(["0"] * 77 + [str(number)] + ["0"] * (MANY - 78)))
+    data = Of(folder)
+    os.environ["STEALTH"] = str(folder / "a")
+    yield data, MANY
+    os.environ["STEALTH"] = str(folder / "b")
+    yield data, 1
+    del os.environ["STEALTH"]
+
+
 # How one number in a table gets from a module or function into a data set; {k} is 0, then 1; mod is a module of the name {m}.
 ROUTES = {
     "a local import": "mod.K = {k}\ndef add(index):\n import {m}\n return {m}.K * (index == 77)",

@@ -2,6 +2,6 @@
 
 identity, sources, marks, contents   of any value: tensors, plain data, code
 fingerprint, deciders, numerics      of a frozen part: all that leads to the frontier
-account, past                        of what a data set reads
+account, past, unseen                of what a data set reads
 tensors                              of many tensors at once
 """

@@ -5,7 +5,6 @@ code reads files in no way that Python does not see (watching.py). For any other
 """
 
 import itertools
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -18,34 +17,9 @@ from forethought.errors import IdentityError
 from forethought.identifying.identity import Digest
 from forethought.identifying.marks import SCALARS
 from forethought.identifying.past import CONSTRUCTORS, past_methods
-from forethought.identifying.sources import (
-    imported,
-    is_shipped,
-    may_call,
-    names,
-    read_globals,
-    roundabout,
-    texts,
-    version,
-)
+from forethought.identifying.sources import imported, is_shipped, looks_up, names, read_globals, texts, version
+from forethought.identifying.unseen import KNOWN, check_function, check_item, check_module, has_unseen_backend, refusal
 
-_KNOWN = frozenset({"PIL", "numpy", "torch", "torchvision"})  # these open files by way of Python, but for:
-_UNSEEN = (
-    "_ctypes", "_socket", "_sqlite3", "ctypes", "dbm", "ftplib", "http", "multiprocessing", "shelve", "socket",
-    "sqlite3", "subprocess", "torch.ops", "torchaudio", "torchvision.datasets", "torchvision.io",
-    "transformers.audio_utils", "transformers.image_utils", "transformers.video_utils", "urllib",
-)  # fmt: skip
-_SEEN = ("torchvision.datasets.cifar", "torchvision.datasets.fakedata", "torchvision.datasets.folder",
-         "torchvision.datasets.mnist", "torchvision.datasets.vision")  # fmt: skip
-_UNSEEN_NAMES = {"from_file", "read_file", "read_image", "truetype"}
-_REACH = {"globals", "locals", "vars", "eval", "exec", "__import__", "environ", "getenv"}
-_ASKS = {  # whether a file is there, or what its times are, or what an open descriptor gives: Python tells of none
-    "access", "exists", "get_data", "getmtime", "getsize", "is_dir", "is_file", "isdir", "isfile", "lexists", "lstat",
-    "pread", "preadv", "readlink", "stat",
-}  # fmt: skip
-
-
-_CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
 _MAKES = {
     "__class__",
     "__init__",
@@ -68,7 +42,7 @@ def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, 
     Returns:
         Hexadecimal digests by the part's name, "transform" for an attribute of that name, say.
     """
-    if not hasattr(dataset, "__dict__") or _has_slots(dataset) or _has_unseen_backend():
+    if not hasattr(dataset, "__dict__") or _has_slots(dataset) or has_unseen_backend():
         return None  # a list, say: identifying it is reading it
     try:
         parts = dict(_parts(dataset))
@@ -155,6 +129,7 @@ class _DataDigest(Digest):
         self._past: dict[int, frozenset[str]] = {}
         self._left_out: set[str] = set()  # methods
         self._names: set[str] = set()  # that code reads
+        self._looks_up = False  # names that no text in it need show
 
     def _alike(self) -> Digest:
         return _DataDigest(makes_anew=True)  # entries of a set: what they make is not told to the whole
@@ -164,7 +139,8 @@ class _DataDigest(Digest):
         """Whether reading a sample may make an object whose `__init__` was left out."""
         if self._makes_anew:
             return False
-        return bool(self._left_out & self._names or self._named & self._there or (self._makes_unnamed and self._there))
+        by_name = self._left_out if self._looks_up else self._left_out & self._names
+        return bool(by_name or self._named & self._there or (self._makes_unnamed and self._there))
 
     def _kind(self, cls: type) -> None:
         self._there.add(id(cls))
@@ -191,42 +167,28 @@ class _DataDigest(Digest):
 
     def _is_library(self, module: str | None) -> bool:
         root = (module or "").split(".")[0]
-        return root in _KNOWN or is_shipped(module)  # others patch torch's classes when they are imported
+        return root in KNOWN or is_shipped(module)  # others patch torch's classes when they are imported
 
     def _check_reach(self, function: types.FunctionType) -> None:
         found = names(function.__code__)
         self._names |= found | texts(function.__code__)
+        self._looks_up |= looks_up(function.__code__)
         self._makes_unnamed |= bool(_MAKES & found) or "type" in read_globals(function.__code__)
-        hidden = found & (_REACH | _UNSEEN_NAMES | _ASKS) | roundabout(function.__code__)
-        if "read" in found and "open" not in found and may_call(function, os, "read"):
-            hidden.add("read")  # of a descriptor that was opened before
-        hidden |= {name for name in imported(function.__code__) if not self._is_library(name)}
-        if hidden:
-            raise _hidden(f"{function.__qualname__}, which uses {sorted(hidden)[0]}")
+        check_function(function, {name for name in imported(function.__code__) if self._is_library(name)})
 
     def _check_known(self, value: Any) -> None:
         module = str(getattr(value, "__module__", None) or "builtins")
-        if not self._is_library(module) or _is_unseen(module) or value.__name__ in _UNSEEN_NAMES:
-            raise _hidden(f"{module}.{value.__qualname__}")
+        if not self._is_library(module):
+            raise refusal(f"{module}.{value.__qualname__}")
+        check_item(module, value.__name__)
 
     def _check_module(self, module: types.ModuleType, read: set[str]) -> None:
-        if _is_unseen(module.__name__):
-            raise _hidden(module.__name__)
-        if not self._is_library(module.__name__):
-            return
-        for name in read & vars(module).keys():
-            item = vars(module)[name]
-            if isinstance(item, types.ModuleType):
-                if item is not module:
-                    self._check_module(item, read - {name})
-            elif isinstance(item, types.FunctionType | types.BuiltinFunctionType | type):
-                where = str(getattr(item, "__module__", None) or module.__name__)
-                if _is_unseen(where) or name in _UNSEEN_NAMES:
-                    raise _hidden(f"{where}.{name}")
+        if self._is_library(module.__name__):
+            check_module(module, read)
 
     def _object(self, value: Any) -> None:
         if callable(value) and hasattr(value, "cache_info"):
-            raise _hidden(f"{value.__qualname__}, which keeps what it read")
+            raise refusal(f"{value.__qualname__}, which keeps what it read")
         super()._object(value)
 
 
@@ -238,22 +200,5 @@ def _is_table(value: list[Any] | tuple[Any, ...]) -> bool:
     return kinds <= _PLAIN
 
 
-def _is_unseen(module: str) -> bool:
-    return _within(module, _UNSEEN) and not _within(module, _SEEN)
-
-
-def _within(module: str, packages: tuple[str, ...]) -> bool:
-    return any(module == package or module.startswith(package + ".") for package in packages)
-
-
-def _has_unseen_backend() -> bool:
-    torchvision = sys.modules.get("torchvision")
-    return torchvision is not None and torchvision.get_image_backend() != "PIL"
-
-
 def _versions() -> list[str]:
-    return [sys.version, *(version(root) if root in sys.modules else "" for root in sorted(_KNOWN))]
-
-
-def _hidden(what: str) -> IdentityError:
-    return IdentityError(f"Cannot tell what a data set reads: expected code that shows it, got {what}.")
+    return [sys.version, *(version(root) if root in sys.modules else "" for root in sorted(KNOWN))]

@@ -6,6 +6,7 @@ image. What cannot be told from its content is an `IdentityError`, never a name 
 
 import enum
 import functools
+import inspect
 import logging
 import re
 import sys
@@ -45,6 +46,8 @@ from forethought.identifying.sources import (
     wrapped_by,
 )
 from forethought.identifying.tensors import KEY_BYTES, TensorHash
+
+_CALLED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 @dataclass(slots=True)
@@ -380,4 +383,6 @@ class Digest:
 
     def _code(self, code: types.CodeType, constants: tuple[Any, ...]) -> None:
         self._mark("code", code.co_code)
-        self.add(list(constants), code.co_names, code.co_varnames, code.co_freevars)
+        self._mark("handlers", code.co_exceptiontable)
+        self.add(list(constants), code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self.add(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _CALLED)

@@ -261,6 +261,30 @@ def texts(code: types.CodeType) -> set[str]:
     return found
 
 
+def looks_up(code: types.CodeType) -> bool:
+    """Say whether a function, or one inside it, may look up a name that no text in it shows."""
+    if (names(code) & BY_TEXT) - {"getattr"}:
+        return True
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "PUSH_NULL")]
+    looked = [steps[at + 1 :] for at, step in enumerate(steps) if "LOAD" in step.opname and step.argval == "getattr"]
+    if not all(map(_is_of_text, looked)):
+        return True
+    return any(looks_up(item) for item in code.co_consts if isinstance(item, types.CodeType))
+
+
+def _is_of_text(steps: list[dis.Instruction]) -> bool:
+    """Say whether these steps, after `getattr` was loaded, are its call as (owner.part, "text") or with a default."""
+    owner, rest = steps[0], list(itertools.dropwhile(lambda step: step.opname == "LOAD_ATTR", steps[1:]))
+    if not rest:
+        return False
+    name, given, rest = rest[0], 2, rest[1:]
+    if len(rest) > 1 and rest[0].opname.startswith(("LOAD_", "BUILD_")):
+        given, rest = 3, rest[1:]
+    is_call = bool(rest) and rest[0].opname.startswith(("PRECALL", "CALL")) and rest[0].argval == given
+    is_owner = owner.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL"))
+    return is_call and is_owner and name.opname == "LOAD_CONST" and isinstance(name.argval, str)
+
+
 def read_globals(code: types.CodeType) -> set[str]:
     """Give the global names that a function reads, attributes left out."""
     found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
