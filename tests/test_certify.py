@@ -202,6 +202,29 @@ def test_anchors_are_hit_to_the_last_bit_and_the_certificate_says_so():
         assert claim.bound < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_a_cast_did_to_the_anchors_is_said(dtype):
+    """A certificate says how far anchors as held are from the numbers given; of those held exactly it says nothing."""
+    anchors = [440.1, 441.2, 443.3]
+    for head in (AnchorSpline(3, anchors, dtype=torch.float64), CumulativeLink(3, anchors, dtype=torch.float64)):
+        assert "numbers given" not in str(head.certify())
+        claim = head.to(dtype).certify().raise_if_failed().claim("anchors as a function")
+        off = (head.anchors.double() - torch.tensor(anchors, dtype=torch.float64)).abs().max().item()
+        assert (
+            f"held in {str(head.anchors.dtype)[6:]}, within {off:.3g} of" in claim.why
+            if off
+            else "given" not in claim.why
+        )
+    head.double().load_state_dict(CumulativeLink(3, [1.0, 2.0, 3.0], dtype=torch.float64).state_dict())
+    assert "numbers given" not in str(head.certify())  # others were loaded: nothing is known of what these were
+
+
+def test_weights_that_are_not_there_are_not_certified():
+    """On the meta device there is nothing to prove."""
+    with pytest.raises(CertificateError, match=r"'line\.scale\.values' on the meta device"):
+        AnchorSpline(3, [1.0, 2.0]).to("meta").certify()
+
+
 def test_certifying_leaves_the_head_as_it_was():
     """Modes, gradients and the global random state stay."""
     head = AnchorSpline(6, RISING, "mlp", dropout=0.5).train()

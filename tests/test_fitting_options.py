@@ -24,7 +24,17 @@ from forethought.fitting.checkpoints import Checkpoint
 from forethought.fitting.lbfgs import Lbfgs
 from forethought.fitting.rows import TensorRows
 from forethought.fitting.standardizing import Standardized, folded, learn_standard
-from forethought.heads import AnchorSpline, CircularSpline, MLPHead
+from forethought.heads import (
+    AnchorSpline,
+    CircularSpline,
+    CornHead,
+    CumulativeLink,
+    HistogramHead,
+    MLPHead,
+    MultiHead,
+    PartialMonotone,
+    PrototypeExact,
+)
 
 D, N = 6, 240
 G = torch.Generator().manual_seed(1)
@@ -220,6 +230,65 @@ def test_weights_are_repetitions():
     )
     named = fit((X, Y, weights), NUMBERS[1], _linear(), loss="mse", **QUICK)
     assert own.best.score == pytest.approx(named.best.score, rel=1e-5)
+
+
+def _family():
+    anchors = [-2.0, 0.0, 1.0]
+    return {
+        "pwl": lambda: AnchorSpline(D, anchors),
+        "histogram": lambda: HistogramHead(D, anchors),
+        "blur": lambda: HistogramHead(D, anchors, targets="blur", activation="sigmoid"),
+        "cumulative": lambda: CumulativeLink(D, anchors),
+        "corn": lambda: CornHead(D, anchors),
+        "partial": lambda: PartialMonotone(D, anchors, monotone={0: 1}),
+        "prototype": lambda: PrototypeExact(D, anchors, torch.eye(3, D)),
+        "mlp": lambda: MLPHead(D, anchors),
+        "circular": lambda: CircularSpline(D, anchors, period=4.0, start=-2.0),
+        "flattened": lambda: nn.Sequential(nn.Flatten(1), AnchorSpline(D, anchors)),
+    }
+
+
+@pytest.mark.parametrize("kind", _family())
+@pytest.mark.parametrize("company", [1, 5])
+def test_weights_are_repetitions_in_a_head_s_own_loss(kind, company):
+    """A row of weight 2 is trained like two rows of weight 1 by every head's own loss, alone and in company."""
+    torch.manual_seed(3)
+    head = _family()[kind]()
+    weights = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat(N // 4)
+    repeated = torch.arange(N).repeat_interleave(weights.long())
+    common = {"optimizer": "sgd", "lr": 0.05, "batch_size": 10**6, "epochs": 3, "progress": False}
+    for loss in (None, "own"):
+        heads = {str(i): head for i in range(company)}
+        a = fit((X, Y, weights), NUMBERS[1], heads, loss=loss, **common)["0"]
+        b = fit((X[repeated], Y[repeated]), NUMBERS[1], head, loss=loss, **common).best
+        plain = fit((X, Y), NUMBERS[1], head, loss=loss, **common).best
+        for one, other in zip(a.metrics, b.metrics, strict=True):
+            assert (one.train_loss, one.val_score) == pytest.approx((other.train_loss, other.val_score), rel=1e-4)
+        assert a.metrics[0].train_loss != pytest.approx(plain.metrics[0].train_loss, rel=1e-3)
+
+
+def test_an_own_loss_that_cannot_weigh_is_refused():
+    """Weighted rows and a loss method without `weights` are refused, by default and by name; none is left out."""
+
+    class Own(nn.Linear):
+        def loss(self, x, t, scale=1.0):
+            return scale * (self(x).squeeze(1) - t).square().mean()
+
+    for loss in (None, "own"):
+        with pytest.raises(FitError, match="own loss\\(values, targets, weights\\)"):
+            fit((X, Y, torch.ones(N)), NUMBERS[1], Own(D, 1), loss=loss, **QUICK)
+
+
+def test_a_circle_among_several_targets_is_ranked_around():
+    """A head of several targets, of which one is a circle, is ranked by the distance around in that column."""
+    head = MultiHead({"hue": CircularSpline(D, [0.0, 120.0, 240.0], 360.0), "size": AnchorSpline(D, [-2.0, 2.0])})
+    targets, val = (torch.stack([y.mul(100).remainder(360), y], -1) for y in (Y, Y_VAL))
+    fitted = fit((X, targets), (X_VAL, val), {"a": head, "b": nn.Linear(D, 2)}, **QUICK)
+    for result in fitted:
+        off = (result.head(X_VAL) - val).detach().abs()
+        turned = torch.minimum(off[:, 0].remainder(360), 360 - off[:, 0].remainder(360))
+        assert result.score == pytest.approx(((turned + off[:, 1]) / 2).mean().item(), rel=1e-5)
+    assert "360" in fitted.table()
 
 
 @pytest.mark.parametrize("weight", ["balanced", [1.0, 2.0, 3.0], torch.tensor([0.0, 1.0, 4.0])], ids=str)

@@ -349,6 +349,19 @@ def test_circles_hit_their_anchors_and_close(anchors, period, start):
     assert not head.falsify(20_000).found
 
 
+@pytest.mark.parametrize(("before", "after"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_a_circle_survives_a_cast(before, after):
+    """The start of a period is rounded as the anchor on it is, so that a cast puts no anchor a turn away."""
+    anchors = [-180.1, -60.3, 60.2]
+    head = CircularSpline(4, anchors, 360.0, start=-180.1, dtype=before).to(after)
+    assert head.certify().raise_if_failed().claim("anchors as a function").bound == 0.0
+    assert (head.anchors.double() - torch.tensor(anchors, dtype=torch.float64)).abs().max() < 1e-5
+    again = from_config(head.config())
+    again.load_state_dict(head.state_dict())
+    assert again.certify() == head.certify()
+    assert again.start == head.start
+
+
 def test_a_circle_learns_across_its_seam():
     """Angles around 0 are learnt as well as any others; the straight way would average 359 and 1 to 180."""
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import forethought as ft
+from forethought import heads
 from forethought.errors import AnchorError, FitError, ForethoughtError, NothingFrozenError, SplitError
 
 torch.set_num_threads(1)
@@ -465,8 +466,17 @@ def test_a_model_without_a_trainable_linear_is_refused():
     """A convolution gives the logits: said, with the way out."""
     model = nn.Sequential(nn.Conv1d(1, 4, 1), nn.ReLU(), nn.Conv1d(4, 3, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten())
     model[0].requires_grad_(False)
-    with pytest.raises(SplitError, match=r"nn\.Linear"):
+    with pytest.raises(SplitError, match=r"got Conv1d '2' \(4 to 3 channels, kernel 1\)") as caught:
         ft.as_regressor(model, ANCHORS, args=torch.randn(2, 1, 5))
+    fix = str(caught.value).partition("it is a Linear: ")[2].replace("model.2", "model[2]")
+    space = {"nn": nn, "model": model, "as_regressor": ft.as_regressor, "anchors": ANCHORS}
+    exec(fix.replace("as_regressor(", "head = as_regressor("), space)
+    features = torch.randn(6, 4)
+    expected = believed(space["linear"], features, ANCHORS)
+    torch.testing.assert_close(space["head"](features), expected)
+    torch.testing.assert_close(space["linear"](features)[..., None], model[2](features[..., None]))
+    with pytest.raises(FitError, match=r"got Conv2d 'a' \(8 to 3 channels, kernel 3x3\). Begin anew"):
+        heads.as_regressor(nn.ModuleDict({"a": nn.Conv2d(8, 3, 3)}), ANCHORS)
 
 
 @pytest.mark.parametrize("classifier", [3, None, torch.ones(3, 4), lambda x: x])
@@ -518,3 +528,5 @@ def test_a_layer_without_weights_is_refused():
     """A lazy layer has none before it runs."""
     with pytest.raises(FitError, match="Run it once before"):
         ft.as_regressor(nn.LazyLinear(3), [1.0, 2.0, 3.0])
+    with pytest.raises(FitError, match="on the meta device"):
+        ft.as_regressor(nn.Linear(4, 3, device="meta"), [1.0, 2.0, 3.0])

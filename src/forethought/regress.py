@@ -10,7 +10,7 @@ from forethought import heads, nesting
 from forethought.assembly import Assembled, assemble
 from forethought.errors import FitError, SplitError
 from forethought.features import Features
-from forethought.heads.logits import Anchored, UpTo, logits_path, watched
+from forethought.heads.logits import Anchored, UpTo, in_place, logits_path, watched
 from forethought.splitting.recording import Position
 from forethought.splitting.replay import Split, split
 
@@ -94,8 +94,8 @@ def _head_of(owner: Split, anchors: Anchored, kind: str, options: dict[str, Any]
             handle.remove()
     if not given:
         raise SplitError(
-            "Cannot make a regressor: expected a trainable nn.Linear that gives the classes' logits, got none after "
-            "the frontier. Give it: ft.as_regressor(nn.Linear(...), anchors)"
+            "Cannot make a regressor: expected a trainable nn.Linear after the frontier, which gives the classes' "
+            f"logits, got {in_place(owner.model)}"
         )
     classes = None if isinstance(anchors, Mapping) else len(anchors)
     path = logits_path(type(owner.model).__name__, output, calls, squashed=True, classes=classes)

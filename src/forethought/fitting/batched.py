@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from forethought.fitting.inturn import Called
+from forethought.fitting.measures import own_loss
 from forethought.fitting.products import linear
 
 # Layers that batching makes no slower. Convolutions, attention and recurrent layers are run in turn.
@@ -32,9 +33,9 @@ class Batched:
         """Run H heads with these tensors, (H, ...) each, on one batch: their outputs, (H, B, ...)."""
         return self._run(lambda head: head(x), tensors, training)
 
-    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor) -> Tensor:
+    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor, weights: Tensor | None) -> Tensor:
         """Give the heads' own losses, (H,)."""
-        return self._run(lambda head: head.loss(x, target), tensors, training=True)
+        return self._run(lambda head: own_loss(head, x, target, weights), tensors, training=True)
 
     def _run(self, call: Callable[[Any], Tensor], tensors: Mapping[str, Tensor], training: bool) -> Tensor:
         head = self._head

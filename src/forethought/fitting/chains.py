@@ -62,7 +62,7 @@ class Chain:
             out = self._next(link, out, tensors, training)
         return out
 
-    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor) -> Tensor:
+    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor, weights: Tensor | None) -> Tensor:
         """Chains have no losses of their own."""
         raise AssertionError("a chain of layers has no loss method")
 

@@ -34,10 +34,11 @@ def introduce(trainee: Trainee, values: Any, target: Tensor, weights: Tensor | N
     """
     options, head = trainee.options, trainee.head
     work = Work(trainee)
-    if weights is not None and not takes_weights(options.loss):
+    if weights is not None and not takes_weights(options.loss, head):
         raise FitError(
-            f"Cannot weigh samples for head {trainee.name!r}: expected a named loss, or a function of (output, target, "
-            "weights), got another. Pass loss='mse', or features without weights"
+            f"Cannot weigh samples for head {trainee.name!r}: expected a named loss, a function of (output, target, "
+            "weights), or a head's own loss(values, targets, weights), got another. Pass loss='mse', or features "
+            "without weights"
         )
     mode = head.training
     buffers = [(buffer, buffer.clone()) for buffer in head.buffers()]

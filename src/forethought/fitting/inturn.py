@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from forethought.fitting.measures import own_loss
 from forethought.fitting.products import fast_products
 
 
@@ -25,9 +26,9 @@ class InTurn:
         """Run H heads with these tensors, (H, ...) each, on one batch: their outputs, (H, B, ...)."""
         return self._run(lambda head: head(x), tensors, training)
 
-    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor) -> Tensor:
+    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor, weights: Tensor | None) -> Tensor:
         """Give the heads' own losses, (H,)."""
-        return self._run(lambda head: head.loss(x, target), tensors, training=True)
+        return self._run(lambda head: own_loss(head, x, target, weights), tensors, training=True)
 
     def _run(self, call: Callable[[Any], Tensor], tensors: Mapping[str, Tensor], training: bool) -> Tensor:
         if self._head.training != training:

@@ -45,14 +45,12 @@ def as_loss(
         within: Where to run it.
     """
     if has_own_loss(loss, head):
-        own: Any = type(head).loss  # type: ignore[attr-defined]
 
-        def own_loss(values: Any, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        def loss_of_its_own(values: Any, target: Tensor, weights: Tensor | None = None) -> Tensor:
             with within:
-                made: Tensor = own(head, values, target)
-            return made
+                return own_loss(head, values, target, weights)
 
-        return own_loss
+        return loss_of_its_own
     if loss == "own":
         raise FitError(
             f"Cannot train {type(head).__name__} with loss='own': expected a method loss(values, targets), "
@@ -69,17 +67,41 @@ def as_loss(
 
 def has_own_loss(loss: str | Measure | None, head: nn.Module) -> bool:
     """Whether a head is trained by a method of its class: `self.loss = nn.MSELoss()` on a user's module is none."""
-    return loss in (None, "own") and callable(getattr(type(head), "loss", None))
+    return loss in (None, "own") and callable(getattr(type(last_of(head)), "loss", None))
 
 
-def takes_weights(loss: str | Measure | None) -> bool:
-    """Whether a loss can weigh samples: a named one, or a function of (output, target, weights)."""
-    if not callable(loss):
-        return loss != "own"
+def last_of(head: nn.Module) -> nn.Module:
+    """Return what makes a head's answers: of a Sequential its last module."""
+    while type(head) is nn.Sequential and len(head):
+        head = head[-1]
+    return head
+
+
+def own_loss(head: nn.Module, values: Any, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the loss by the method of a head's class, or of the last module's in a Sequential, a scalar."""
+    while type(head) is nn.Sequential:
+        *before, head = head
+        for part in before:
+            values = part(values)
+    own: Measure = type(head).loss  # type: ignore[attr-defined]
+    return own(head, values, target) if weights is None else own(head, values, target, weights=weights)
+
+
+def takes_weights(loss: str | Measure | None, head: nn.Module) -> bool:
+    """Whether a loss can weigh samples: a named one, a function of (output, target, weights), or an own one of weights.
+
+    A method is asked for the name, since its third argument may be anything.
+    """
+    if has_own_loss(loss, head):
+        return "weights" in _arguments(type(last_of(head)).loss)  # type: ignore[attr-defined]
+    return not callable(loss) or len(_arguments(loss)) >= 3
+
+
+def _arguments(function: Measure) -> tuple[str, ...]:
     try:
-        return len(inspect.signature(loss).parameters) >= 3
+        return tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):
-        return False
+        return ()
 
 
 def mean_loss(loss: str | Measure, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

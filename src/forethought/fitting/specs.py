@@ -10,10 +10,12 @@ from torch import nn
 
 from forethought.errors import FitError
 from forethought.fitting.kinds import Setting, build, fixed_by, is_kind, loss_for, options_of
+from forethought.fitting.measures import last_of
 from forethought.fitting.options import NAMES, Options
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.results import shown_as
 from forethought.heads.circular import Around, CircularSpline
+from forethought.heads.multi import Columns, MultiHead
 
 _CPU = torch.device("cpu")
 _WHOLE = ("class_weight", "metric", "anchors")  # a list is one value of these
@@ -67,19 +69,23 @@ def _around_circles(candidates: list[Candidate]) -> list[Candidate]:
 
     A mean error takes 359 and 1 degrees for far apart.
     """
-    periods: dict[int | str | None, set[Around]] = {}
+    periods: dict[int | str | None, set[Around | Columns]] = {}
     for each in candidates:
-        if isinstance(each.module, CircularSpline):
-            periods.setdefault(each.options.target, set()).add(each.module.around)
+        periods.setdefault(each.options.target, set()).update(_distance_of(each.module))
 
     def ranked(each: Candidate) -> Candidate:
-        around = periods.get(each.options.target, set())
-        own = {each.module.around} if isinstance(each.module, CircularSpline) else around
+        own = _distance_of(each.module) or periods[each.options.target]
         if each.options.metric is not None or each.options.metrics != ("mae",) or len(own) != 1:
             return each
         return replace(each, options=replace(each.options, metric=next(iter(own))))
 
     return [ranked(each) for each in candidates]
+
+
+def _distance_of(module: nn.Module) -> set[Around | Columns]:
+    head = last_of(module)
+    around = head.around if isinstance(head, CircularSpline | MultiHead) else None
+    return set() if around is None else {around}
 
 
 def _named(heads: Any) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def fit(
         optimizer: 'adamw', 'adam', 'sgd'; 'lbfgs', whose steps are each taken from all rows, for convex heads: an epoch
             is one evaluation, and it chooses its step size itself; or a function of the parameters that returns an
             optimiser, which then sets its own lr and weight decay.
-        loss: None or 'own': the head's `loss(values, targets)` method if its class has one, else 'mse';
+        loss: None or 'own': the method `loss(values, targets)` of the head's class, or of the last module's in a
+            Sequential (given weighted rows it must take `weights=`, as all of `forethought.heads` do); else 'mse';
             'mse', 'mae', 'huber', 'bce' (of logits), 'cross_entropy', or a function of (output, target), or of (output,
             target, weights), that returns a scalar. A kind's default is 'cross_entropy' for whole numbers.
         weight_decay: Of the named optimisers.

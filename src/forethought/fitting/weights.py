@@ -20,7 +20,7 @@ class Body(Protocol):
         """Run H heads with these tensors, (H, ...) each, on one batch: their outputs, (H, B, ...)."""
         ...
 
-    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor) -> Tensor:
+    def losses(self, tensors: Mapping[str, Tensor], x: Any, target: Tensor, weights: Tensor | None) -> Tensor:
         """Give the heads' own losses, (H,)."""
         ...
 
@@ -60,7 +60,7 @@ class Weights:
         buffers = {name: self.tensors[name].clone() for name in self._buffers}
         tensors = self.tensors | buffers
         if self._has_own_loss:
-            losses = self._body.losses(tensors, values, target)
+            losses = self._body.losses(tensors, values, target, weights)
         else:
             outputs = self._body.outputs(tensors, values, training=True)
             losses = mean_losses(self._options.loss or "mse", outputs, target, weights)

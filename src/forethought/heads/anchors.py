@@ -40,6 +40,8 @@ class Anchors(nn.Module):
         values = (exact * self.sign).to(dtype)
         _check_distinct(values, exact)
         self.register_buffer("values", values)
+        self._exact = exact * self.sign
+        self._is_rounded = bool(self.rounding)  # not looked up in a forward: a compiler could not follow
 
     def __len__(self) -> int:
         return self.values.numel()
@@ -60,6 +62,24 @@ class Anchors(nn.Module):
         """Mean distance between neighbouring anchors, a scalar."""
         return (self.values[-1] - self.values[0]) / (len(self) - 1)
 
+    @property
+    def rounding(self) -> float | None:
+        """How far the anchors as held are from the numbers given, at most; None where others were loaded since."""
+        off = (self.values.detach().cpu().double() - self._exact).abs()
+        is_rounding = bool((off <= self._exact.abs() * torch.finfo(torch.float32).eps).all())
+        return off.max().item() if is_rounding else None
+
+    @property
+    def numbers(self) -> list[float]:
+        """The anchors in the order of the classes as they were given, before any rounding; as held, if loaded since."""
+        given = self.values.detach().cpu().double() if self.rounding is None else self._exact
+        listed: list[float] = (given * self.sign).tolist()
+        return listed
+
+    def as_held(self, number: float) -> float:
+        """Round a number to float32 if the anchors were, so that it keeps its place among them."""
+        return torch.tensor(number, dtype=torch.float32).item() if self._is_rounded else number
+
     def position(self, y: Tensor) -> Tensor:
         """Return where values lie on the line of classes, (*) -> (*): k at anchor k, between them in proportion."""
         dtype = torch.promote_types(y.dtype, self.values.dtype)
@@ -73,7 +93,16 @@ class Anchors(nn.Module):
         super()._apply(fn, recurse)
         if torch.promote_types(self.values.dtype, torch.float32) != self.values.dtype:
             self.values = before.to(self.values.device)
+        self._look()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._look()
+
+    def _look(self) -> None:
+        if not self.values.is_meta:
+            self._is_rounded = bool(self.rounding)
 
 
 def _as_vector(anchors: Sequence[float] | Tensor) -> Tensor:

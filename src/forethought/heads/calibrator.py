@@ -195,7 +195,7 @@ class AnchorCalibrator(Head):
             raise cannot_describe(self.score)
         return {
             "kind": self.kind,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "between": self.line.between,
             "extrapolate": self.line.extrapolate,
             "dtype": str(self.scale.values.dtype).removeprefix("torch."),

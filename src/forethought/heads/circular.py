@@ -83,7 +83,9 @@ class CircularSpline(Head):
         check_option("activation", activation, ("softmax", "sigmoid"))
         self.scale = Anchors(anchors, dtype)
         self.in_features, self.period = in_features, float(period)
-        self.start = torch.tensor(float(start), dtype=self.scale.values.dtype).item()  # rounded as an anchor is
+        low = min(self.scale.numbers)
+        # A start above the first anchor by no more than rounding is that anchor.
+        self._start = low if low < start and np.float32(low) == np.float32(start) else float(start)
         _check_period(self.scale, self.period, self.start)
         self.latent_kind, self.activation, self.dropout = latent, activation, dropout
         self.hidden = tuple(hidden) if hidden is not None else ((64,) if latent == "mlp" else ())
@@ -96,6 +98,11 @@ class CircularSpline(Head):
     def anchors(self) -> Tensor:
         """The anchors (K,) in the order of the classes."""
         return self.scale.given
+
+    @property
+    def start(self) -> float:
+        """The least value of the period."""
+        return self.scale.as_held(self._start)
 
     def direction(self, features: Tensor) -> Tensor:
         """Return a point in the plane (B, 2) for each sample: its angle is the place on the circle of classes."""
@@ -216,9 +223,9 @@ class CircularSpline(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "period": self.period,
-            "start": self.start,
+            "start": self._start,
             "latent": self.latent_kind,
             "hidden": list(self.hidden),
             "activation": self.activation,

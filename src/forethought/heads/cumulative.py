@@ -245,7 +245,7 @@ class CumulativeLink(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "latent": self.latent_kind,
             "hidden": list(self.hidden),
             "decode": self.decode,

@@ -231,7 +231,7 @@ class HistogramHead(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "hidden": list(self.hidden),
             "targets": self.targets,
             "sigma": self.sigma,

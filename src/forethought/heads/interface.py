@@ -1,6 +1,7 @@
 """What every head promises."""
 
 import copy
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from forethought.errors import FitError
+from forethought.errors import CertificateError, FitError
 from forethought.heads.agreement import Through, carried_over
-from forethought.heads.certificate import CODE, Certificate, Claim
+from forethought.heads.anchors import Anchors
+from forethought.heads.certificate import AS_FUNCTION, AT_PROTOTYPES, AT_VERTICES, CODE, Certificate, Claim
 from forethought.heads.falsification import Falsification, Hit, Walk
 from forethought.heads.layers import in_evaluation
 from forethought.heads.proofs import altered, certificate_of, hunt
@@ -91,6 +93,7 @@ class Head(nn.Module, ABC):
         return made
 
     def _certified(self) -> Certificate:
+        _check_weights(self)
         against = altered(self, self.free)
         if against is not None:  # what is not this library's code need not have what the proofs ask for
             claim = Claim(CODE, "", "the code to be the one that was proved", "every property", False, against)
@@ -99,7 +102,8 @@ class Head(nn.Module, ABC):
             options = self.config()
         except FitError:  # it holds a module of the user's, whose tensors are in the digest all the same
             options = {"kind": self.kind}
-        return certificate_of(self, options, self.runs_in(), self.claims(), *self.trials())
+        claims = [_of_rounded(claim, getattr(self, "scale", None)) for claim in self.claims()]
+        return certificate_of(self, options, self.runs_in(), claims, *self.trials())
 
     def falsify(self, tries: int = 1_000_000, seed: int = 0) -> Falsification:
         """Search for a counterexample to the claims, in the same variables, by running the head.
@@ -112,3 +116,24 @@ class Head(nn.Module, ABC):
             The number of inputs run, and the counterexamples: finding none proves nothing, finding one refutes.
         """
         return hunt(self, *self.trials(), tries, seed)
+
+
+def _check_weights(head: nn.Module) -> None:
+    """Raise if a tensor of the head is on the meta device."""
+    missing = [name for name, tensor in head.state_dict().items() if isinstance(tensor, Tensor) and tensor.is_meta]
+    if missing:
+        raise CertificateError(
+            f"Cannot certify head: expected weights, got {missing[0]!r} on the meta device, which holds none. "
+            "Load them first: head.to_empty(device='cpu').load_state_dict(...)"
+        )
+
+
+def _of_rounded(claim: Claim, scale: object) -> Claim:
+    """Say beside a claim about anchors how far these, as they are held, are from the numbers that were given."""
+    if claim.what not in (AS_FUNCTION, AT_PROTOTYPES, AT_VERTICES) or not isinstance(scale, Anchors):
+        return claim
+    if not claim.holds or not scale.rounding:
+        return claim
+    held = str(scale.values.dtype).removeprefix("torch.")
+    remark = f"the anchors are held in {held}, within {scale.rounding:.3g} of the numbers given"
+    return dataclasses.replace(claim, why=f"{claim.why}; {remark}")

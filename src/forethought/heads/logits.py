@@ -14,6 +14,7 @@ from forethought.heads.layers import dtype_of, in_evaluation
 
 Anchored = Sequence[float | None] | Mapping[int, float] | Tensor
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PAD_GAP = 10.0  # nats by which a padding class starts behind its end class: 5e-5 of its weight
 
 
@@ -155,13 +156,17 @@ def _run(module: nn.Module, example: Any, classes: int | None) -> tuple[Any, str
     linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
     if not linears:
         raise FitError(
-            f"Cannot convert classifier: expected an nn.Linear in it, got {type(module).__name__} without one. "
-            "Pass the layer that makes the logits: as_regressor(model.fc, anchors)"
+            f"Cannot convert classifier: expected an nn.Linear that gives its logits, got {in_place(module)}"
         )
     if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
         raise FitError(
             f"Cannot convert classifier: expected weights, got a {type(module).__name__} that has not seen its inputs. "
             "Run it once before: classifier(features)"
+        )
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise FitError(
+            f"Cannot convert classifier: expected weights, got a {type(module).__name__} on the meta device, which "
+            "holds none. Load them first: classifier.to_empty(device='cpu').load_state_dict(...)"
         )
     tried = [example] if example is not None else _rows(linears)
     failure: Exception | None = None
@@ -177,6 +182,31 @@ def _run(module: nn.Module, example: Any, classes: int | None) -> tuple[Any, str
         f"Cannot convert classifier: expected {type(module).__name__} to run on features (B, D), got "
         f"{type(failure).__name__}: {failure}. Pass some: as_regressor(classifier, anchors, features=features[:2])"
     ) from failure
+
+
+def in_place(module: nn.Module) -> str:
+    """Say what stands where a Linear was expected, and what to do: a convolution over one place is a Linear."""
+    found = [(name, m) for name, m in module.named_modules() if isinstance(m, _CONVOLUTIONS)]
+    named = [each for each in found if any(p.requires_grad for p in each[1].parameters())] or found
+    if not named:
+        return (
+            f"{type(module).__name__} without one. Pass the layer that makes the logits, as_regressor(model.fc, "
+            "anchors), or begin anew on its features: heads.AnchorSpline(width, anchors)"
+        )
+    name, layer = named[-1]
+    what = f"{type(layer).__name__} {name!r}" if name else f"a {type(layer).__name__}"
+    got = (
+        f"{what} ({layer.in_channels} to {layer.out_channels} channels, kernel {'x'.join(map(str, layer.kernel_size))})"
+    )
+    if layer.kernel_size != (1,) * len(layer.kernel_size) or layer.groups != 1:
+        return f"{got}. Begin anew on the features before it: heads.AnchorSpline(width, anchors)"
+    conv, bias = f"model.{name}" if name else "conv", layer.bias is not None
+    fix = f"linear = nn.Linear({layer.in_channels}, {layer.out_channels}{'' if bias else ', bias=False'}); "
+    fix += f"linear.weight.data = {conv}.weight.data.flatten(1); "
+    fix += f"linear.bias.data = {conv}.bias.data; " if bias else ""
+    return (
+        f"{got}. Over one place, features (B, {layer.in_channels}), it is a Linear: {fix}as_regressor(linear, anchors)"
+    )
 
 
 def _rows(linears: Sequence[nn.Linear]) -> list[Tensor]:

@@ -85,7 +85,7 @@ class MLPHead(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "hidden": list(self.hidden),
             "dropout": self.dropout,
             "dtype": dtype_name(self),

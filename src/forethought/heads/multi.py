@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from forethought.errors import FitError
 from forethought.heads.certificate import Claim
+from forethought.heads.circular import Around
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
 from forethought.heads.layers import dtype_of
@@ -66,6 +68,12 @@ class MultiHead(Head):
         columns = zip(self._each(), targets.unbind(-1), strict=True)
         return torch.stack([head.loss(features, column, weights) for (_, head), column in columns]).sum()
 
+    @property
+    def around(self) -> "Columns | None":
+        """The mean over targets of how far values are apart, on circles the shorter way round; None without circles."""
+        periods = tuple(getattr(head, "period", None) for _, head in self._each())
+        return Columns(periods) if any(period is not None for period in periods) else None
+
     def _each(self) -> Iterator[tuple[str, Head]]:
         for name, head in self.heads.items():
             assert isinstance(head, Head)
@@ -99,3 +107,30 @@ class MultiHead(Head):
             "heads": {name: head.config() for name, head in self._each()},
             "dtype": str(dtype_of(self)).removeprefix("torch."),
         }
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How far several values are apart in the mean, (B, T) and (B, T) to (B,): on circles the shorter way round.
+
+    Example:
+        >>> Columns((360.0, None))(torch.tensor([[359.0, 5.0]]), torch.tensor([[1.0, 8.0]])).item()
+        2.5
+    """
+
+    periods: tuple[float | None, ...]
+
+    @property
+    def __name__(self) -> str:
+        """What tables call it."""
+        circles = ", ".join("line" if period is None else f"{period:g}" for period in self.periods)
+        return f"mean distance around {circles}"
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the distances."""
+        target = target.to(output.dtype)
+        apart = [
+            (a - b).abs() if period is None else Around(period)(a, b)
+            for period, a, b in zip(self.periods, output.unbind(-1), target.unbind(-1), strict=True)
+        ]
+        return torch.stack(apart, -1).mean(-1)

@@ -176,7 +176,7 @@ class PartialMonotone(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "monotone": list(self.signs),
             "names": None if self.names is None else list(self.names),
             "hidden": list(self.net.hidden),

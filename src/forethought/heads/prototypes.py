@@ -195,7 +195,7 @@ class PrototypeExact(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "extrapolate": self.line.extrapolate,
             "dtype": dtype_name(self),
         }

@@ -184,7 +184,7 @@ class AnchorSpline(Head):
         return {
             "kind": self.kind,
             "in_features": self.in_features,
-            "anchors": self.anchors.tolist(),
+            "anchors": self.scale.numbers,
             "latent": self.latent_kind,
             "hidden": list(self.hidden),
             "activation": self.activation,
