@@ -21,6 +21,7 @@ from torch import nn
 
 import forethought as ft
 from forethought.errors import MissingExtraError, StoreError, StorePathError
+from forethought.housekeeping import find_garbage, remove_garbage
 from forethought.store import Column, DamagedSegmentError, DamagedSegmentWarning, Store
 from forethought.store.claims import Claims
 from forethought.testing import FaultyPlace, make_rows, read_rows, write_rows
@@ -530,3 +531,40 @@ def test_claims_are_made_afresh_in_a_pickled_store(store):
     again = pickle.loads(pickle.dumps(store))
     assert again.claims._clock is None
     assert again.claims.take("ab") is None
+
+
+# ---------------------------------------------------------------------------------------------- copies of what is gone
+
+
+def test_gc_drops_copies_of_what_is_gone_from_the_bucket(url, tmp_path):
+    """Whoever removed it, and however long ago: a copy that belongs to nothing goes; the others, and all rows, stay."""
+    store = Store(url, cache=tmp_path / "a")
+    write_rows(store.table("ab", COLUMNS), range(9))
+    assert read_rows(Store(url, cache=tmp_path / "b").table("ab"), range(9)) == set(range(9))
+    gone = segments_of(store.place)[0]
+    Store(url, cache=tmp_path / "b").place.remove(f"tables/ab/{gone}")  # another machine's cache does not hear of it
+    foreign = copies_in(tmp_path / "a")[0].with_name("notes.txt")
+    foreign.write_bytes(b"mine")
+    assert not find_garbage(store, max_size_bytes=2**40).pieces
+    garbage = find_garbage(store, unreachable=True)
+    assert {piece.kind for piece in garbage.pieces} == {"local copy"}
+    assert len(copies_in(tmp_path / "a")) == 3
+    size = garbage.size_bytes
+    assert remove_garbage(store, garbage) == size > 0
+    assert (len(copies_in(tmp_path / "a")), foreign.read_bytes()) == (2, b"mine")
+    assert not find_garbage(store, unreachable=True).pieces
+    assert len(read_rows(Store(url, cache=tmp_path / "a").table("ab"), range(9))) in (5, 8)
+
+
+def test_gc_of_a_bucket_that_does_not_answer_drops_no_copy(url, tmp_path, monkeypatch):
+    """An empty answer to a listing is one thing, none is another: what cannot be listed is not gone."""
+    store = Store(url, cache=tmp_path)
+    write_rows(store.table("ab", COLUMNS), range(9))
+
+    def fail(*args, **options):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", fail)
+    with pytest.raises(StoreError, match="Cannot list"):
+        find_garbage(store, unreachable=True)
+    assert len(copies_in(tmp_path)) == 3

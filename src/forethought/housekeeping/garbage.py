@@ -8,6 +8,7 @@ for.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from forethought.errors import StoreError
@@ -21,8 +22,9 @@ from forethought.housekeeping.files import (
     remove,
 )
 from forethought.housekeeping.holdings import used
-from forethought.housekeeping.unreachable import Piece, find_unreachable
+from forethought.housekeeping.unreachable import COPY, Piece, find_orphans, find_unreachable
 from forethought.store import Store
+from forethought.store.copies import forget_copy
 from forethought.store.place import where
 from forethought.store.table import NOTE
 
@@ -71,8 +73,8 @@ def find_garbage(
         max_size_bytes: Let whole tables go, least recently used first, until the store is no larger.
         unused_s: Let tables go that were neither filled nor read for more than so many seconds.
         unreachable: Let go what no reader can or needs to use: damaged segments, segments all of whose rows others
-            hold, temporary files of dead writers, torn notes, and what is left of tables that are gone. Reads every
-            byte.
+            hold, temporary files of dead writers, torn notes, what is left of tables that are gone, and this machine's
+            copies of what is gone from a bucket. Reads every byte.
         progress: Called with the bytes of each segment that was read for that.
 
     Raises:
@@ -110,7 +112,8 @@ def find_garbage(
     pieces = _once(pieces)
     if max_size_bytes is not None:
         pieces = _least_recent(store, filled, pieces, all_notes, store_bytes, max_size_bytes)
-    return Garbage(tuple(pieces), store_bytes, tuple(left_alone))
+    orphans = find_orphans(store) if unreachable else ()
+    return Garbage((*pieces, *orphans), store_bytes, tuple(left_alone))
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> int:
@@ -134,6 +137,9 @@ def remove_garbage(store: Store, garbage: Garbage) -> int:
     freed, failed = 0, []
     for piece in garbage.pieces:
         sizes = {file.path: file.size_bytes for file in piece.files}
+        if piece.kind == COPY:
+            freed += sum(file.size_bytes for file in piece.files if _forgotten(Path(file.path)))
+            continue
         for path in [*sizes, *([f"{piece.folder}/"] if piece.folder is not None else [])]:
             try:
                 freed += sizes.get(path, 0) if remove(store, path) else 0
@@ -146,6 +152,12 @@ def remove_garbage(store: Store, garbage: Garbage) -> int:
             "were freed. Run it as the user who owns the store."
         )
     return freed
+
+
+def _forgotten(copy: Path) -> bool:
+    was_there = copy.exists()
+    forget_copy(copy)
+    return was_there and not copy.exists()
 
 
 def _has_rows(store: Store, fingerprint: str) -> bool:

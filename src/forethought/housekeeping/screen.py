@@ -8,6 +8,7 @@ from datetime import datetime
 from forethought.housekeeping.garbage import Garbage
 from forethought.housekeeping.holdings import Holding
 from forethought.housekeeping.soundness import Findings
+from forethought.housekeeping.unreachable import COPY
 
 _SHORT = 12
 _MOST_LINES = 20
@@ -56,7 +57,9 @@ def garbage_text(garbage: Garbage) -> str:
         lines += [f"  and {count - _MOST_LINES:,} more (--json lists all)"] if count > _MOST_LINES else []
     lines += [f"left alone: {reason}" for reason in garbage.left_alone]
     if garbage.pieces:
-        lines.append(f"{size_text(garbage.size_bytes)} of {size_text(garbage.store_bytes)} would go.")
+        copies = sum(piece.size_bytes for piece in garbage.pieces if piece.kind == COPY)
+        beside = f", and {size_text(copies)} of copies on this machine" if copies else ""
+        lines.append(f"{size_text(garbage.size_bytes - copies)} of {size_text(garbage.store_bytes)} would go{beside}.")
     else:
         lines.append(f"Nothing to remove: the store has {size_text(garbage.store_bytes)}.")
     return "\n".join(lines)
@@ -93,7 +96,8 @@ def size_text(size_bytes: float) -> str:
 
 
 def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    things = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else things}"
 
 
 def _listed(names: Sequence[str]) -> str:

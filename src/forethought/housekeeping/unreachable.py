@@ -1,6 +1,7 @@
 """What no reader of a store can or needs to use."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ from forethought.housekeeping.files import (
     temporary_files,
 )
 from forethought.housekeeping.soundness import Checked, check_segments
-from forethought.store import DamagedSegmentError, Store
-from forethought.store.table import NOTE
+from forethought.store import Bucket, DamagedSegmentError, Store
+from forethought.store.table import NOTE, listing_failed
 
 _KEY = np.dtype("S16")
 
@@ -32,7 +33,8 @@ class Piece:
     """Files that may go together, and why.
 
     Attributes:
-        kind: 'table', 'damaged segment', 'repeated segment', 'note', 'manifest', 'temporary file' or 'claim'.
+        kind: 'table', 'damaged segment', 'repeated segment', 'note', 'manifest', 'temporary file', 'claim', or
+            'local copy' of what is gone from a bucket, which is no part of the store.
         name: What a person calls it: a fingerprint or a file.
         reason: Why it may go.
         files: The files, in the order in which they go.
@@ -54,6 +56,23 @@ class Piece:
         """Everything, as values that JSON knows."""
         named = {"kind": self.kind, "name": self.name, "reason": self.reason, "size_bytes": self.size_bytes}
         return named | {"files": [file.path for file in self.files]}
+
+
+COPY = "local copy"
+
+
+def find_orphans(store: Store) -> Iterator[Piece]:
+    """Find what this machine's cache holds of objects that a bucket does not hold any more."""
+    if isinstance(store.place, Bucket):
+        try:
+            orphans = store.place.orphans()
+        except OSError as err:
+            raise listing_failed(store.place, "", err) from err
+        for copy in orphans:
+            with suppress(FileNotFoundError):
+                state = copy.lstat()
+                file = File(str(copy), state.st_size, state.st_mtime)
+                yield Piece(COPY, file.path, "what it is a copy of is gone from the bucket", (file,))
 
 
 def find_unreachable(

@@ -15,7 +15,7 @@ from typing import Any
 from blake3 import blake3
 
 from forethought.errors import MissingExtraError, StorePathError
-from forethought.store.copies import USED, drop_unused, forget_copy
+from forethought.store.copies import USED, copies_in, drop_unused, forget_copy
 from forethought.store.files import TEMPORARY, sweep
 from forethought.store.place import MARKER, Stamp
 
@@ -157,6 +157,16 @@ class Bucket:
                     raise
                 raise OSError(errno.ESTALE, f"'{copy.parent}' was removed meanwhile") from err
         return copy
+
+    def orphans(self) -> list[Path]:
+        """Find the copies, and notes of their use, of which the object is gone. Nothing is changed.
+
+        Raises:
+            OSError: the bucket cannot be listed.
+        """
+        there = copies_in(self._copy("").parent)  # looked at first: an object comes before its copy
+        known = {self._copy(path).name for path, _ in self.files("")} if there else set()
+        return [copy for copy in there if copy.name.removesuffix(USED) not in known]
 
     def _fetch(self, path: str) -> None:
         with self._new_copy(path) as temporary, self._asking() as files:

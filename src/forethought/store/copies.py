@@ -25,6 +25,14 @@ def drop_unused(base: Path, unused_s: float = _UNUSED_S) -> None:
                 _drop(folder, oldest)
 
 
+def copies_in(folder: Path) -> list[Path]:
+    """List the copies in the folder of one store, and the notes of their use; what else lies there is left out."""
+    try:
+        return sorted(path for path in folder.iterdir() if _COPY.match(path.name.removesuffix(USED)))
+    except OSError:
+        return []
+
+
 def forget_copy(copy: Path) -> None:
     """Delete a copy, and the note of its use."""
     for path in (copy, copy.with_name(copy.name + USED)):
