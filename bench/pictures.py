@@ -94,15 +94,15 @@ def _cumulative() -> None:
 
 
 def _histogram() -> None:
-    def decoded(sharpness: float, decode: str) -> Tensor:
-        head = heads.HistogramHead(4, ANCHORS, decode=decode, window=0)
+    def decoded(sharpness: float, **options: object) -> Tensor:
+        head = heads.HistogramHead(4, ANCHORS, window=0, **options)
         logits = -sharpness * (torch.arange(4) - LINE[:, None]).square()
         return _read(head, logits)
 
     curves = {
-        "mean, broad": (LINE, decoded(1.0, "mean")),
-        "mean, sharp": (LINE, decoded(6.0, "mean")),
-        "local, window 0": (LINE, decoded(1.0, "local")),
+        "mean": (LINE, decoded(1.0)),
+        "trim=0.25": (LINE, decoded(1.0, trim=0.25)),
+        "local, window 0": (LINE, decoded(1.0, decode="local")),
     }
     draw("histogram", "where the weights are centred, in classes", curves, (torch.arange(4.0), ANCHORS))
 

@@ -67,6 +67,8 @@ def _certifiable():
         yield CircularSpline(6, [x / 60 for x in anchors], 2 * math.pi, start=-1.0, latent="classifier")
         yield HistogramHead(6, anchors)
         yield HistogramHead(6, anchors, targets="hl-gauss", activation="sigmoid")
+        yield HistogramHead(6, anchors, trim=0.25)
+        yield HistogramHead(6, anchors, targets="hl-gauss", trim=0.49, dtype=torch.float64)
 
 
 torch.manual_seed(0)
@@ -272,6 +274,9 @@ BROKEN = {
     "an anchor that is no number": lambda: _break(lambda h: h.scale.values.fill_(math.nan)),
     "equal anchors": lambda: _break(lambda h: h.scale.values.fill_(1.0)),
     "an infinite anchor": lambda: _break(lambda h: h.scale.values[-1:].fill_(math.inf)),
+    "a network that is not a number": lambda: _break(
+        lambda h: h.latent_net.net[0].weight.view(-1)[:1].fill_(math.nan), lambda: AnchorSpline(3, RISING)
+    ),
     "knots that are no numbers": lambda: _break(lambda h: h.line.steps.fill_(math.nan)),
     "infinite knots": lambda: _break(lambda h: h.line.start.fill_(math.inf)),
     "knots that rounding makes equal": lambda: _break(lambda h: h.line.start.fill_(1e9)),
@@ -383,8 +388,10 @@ def test_the_first_violation_is_named(name, says):
 def test_averages_near_the_peak_jump_and_the_case_is_shown():
     """Weight moves up, the strongest class changes, y falls by far more than rounding."""
     head = HistogramHead(3, range(40), decode="local")
-    (claim,) = head.certify().claims
+    claim, stays, met = head.certify().claims
     assert head.falsify(20_000).found
+    assert (stays.what, stays.holds) == ("range", True)
+    assert (met.what, met.holds, met.bound) == ("anchors at one-hot vertices", True, 0.0)
     before, after = (float(part.split()[0].strip(",")) for part in claim.violation.split(" give ")[1:])
     assert after < before - 1
 

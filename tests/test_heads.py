@@ -584,6 +584,33 @@ def test_padding_keeps_the_mean_of_smooth_targets_at_the_ends(targets, sigma):
         assert abs((bare @ torch.arange(11.0).double()).item() - 0.37) < 0.01
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 7), st.integers(1, 40), st.integers(0, 19), st.integers(0, 1000))
+def test_what_is_trimmed_is_what_scipy_leaves_out(classes, rows, cut, seed):
+    """With weights that are shares of rows, y is scipy's trimmed mean of the rows' anchors."""
+    stats = pytest.importorskip("scipy.stats")
+    draw = torch.Generator().manual_seed(seed)
+    anchors = torch.rand(classes, generator=draw, dtype=torch.float64).cumsum(0)
+    labels = torch.randint(classes, (40 * rows,), generator=draw)
+    p = torch.bincount(labels, minlength=classes).double() / len(labels)
+    head = HistogramHead(classes, anchors, net=nn.Identity(), pad=0, trim=cut / 40, dtype=torch.float64)
+    expected = stats.trim_mean(anchors[labels].numpy(), (cut + 1e-9) / 40)
+    y = head.from_exceedances(1 - p.cumsum(0)[:-1])
+    assert y.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_second_peak_that_is_trimmed_does_not_pull():
+    """A tenth of the weight an octave away moves the mean by 1.2 semitones, a trimmed mean by less than its own width."""
+    index = torch.arange(60.0)
+    logits = torch.logaddexp(-((index - 30.3) ** 2) / 2 + math.log(0.9), -((index - 42.3) ** 2) / 2 + math.log(0.1))
+    plain, trimmed = (HistogramHead(60, index, net=nn.Identity(), pad=0, trim=trim) for trim in (0.0, 0.25))
+    assert plain(logits[None]).item() == pytest.approx(31.5, abs=0.01)
+    assert trimmed(logits[None]).item() == pytest.approx(30.3, abs=0.2)
+    sure = torch.tensor([[0.2, 0.75, 0.05], [0.0, 0.2, 0.8]])
+    met = HistogramHead(3, [60.0, 62.0, 67.0], net=nn.Identity(), pad=0, trim=0.25)
+    assert met(sure.log()).tolist() == [62.0, 67.0]  # where one class has the rest, to the last bit
+
+
 def test_expectation_never_falls_when_weight_moves_up():
     """decode='mean' respects first-order stochastic dominance; decode='local' does not (heads.md, trap 2)."""
     anchors = [float(v) for v in range(20)]
@@ -715,6 +742,10 @@ def test_unknown_options_are_refused():
         lambda: AnchorSpline(3, [0, 1], knots="free"),
         lambda: HistogramHead(3, [0, 1], targets="one-hot"),
         lambda: HistogramHead(3, [0, 1], decode="argmax"),
+        lambda: HistogramHead(3, [0, 1], trim=0.5),
+        lambda: HistogramHead(3, [0, 1], trim=-0.1),
+        lambda: HistogramHead(3, [0, 1], trim=float("nan")),
+        lambda: HistogramHead(3, [0, 1], trim=0.2, decode="local"),
         lambda: HistogramHead(3, [0, 1], sigma=0.0),
         lambda: HistogramHead(3, [0, 1], window=-1),
     ):

@@ -1,5 +1,6 @@
 """Expectations over classes as functions of the weights above each class, and what is proved of them."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,18 +17,26 @@ from forethought.heads.steady import total
 Function = Callable[[Tensor], Tensor]
 
 
-def from_exceedances(c: Tensor, support: Tensor, scale: Anchors) -> Tensor:
+def from_exceedances(c: Tensor, support: Tensor, scale: Anchors, trim: float = 0.0) -> Tensor:
     """Return v_0 + the sum of c_j (v_{j+1} - v_j), which is the sum of p_k v_k, held to the anchors' range.
+
+    Without the lowest and the highest `trim` of the weight, each c_j is (c_j - trim) / (1 - 2 trim), held to 0 and 1:
+    the mean of the quantiles from `trim` to 1 - `trim`.
 
     Args:
         c: P(class > j), (*, S - 1).
         support: The values (S,) of all classes, ascending.
         scale: The anchors.
+        trim: Share of the weight that is left out at each end, from 0 to below 1/2.
 
     Returns:
         y (*), with the anchors' sign.
     """
     values = support.to(torch.promote_types(c.dtype, support.dtype))
+    if trim:
+        inner = ((c - trim) / (1 - 2 * trim)).clamp(0, 1)
+        # Not left to how a quotient of two rounded numbers rounds: from here on all is above.
+        c = torch.where(c >= 1 - trim, torch.ones_like(inner), inner)
     y = values[0] + total(c * values.diff())
     return torch.clamp(y, scale.values[0], scale.values[-1]) * scale.sign
 
@@ -38,13 +47,13 @@ def weights_of(c: Tensor) -> Tensor:
     return -torch.cat([one, c, torch.zeros_like(one)], -1).diff(dim=-1)
 
 
-def vertices(classes: int, pad: int, like: Tensor) -> Tensor:
-    """Return the exceedances (K, K + 2 * pad - 1) of all weight on each class."""
+def vertices(classes: int, pad: int, like: Tensor, trim: float = 0.0) -> Tensor:
+    """Return the exceedances (K, K + 2 * pad - 1) of all weight on each class, or of all but `trim` on either side."""
     width = classes + 2 * pad
-    return torch.ones(width, width - 1).tril(-1)[pad : pad + classes].to(like)
+    return torch.ones(width, width - 1).tril(-1)[pad : pad + classes].to(like).clamp(trim, 1 - trim)
 
 
-def expectation_claims(function: Function, support: Tensor, scale: Anchors, pad: int) -> list[Claim]:
+def expectation_claims(function: Function, support: Tensor, scale: Anchors, pad: int, trim: float = 0.0) -> list[Claim]:
     """Return the claims of an expectation.
 
     Args:
@@ -52,29 +61,36 @@ def expectation_claims(function: Function, support: Tensor, scale: Anchors, pad:
         support: (S,), the values of all classes, ascending, in the dtype that the head runs in.
         scale: The anchors; the first is support[pad].
         pad: Classes beyond each end.
+        trim: Share of the weight that is left out at each end.
     """
     against = not_rising("values", support)
     scope = f"every {str(support.dtype).removeprefix('torch.')} exceedance"
     low, high = scale.ends
     claim = Claim(MONOTONE, EXCEEDANCE, "", scope, against is None, against or "")
-    sums = "each exceedance times a gap, which is not negative, summed in a fixed order: monotone under rounding"
+    sums = f"each exceedance less {trim:g}, divided by {1 - 2 * trim:g} and held to 0 and 1, then " if trim else ""
+    sums += "each exceedance times a gap, which is not negative, summed in a fixed order: monotone under rounding"
     says = f"y stays between {low!r} and {high!r}"
     return [
         exceedance_claim(claim, len(support), sums),
         Claim(RANGE, EXCEEDANCE, says, scope, against is None, against or "clamped"),
-        at_vertices(function, vertices(len(scale), pad, support), scale, EXCEEDANCE, against),
+        at_vertices(function, vertices(len(scale), pad, support, trim), scale, EXCEEDANCE, against, trim),
     ]
 
 
-def at_vertices(function: Function, at: Tensor, scale: Anchors, variable: str, against: str | None) -> Claim:
+def at_vertices(
+    function: Function, at: Tensor, scale: Anchors, variable: str, against: str | None, trim: float = 0.0
+) -> Claim:
     """Return the claim of how far y is from each anchor where all weight is on its class, by running it there."""
     with torch.no_grad():
         off = (function(at).double() - scale.given.double()).abs().max().item()
     holds, bound = against is None and math.isfinite(off), off if math.isfinite(off) else None
-    says = (
-        f"y is within {off:.3g} of the anchor where all weight is on its class, which a trained head only comes near to"
-    )
-    return Claim(AT_VERTICES, variable, says, f"{len(scale)} one-hot weights", holds, against or "run at each", bound)
+    says, scope, why = f"y is within {off:.3g} of the anchor where ", f"{len(scale)} one-hot weights", "run at each"
+    if trim:
+        says += f"no more than {trim:g} of the weight is below its class, and no more above"
+        scope, why = f"{len(scale)} classes", f"{why}; all such weights are held to the same 0 and 1"
+    else:
+        says += "all weight is on its class, which a trained head only comes near to"
+    return Claim(AT_VERTICES, variable, says, scope, holds, against or why, bound)
 
 
 def vertex_hit(function: Function, at: Tensor, scale: Anchors, variable: str, claim: Claim) -> Hit:
@@ -83,14 +99,30 @@ def vertex_hit(function: Function, at: Tensor, scale: Anchors, variable: str, cl
 
 
 def expectation_trials(
-    function: Function, support: Tensor, scale: Anchors, pad: int, claim: Claim
+    function: Function, support: Tensor, scale: Anchors, pad: int, claim: Claim, trim: float = 0.0
 ) -> tuple[list[Walk], list[Hit]]:
-    """Return the walk along the exceedances, and the one-hot weights."""
-    walk = exceedance_walk(function, scale.sign, len(support), support.detach(), scale.ends)
-    return [walk], [vertex_hit(function, vertices(len(scale), pad, support.detach()), scale, EXCEEDANCE, claim)]
+    """Return the walk along the exceedances, and the weights at which anchors are hit."""
+    like = support.detach()
+    walk = exceedance_walk(function, scale.sign, len(support), like, scale.ends)
+    edges = [vertices(len(scale), pad, like, share) for share in ((0.0, trim / 2, trim) if trim else (0.0,))]
+    if trim:
+        near = [edge + sign * torch.finfo(like.dtype).eps for edge in edges[-1:] for sign in (1, -1)]
+        walk = dataclasses.replace(walk, places=torch.cat([walk.places, *edges, *near]).clamp(0, 1))
+    return [walk], [vertex_hit(function, at, scale, EXCEEDANCE, claim) for at in edges]
 
 
-def local_claim(function: Function, sign: float, support: Tensor, window: int) -> Claim:
+def local_claims(function: Function, support: Tensor, scale: Anchors, pad: int, window: int) -> list[Claim]:
+    """Return the claims of an average near the peak: its range and its anchors, but not that it never steps back."""
+    low, high = scale.ends
+    against = not_rising("values", support)
+    return [
+        _local_claim(function, scale.sign, support, window),
+        Claim(RANGE, EXCEEDANCE, f"y stays between {low!r} and {high!r}", "every weight", True, "clamped"),
+        at_vertices(function, vertices(len(scale), pad, support), scale, EXCEEDANCE, against),
+    ]
+
+
+def _local_claim(function: Function, sign: float, support: Tensor, window: int) -> Claim:
     """Return the claim, which does not hold, that an average near the peak never steps back, with a case against it.
 
     Two far classes are about equally likely; half of the higher one's weight moves further up, and the lower one leads.

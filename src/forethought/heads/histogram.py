@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
-from forethought.heads.certificate import Claim
+from forethought.heads.certificate import EXCEEDANCE, Claim
 from forethought.heads.expectation import (
     expectation_claims,
     expectation_trials,
     from_exceedances,
-    local_claim,
+    local_claims,
+    vertex_hit,
+    vertices,
     weights_of,
 )
 from forethought.heads.falsification import Hit, Walk
@@ -42,7 +44,8 @@ class HistogramHead(Head):
     ascending anchors, up to rounding); y is *not* monotone in single logits, and a trained softmax never
     quite reaches the end anchors. With decode='local' only classes within `window` of the most likely one
     count, as CREPE decodes: sharper on pitch, but it jumps when the most likely class changes, and moving
-    weight up *can* lower y. y is clamped to the anchors' range.
+    weight up *can* lower y. y is clamped to the anchors' range. `trim` is between the two: what weighs little
+    does not pull, and y never steps back.
 
     Args:
         in_features: D.
@@ -54,6 +57,8 @@ class HistogramHead(Head):
         activation: 'softmax' (cross-entropy) or 'sigmoid' (binary cross-entropy per class).
         decode: 'mean' or 'local'.
         window: Classes on each side of the most likely one, for decode='local'.
+        trim: Share of the weight that decode='mean' leaves out at each end, from 0 to below 0.5: a second peak that
+            weighs less does not pull, and an anchor is hit where its class has the rest.
         pad: Extra classes beyond each end, at the end's spacing. None: 3 sigma, or 0 for 'two-hot'.
         dropout: Between hidden layers.
         net: Your own module (B, ...) -> (B, K + 2 * pad), in place of `hidden`; then `config` is refused.
@@ -84,6 +89,7 @@ class HistogramHead(Head):
         activation: str = "softmax",
         decode: str = "mean",
         window: int = 4,
+        trim: float = 0.0,
         pad: int | None = None,
         dropout: float = 0.0,
         net: nn.Module | None = None,
@@ -94,6 +100,7 @@ class HistogramHead(Head):
         check_option("activation", activation, ("softmax", "sigmoid"))
         check_option("decode", decode, ("mean", "local"))
         _check_width(sigma, window)
+        _check_trim(trim, decode)
         self.scale = Anchors(anchors, dtype)
         self.in_features = in_features
         self.hidden = tuple(hidden)
@@ -102,6 +109,7 @@ class HistogramHead(Head):
         self.activation = activation
         self.decode = decode
         self.window = window
+        self.trim = float(trim)
         self.pad = padding(targets, sigma) if pad is None else pad
         self.dropout = dropout
         self.is_custom = net is not None
@@ -154,17 +162,17 @@ class HistogramHead(Head):
     def from_exceedances(self, c: Tensor) -> Tensor:
         """Return y (B,) from the weights above each class but the last, P(class > j), (B, K + 2 * pad - 1).
 
-        v_0 + the sum of c_j (v_{j+1} - v_j), which is the sum of p_k v_k.
+        v_0 + the sum of c_j (v_{j+1} - v_j), which is the sum of p_k v_k; with `trim`, of c_j as it leaves them.
         """
-        return from_exceedances(c, self.support, self.scale)
+        return from_exceedances(c, self.support, self.scale, self.trim)
 
     def _around_peak(self, log_p: Tensor) -> Tensor:
         log_p, support = _near_peak(log_p, self.support, self.window)
         support = support.to(torch.promote_types(log_p.dtype, support.dtype))
-        # Around the middle, so that weights summing to 1 only nearly do not shift y; and not a matmul, where
+        # Around the most likely class: its anchor to the last bit, where it has all the weight. Not a matmul, where
         # TF32 would round the anchors to 10 bits.
-        middle = self.support[len(self.support) // 2]
-        y = middle + (log_p.softmax(-1) * (support - middle)).sum(-1)
+        peak = support[:, self.window : self.window + 1]
+        y = peak.squeeze(1) + (log_p.softmax(-1) * (support - peak)).sum(-1)
         return torch.clamp(y, self.scale.values[0], self.scale.values[-1]) * self.scale.sign
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -200,15 +208,18 @@ class HistogramHead(Head):
     def claims(self) -> list[Claim]:
         """Return what is proved of y as a function of the exceedances."""
         if self.decode == "local":
-            return [local_claim(self._from_local, self.scale.sign, self._line(), self.window)]
-        return expectation_claims(self.from_exceedances, self._line(), self.scale, self.pad)
+            return local_claims(self._from_local, self._line(), self.scale, self.pad, self.window)
+        return expectation_claims(self.from_exceedances, self._line(), self.scale, self.pad, self.trim)
 
     def trials(self) -> tuple[list[Walk], list[Hit]]:
         """Return what `falsify` runs: y along the exceedances; also with decode='local', where they step back."""
         support = self._line()
         if self.decode == "local":
-            return [exceedance_walk(self._from_local, self.scale.sign, len(support), support)], []
-        return expectation_trials(self.from_exceedances, support, self.scale, self.pad, self.claims()[-1])
+            walk = exceedance_walk(self._from_local, self.scale.sign, len(support), support, self.scale.ends)
+            at = vertices(len(self.scale), self.pad, support)
+            return [walk], [vertex_hit(self._from_local, at, self.scale, EXCEEDANCE, self.claims()[-1])]
+        found = self.claims()[-1]
+        return expectation_trials(self.from_exceedances, support, self.scale, self.pad, found, self.trim)
 
     def _line(self) -> Tensor:
         return self.support.to(self.runs_in())
@@ -239,6 +250,7 @@ class HistogramHead(Head):
             "decode": self.decode,
             "window": self.window,
             "pad": self.pad,
+            **({"trim": self.trim} if self.trim else {}),  # certificates made before it was thought of stay true
             "dropout": self.dropout,
             "dtype": dtype_name(self),
         }
@@ -254,6 +266,15 @@ def _check_width(sigma: float, window: int) -> None:
         raise FitError(f"Cannot build head: expected sigma > 0 classes, got {sigma}. Pass sigma=0.75")
     if window < 0:
         raise FitError(f"Cannot build head: expected window >= 0 classes, got {window}. Pass window=4")
+
+
+def _check_trim(trim: float, decode: str) -> None:
+    if not 0 <= trim < 0.5:
+        raise FitError(f"Cannot build head: expected trim from 0 to below 0.5, got {trim}. Pass trim=0.25")
+    if trim and decode != "mean":
+        raise FitError(
+            f"Cannot build head: expected decode='mean' with trim={trim}, got decode={decode!r}. Leave one of them out"
+        )
 
 
 def _near_peak(log_p: Tensor, support: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,8 @@ def certificate_of(
     device = next((tensor.device for tensor in head.state_dict().values()), torch.device("cpu"))
     if device.type not in _IEEE:
         claims = [claim.refuted(f"how device '{device.type}' rounds is not known: head.cpu()") for claim in claims]
+    elif (missing := _not_a_number(head)) is not None:
+        claims = [claim.refuted(missing) if claim.holds else claim for claim in claims]
     elif any(claim.holds for claim in claims):
         widest = max((len(walk.signs) for walk in walks), default=0)
         seen = hunt(head, walks, hits, _GLANCE * 16 // (16 + widest)).counterexamples
@@ -43,6 +45,14 @@ def certificate_of(
         weights=digest_of(head, options),
         made_with=f"torch {version}",
     )
+
+
+def _not_a_number(head: nn.Module) -> str | None:
+    """Name the first tensor with a NaN in it, which makes answers NaN, whatever is proved of the curve after it."""
+    for name, tensor in head.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
+            return f"{name} holds what is not a number"
+    return None
 
 
 def _confronted(claim: Claim, seen: Sequence[Counterexample]) -> Claim:
