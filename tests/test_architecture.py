@@ -43,7 +43,12 @@ TABLE = {
     "splitting.moving": {"operations", "recording"},
     "splitting.reasons": {"operations", "recording"},
     "splitting.wholes": {"nesting", "recording"},
-    "splitting.frontier": {"cut", "held", "moving", "nesting", "notes", "operations", "recording", "shell", "wholes"},
+    "splitting.tracker": {"operations", "recording"},
+    "splitting.holdings": {"held", "notes", "operations", "recording", "shell", "tracker"},
+    "splitting.doubts": {"recording"},
+    "splitting.frontier": {
+        "cut", "held", "holdings", "moving", "nesting", "notes", "operations", "recording", "shell", "tracker", "wholes",
+    },
     "shapes.curves": set(),
     "shapes.padding": {"curves"},
     "shapes.forms": {"padding"},
@@ -58,7 +63,7 @@ TABLE = {
     "splitting.head_run": {
         "levels", "nesting", "operations", "placeholder", "plan", "recording", "shapes.forms", "shell",
     },
-    "splitting.trunk_run": {"frontier", "levels", "nesting", "operations", "placeholder", "plan", "recording"},
+    "splitting.trunk_run": {"levels", "nesting", "operations", "placeholder", "plan", "recording", "tracker"},
     "probing.chance": set(),
     "probing.dispatch": set(),
     "probing.generators": {"dispatch", "nesting"},
@@ -78,8 +83,8 @@ TABLE = {
         "splitting.operations", "splitting.plan", "splitting.recording",
     },
     "splitting.trials": {
-        "frontier", "inputs", "joining", "moving", "nesting", "plan", "probing.generators", "reasons", "recording",
-        "running", "shell", "untouched", "variations",
+        "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "plan", "probing.generators",
+        "reasons", "recording", "running", "shell", "untouched", "variations",
     },
     "splitting.halves": {
         "identifying.fingerprint", "inputs", "nesting", "plan", "probing.generators", "reasons", "running", "shell",

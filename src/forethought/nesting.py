@@ -39,6 +39,7 @@ PLAIN = (
 )
 _CLOSED = (nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 _LEAVES = (*PLAIN, *_CLOSED, Tensor)
+_PLAIN_OR_TENSOR = (Tensor, *PLAIN)
 _ATOMS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})  # most of what there is
 _EMPTY = _ATOMS | {set}  # hold no tensor that could be given back in its place
 
@@ -50,6 +51,8 @@ def tensors(value: Any, kind: Kind = Tensor) -> list[Any]:
         >>> [t.shape for t in tensors({"a": torch.zeros(2), "b": (1, torch.zeros(3))})]
         [torch.Size([2]), torch.Size([3])]
     """
+    if kind is Tensor and isinstance(value, Tensor):
+        return [value]
     found: list[Any] = []
     try:
         _collect(value, kind, found, frozenset())
@@ -62,11 +65,16 @@ def tensors(value: Any, kind: Kind = Tensor) -> list[Any]:
 def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """List the tensors among the arguments of a call: `tensors((args, kwargs))`, most often at once."""
     found: list[Tensor] = []
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif type(value) not in _EMPTY:
-            _collect(value, Tensor, found, frozenset())
+    try:
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if type(value) in _EMPTY:
+                continue
+            if isinstance(value, Tensor):
+                found.append(value)
+            else:
+                _collect(value, Tensor, found, frozenset())
+    except RecursionError:
+        return tensors((args, kwargs))
     return found
 
 
@@ -84,9 +92,10 @@ def _collect(value: Any, kind: Kind, found: list[Any], seen: frozenset[int]) -> 
         for item in value.values():
             if type(item) not in _EMPTY:
                 _collect(item, kind, found, seen)
-    elif isinstance(value, slice):
+    elif exact is slice:
         for item in (value.start, value.stop, value.step):
-            _collect(item, kind, found, seen)
+            if type(item) not in _EMPTY:
+                _collect(item, kind, found, seen)
     elif not isinstance(value, _LEAVES) and id(value) not in seen:  # on the way down: a cycle ends
         for _, item in _items(value):
             _collect(item, kind, found, seen | {id(value)})
@@ -131,8 +140,10 @@ def _replaced(value: Any, new: Callable[[Any], Any], kind: Kind) -> Any:
     if isinstance(value, kind):
         return new(value)
     if exact is tuple:
-        made = tuple([_replaced(item, new, kind) for item in value])
+        made = tuple([item if type(item) in _ATOMS else _replaced(item, new, kind) for item in value])
         return value if all(map(operator.is_, made, value)) else made
+    if exact in (dict, list) and _ATOMS.issuperset(map(type, value.values() if exact is dict else value)):
+        return value
     if isinstance(value, _LEAVES):
         return value
     if isinstance(value, slice):
@@ -144,7 +155,7 @@ def _replaced(value: Any, new: Callable[[Any], Any], kind: Kind) -> Any:
 
 def is_plain(value: Any) -> bool:
     """Say whether a value is made of tensors and constants only, with nothing that could hide another tensor."""
-    if isinstance(value, (Tensor, *PLAIN)):
+    if isinstance(value, _PLAIN_OR_TENSOR):
         return True
     if isinstance(value, Mapping):
         return all(is_plain(item) for item in value.values())
@@ -180,6 +191,8 @@ def outline(value: Any, mark: Callable[[int], Any] = lambda at: ("tensor", at)) 
         >>> outline({"a": torch.zeros(2), "b": 1})
         {'a': ('tensor', 0), 'b': 1}
     """
+    if isinstance(value, Tensor):
+        return mark(0)
     count = itertools.count()
     return replace(value, lambda _: mark(next(count)))
 
@@ -196,6 +209,10 @@ def parts(value: Any) -> list[Any]:
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
     """Name the parts of a container; for an object of an unknown class, its attributes."""
+    if type(value) is dict:
+        return list(value.items())
+    if type(value) is list:
+        return list(enumerate(value))
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, Sequence):

@@ -1,6 +1,7 @@
 """What a model does, seen once, and done again in two halves.
 
 recording, shell    one run of the model, seen operation by operation
+holdings, tracker   what is known before and during it of tensors and their memories
 frontier, cut       what crosses from the frozen part to the rest
 plan, joining       how to do it again for any batch, from runs of different sizes
 trunk_run, head_run one half of it

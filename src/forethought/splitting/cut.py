@@ -146,8 +146,6 @@ class Cut:
         op.meets_frozen = op.is_drawn or not all(known)
         if op.label is Label.FROZEN and not op.in_head and known and all(known) and op.call.outermost_whole() is None:
             self._give_to_head(op)  # it follows from what the head computes
-        if op.in_head or op.label is Label.TRAINABLE:
-            for at, read in frozen.items():
-                place = self.cross(read, str(op), op.call.path)
-                if place is not None:
-                    op.crossing[at] = place
+        if frozen and (op.in_head or op.label is Label.TRAINABLE):
+            places = {at: self.cross(read, str(op), op.call.path) for at, read in frozen.items()}
+            op.crossing = {at: place for at, place in places.items() if place is not None}

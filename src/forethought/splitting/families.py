@@ -337,7 +337,7 @@ def _with_forms(plan: Plan, forms: Iterator[Form]) -> Plan:
 
 
 def _call_with(call: CallStep, new: dict[int, Step]) -> CallStep:
-    def changed(steps: list[OperationStep]) -> list[OperationStep]:
+    def changed(steps: Sequence[OperationStep]) -> list[OperationStep]:
         return [new[id(step)] for step in steps]  # type: ignore[misc]
 
     return replace(

@@ -14,124 +14,36 @@ output, is *whole*: it can be run, or left out, as one step.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.errors import SplitError
 from forethought.splitting.cut import Cut
-from forethought.splitting.held import tensors_of
-from forethought.splitting.moving import drawn, held_by, moving
-from forethought.splitting.notes import Noted, notes_of
+from forethought.splitting.held import changed_items
+from forethought.splitting.holdings import Holdings
+from forethought.splitting.moving import drawn, moving
+from forethought.splitting.notes import Noted
 from forethought.splitting.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
 from forethought.splitting.recording import (
     MIXED,
+    NOTHING,
     Call,
     Label,
     Made,
     Operation,
-    Position,
     Read,
     Recording,
     Sized,
     Value,
     forbid_leaks,
+    position,
 )
-from forethought.splitting.shell import active
+from forethought.splitting.shell import active, names_of
 from forethought.splitting.wholes import is_whole
-
-
-@dataclass(slots=True)
-class _Storage:
-    ref: StorageWeakRef
-    label: Label
-    written: int = -1
-    trains: bool = False
-    views: dict[tuple[Any, ...], Value] = field(default_factory=dict)
-
-
-class Tracker:
-    """Knows the label and the value of every tensor of a run, and of every memory behind them.
-
-    Tensors are held weakly: a run keeps no activation alive. Memory is known by torch's own weak references, so an
-    address that is used again is not mistaken for the old one.
-    """
-
-    def __init__(self, trainable: Sequence[Tensor]) -> None:
-        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._storages: dict[int, _Storage] = {}
-        for tensor in trainable:
-            storage = self.storage(tensor, Label.TRAINABLE)
-            if storage is not None:
-                storage.trains = True
-
-    def storage(self, tensor: Tensor, label: Label | None = None) -> _Storage | None:
-        """Find the memory behind a tensor; with a label, begin to know it."""
-        try:
-            storage = bare(tensor).untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            return None  # sparse tensors and placeholders have none
-        known = self._storages.get(storage._cdata)
-        if known is None and label is not None:
-            known = self._storages[storage._cdata] = _Storage(StorageWeakRef(storage), label)
-        return known
-
-    def read(self, tensor: Tensor) -> tuple[Label, Value | None]:
-        """Tell the label and the value of a tensor as it is now."""
-        tensor = bare(tensor)
-        storage = self.storage(tensor)
-        known = self._known.get(tensor)
-        if storage is not None and storage.trains:
-            return Label.TRAINABLE, known[1] if known else None
-        if known is not None and storage is not None and storage.label > known[0]:
-            return storage.label, _after(storage, tensor)  # written through another view of its memory
-        if known is not None:
-            return known  # type: ignore[no-any-return]
-        if storage is not None:  # another object over known memory, made where no mode can see it
-            return storage.label, storage.views.get(_view(tensor))
-        return (Label.TRAINABLE if tensor.requires_grad else Label.CONSTANT), None
-
-    def note(self, tensor: Tensor, label: Label, value: Value | None) -> None:
-        """Remember a tensor that an operation has just given."""
-        tensor = bare(tensor)
-        self._known[tensor] = (label, value)
-        storage = self.storage(tensor, label)
-        if storage is not None and value is not None:
-            storage.views[_view(tensor)] = value
-
-    def wrote(self, tensor: Tensor, label: Label, value: Value, ordinal: int) -> None:
-        """Remember that an operation wrote into a tensor."""
-        self.note(tensor, label, value)
-        storage = self.storage(tensor, label)
-        if storage is not None:
-            storage.written = ordinal
-            storage.label = max(storage.label, label)
-            storage.trains = storage.trains or label is Label.TRAINABLE
-
-    def last_written(self) -> dict[int, int]:
-        """Tell, for each memory, the last operation that wrote into it."""
-        return {memory: storage.written for memory, storage in self._storages.items()}
-
-
-def _after(storage: _Storage, tensor: Tensor) -> Value | None:
-    """Name what a constant holds after frozen values were written into another view of its memory."""
-    if storage.label is not Label.FROZEN or storage.written < 0:
-        return None
-    key = (storage.written, *_view(tensor))
-    if key not in storage.views:
-        storage.views[key] = storage.written, MIXED - len(storage.views)
-    return storage.views[key]
-
-
-def _view(tensor: Tensor) -> tuple[Any, ...]:
-    return (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset(), tensor.dtype)
 
 
 class Recorder(TorchFunctionMode):
@@ -144,6 +56,7 @@ class Recorder(TorchFunctionMode):
         sizes: Values that cross where Python asks for their size.
         drawn: Operations, by number, that draw random numbers, and whether for what is frozen or what trains.
         moved: Buffers that the forward changes, and that are no more frozen than what trains.
+        holdings: What the model holds, where that is known.
     """
 
     def __init__(
@@ -153,7 +66,8 @@ class Recorder(TorchFunctionMode):
         is_thrifty: bool = True,
         sizes: Collection[Value] = (),
         moved: Sequence[Tensor] = (),
-        drawn: Mapping[int, Label] = MappingProxyType({}),
+        drawn: Mapping[int, Label] = NOTHING,
+        holdings: Holdings | None = None,
     ) -> None:
         super().__init__()
         self._model = model
@@ -163,15 +77,9 @@ class Recorder(TorchFunctionMode):
         self._drawn = drawn
         self._boundary: set[Value] = set()
         self._reached: set[str] = set()
-        modules = list(model.modules())
-        trainable = [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
-        self._tracker = Tracker([*trainable, *moved])
-        self._held = held_by([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], self._memory)
-        self._homes = {id(read.outside): read.home for read in self._held}
-        for tensor in [read.outside for read in self._held if read.outside is not None]:
-            self._tracker.note(tensor, Label.CONSTANT, None)  # itself, not a view that shows all of it
-        self._native = self._homes.keys() | {id(tensor) for module in modules for tensor in tensors_of(module)}
-        self._notes = notes_of(modules)
+        self._holdings = Holdings(model) if holdings is None else holdings
+        self._tracker = self._holdings.tracker(moved)
+        self._noted = Noted(self._holdings.notes)
         self._root = Call("", model, None)
         self._here = self._root
         self._begun = False
@@ -185,10 +93,10 @@ class Recorder(TorchFunctionMode):
         for at, tensor in enumerate(inputs):
             self._tracker.note(tensor, Label.FROZEN, (-1, at))
         made = [_made(t, (-1, at), Label.FROZEN) for at, t in enumerate(inputs)]
-        noted = Noted(self._notes)
+        noted = self._noted = self._noted.now()
         with torch.enable_grad(), active(self), self:
             output = self._model(*args, **kwargs)
-        notes = self._notes if noted.is_changed() else []
+        notes = self._holdings.notes if noted.is_changed() else []
         self._check_at()
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
         buffers = self._set_buffers()
@@ -207,7 +115,7 @@ class Recorder(TorchFunctionMode):
         outputs = [tensor.detach() for tensor in nesting.tensors(output)]
         return Recording(
             self._root, self._operations, cut.crossings, made, output_crossing, self._strangers, outputs,
-            self._asked_for(), cut.hand_over(), left, moving(self._operations, self._held), bool(buffers),
+            self._asked_for(), cut.hand_over(), left, moving(self._operations, self._holdings.held), bool(buffers),
             drawn(self._operations), Label.TRAINABLE in self._drawn.values(), notes,
         )  # fmt: skip
 
@@ -215,9 +123,9 @@ class Recorder(TorchFunctionMode):
         """Find the buffers that the forward has set."""
         return {
             (path, name): self._look(tensor)
-            for path, module in self._model.named_modules()
+            for module, path in names_of(self._model).items()
             for name, tensor in module._buffers.items()
-            if tensor is not None and id(tensor) not in self._homes
+            if tensor is not None and id(tensor) not in self._holdings.homes
         }
 
     def _asked_for(self) -> list[Read]:
@@ -229,23 +137,22 @@ class Recorder(TorchFunctionMode):
         call = self._here.child(path, module) if self._begun else self._root
         self._begun = True
         with torch._C.DisableTorchFunction():
-            given = nesting.tensors((args, kwargs))
-            before = [self._tracker.read(tensor)[1] for tensor in given]
-        call.inputs = before
-        direct = {id(value) for value in (*args, *kwargs.values())}
-        call.direct = {v for t, v in zip(given, before, strict=True) if v is not None and id(t) in direct}
-        attributes, noted = dict(vars(module)), Noted(self._notes)
-        outside, self._here = self._here, call
+            given = nesting.given(args, kwargs)
+            call.inputs = before = [self._tracker.read(tensor)[1] for tensor in given]
+            direct = {id(value) for value in (*args, *kwargs.values())}
+            call.direct = tuple([v for t, v in zip(given, before, strict=True) if v is not None and id(t) in direct])
+            attributes, noted = dict(vars(module)), self._noted.now()
+        outside, self._here, self._noted = self._here, call, noted
         try:
             output = module._call_impl(*args, **kwargs)
         finally:
             self._here = outside
         with torch._C.DisableTorchFunction():
-            after = vars(module)
-            new = {n: v for n, v in after.items() if n not in attributes or attributes[n] is not v}
+            new = changed_items(vars(module), attributes)
             holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
-            call.sets_attributes = holds_tensors or not attributes.keys() <= after.keys() or noted.is_changed()
-            call.left = {} if call.sets_attributes else new
+            is_gone = not attributes.keys() <= vars(module).keys()
+            call.sets_attributes = holds_tensors or is_gone or noted.is_changed()
+            call.left = NOTHING if call.sets_attributes else new or NOTHING
             self._close(call, output, given)
         return output
 
@@ -255,7 +162,7 @@ class Recorder(TorchFunctionMode):
         for at, tensor in enumerate(given):
             label, value = self._tracker.read(tensor)
             if value != call.inputs[at] and value is not None:
-                call.changed[at] = _made(tensor, value, label)
+                call.changed = {**call.changed, at: _made(tensor, value, label)}
         call.whole = is_whole(call, output)
         if call.path in self._at:
             self._reached.add(call.path)
@@ -274,13 +181,12 @@ class Recorder(TorchFunctionMode):
     def _results(self, output: Any, given: list[Tensor]) -> tuple[list[Made], Any]:
         made: list[Made] = []
 
-        def note(tensor: Tensor) -> Position:
+        def note(tensor: Tensor) -> Any:
             label, value = self._tracker.read(tensor)
-            argument = next((at for at, other in enumerate(given) if other is tensor), None)
-            made.append(_made(tensor, value, label, argument))
-            return Position(len(made) - 1)
+            made.append(_made(tensor, value, label, _place(tensor, given)))
+            return position(len(made) - 1)
 
-        return made, nesting.replace(output, note)
+        return made, note(output) if isinstance(output, Tensor) else nesting.replace(output, note)
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -292,14 +198,14 @@ class Recorder(TorchFunctionMode):
                 read = self._look(args[0])
                 self._asked.append((read, self._here))
                 if read.label is Label.FROZEN and read.value is not None:
-                    self._here.asked.append(read.value)
+                    self._here.asked += (read.value,)
             return func(*args, **kwargs)
-        leaves = nesting.tensors((args, kwargs))
+        leaves = nesting.given(args, kwargs)
         reads = [self._look(tensor) for tensor in leaves]
         hollow = shape_only(func)
         labels = [read.label for at, read in enumerate(reads) if at != hollow]
         label = max(labels, default=Label.CONSTANT)
-        if any(read.value in self._boundary for at, read in enumerate(reads) if at != hollow and read.value):
+        if self._boundary and any(read.value in self._boundary for at, read in enumerate(reads) if at != hollow):
             label = Label.TRAINABLE
         lends_shape = hollow is not None and hollow < len(reads) and reads[hollow].label is Label.FROZEN
         if hollow is not None and hollow < len(reads):
@@ -308,43 +214,37 @@ class Recorder(TorchFunctionMode):
         if reads and counts(func):
             self._asked.append((reads[0], self._here))
         versions = [_version(tensor) for tensor in leaves]
-        arguments = nesting.outline((args, kwargs), Position)
+        arguments = nesting.outline((args, kwargs), position)
         # What a module with a fast path gives when watched is rounded in another way in any case: be quick about it.
         given = packed(func, args) if isinstance(self._here.module, nn.MultiheadAttention) else args
         result = func(*given, **kwargs)
-        if func_name(func) == "__iter__":
-            result = tuple(result)
+        is_iterator = func_name(func) == "__iter__"
+        result = tuple(result) if is_iterator else result
         outputs = nesting.tensors(result)
         drawn_for = self._drawn.get(len(self._operations)) if label is Label.CONSTANT else None
         label = drawn_for or label
         if any(tensor.requires_grad for tensor in outputs):
             label = Label.TRAINABLE
-        same = [at for at, leaf in enumerate(leaves) if any(leaf is tensor for tensor in outputs)]
+        given_back = set(map(id, outputs))
+        same = [at for at, leaf in enumerate(leaves) if id(leaf) in given_back]
         if outputs and len(same) >= len(outputs) and all(_version(leaves[at]) == versions[at] for at in same):
             label = max(reads[at].label for at in same)  # nothing was computed: x.contiguous() gave x itself
-        op = Operation(
-            len(self._operations), func, self._here, label, arguments, reads, [], None, {}, reads_values=False
-        )
+        op = Operation(len(self._operations), func, self._here, label, arguments, reads, [], None, NOTHING, False)
         op.lends_shape, op.is_drawn = lends_shape, drawn_for is Label.FROZEN
         op.is_apart = drawn_for is Label.TRAINABLE
         self._operations.append(op)
         self._here.operations.append(op)
         self._note(op, leaves, versions, result, outputs)
-        return iter(result) if func_name(func) == "__iter__" else result
-
-    def _memory(self, tensor: Tensor) -> int | None:
-        storage = self._tracker.storage(tensor, Label.CONSTANT)
-        return None if storage is None else storage.ref.cdata
+        return iter(result) if is_iterator else result
 
     def _look(self, tensor: Tensor) -> Read:
-        label, value = self._tracker.read(tensor)
-        storage = self._tracker.storage(tensor)
+        label, value, memory = self._tracker.see(tensor)
         outside = tensor if value is None else None
-        home = self._homes.get(id(tensor)) if outside is not None else None
-        if storage is None:
+        home = self._holdings.homes.get(id(tensor)) if outside is not None else None
+        if memory is None:
             return Read(label, value, outside, home=home)
         seen = _made(tensor, value, label) if value is not None and value[1] <= MIXED else None
-        return Read(label, value, outside, storage.written, storage.ref.cdata, home, seen)
+        return Read(label, value, outside, memory.written, memory.ref.cdata, home, seen)
 
     def _note(
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
@@ -353,18 +253,19 @@ class Recorder(TorchFunctionMode):
             if _version(tensor) != versions[at]:
                 value = (op.ordinal, -1 - at)
                 self._tracker.wrote(tensor, op.label, value, op.ordinal)
-                op.changed[at] = _made(tensor, value, op.label)
+                op.changed = {**op.changed, at: _made(tensor, value, op.label)}
         for at, tensor in enumerate(outputs):
-            argument = next((i for i, leaf in enumerate(leaves) if leaf is tensor), None)
+            argument = _place(tensor, leaves)
             if argument is None:  # what is made inside of vmap is nothing outside of it
                 self._tracker.note(tensor, op.label, (op.ordinal, at) if bare(tensor) is tensor else None)
             label, known = self._tracker.read(tensor)
             op.made.append(_made(tensor, known, label, argument))
-        op.result = nesting.outline(result, Position)
+        op.result = nesting.outline(result, position)
         op.gives_numbers = not outputs and not op.changed and result is not None
         op.reads_values = op.gives_numbers and op.label is Label.FROZEN
         for at, read in enumerate(op.reads):
-            if read.outside is not None and read.label is Label.CONSTANT and id(read.outside) not in self._native:
+            is_outside = read.outside is not None and read.label is Label.CONSTANT
+            if is_outside and id(read.outside) not in self._holdings.native:
                 self._strangers.append((leaves[at], op))
         if op.reads_values:
             op.call.opaque = True
@@ -374,6 +275,14 @@ class Recorder(TorchFunctionMode):
             names = [name for name, _ in self._model.named_modules() if name]
             kind = "a module that its forward calls" if path in names else f"one of its modules, such as {names[:4]}"
             raise SplitError(f"Cannot cut at '{path}': expected {kind}, got a name that is never called.")
+
+
+def _place(tensor: Tensor, among: list[Tensor]) -> int | None:
+    """Find a tensor among others: the very same."""
+    for at, other in enumerate(among):
+        if other is tensor:
+            return at
+    return None
 
 
 def _version(tensor: Tensor) -> int:

@@ -5,7 +5,7 @@ the recordings if it then fits them all; otherwise it depends on values, or does
 foretold.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,18 @@ from forethought.errors import InvisibleOperationError, NothingFrozenError, Repl
 from forethought.shapes.forms import Form, FrontierTensor, linear_size
 from forethought.splitting.operations import counts
 from forethought.splitting.plan import CallStep, OperationStep, Plan, Step
-from forethought.splitting.recording import MIXED, Call, Label, Made, Operation, Read, Recording, Sized, Value
+from forethought.splitting.recording import (
+    MIXED,
+    NOTHING,
+    Call,
+    Label,
+    Made,
+    Operation,
+    Read,
+    Recording,
+    Sized,
+    Value,
+)
 from forethought.splitting.sizes import mark_sizes
 from forethought.splitting.strangers import check_strangers
 
@@ -96,7 +107,7 @@ class _Joiner:
     def call(self, calls: Sequence[Call]) -> CallStep:
         first = calls[0]
         if all(call.whole for call in calls) and (step := self._whole(calls)) is not None:
-            return CallStep(first.path, step, {}, [], [], [], first.inputs, None)
+            return CallStep(first.path, step, NOTHING, (), (), (), first.inputs, None)
         first.whole = False
         keys = self._shared_children(calls)
         children = {key: self.call([call.children[key] for call in calls]) for key in keys}
@@ -164,8 +175,8 @@ class _Joiner:
             raise ReplayDriftError("Cannot split: expected an operation to give as many tensors each time.")
         return [self.made(same) for same in zip(*made, strict=True)]
 
-    def _each(self, changed: Sequence[dict[int, Made]]) -> dict[int, tuple[Made, Form]]:
-        return {at: self.made([one[at] for one in changed]) for at in changed[0]}
+    def _each(self, changed: Sequence[Mapping[int, Made]]) -> Mapping[int, tuple[Made, Form]]:
+        return {at: self.made([one[at] for one in changed]) for at in changed[0]} if changed[0] else NOTHING
 
     def made(self, same: Sequence[Made]) -> tuple[Made, Form]:
         """Join one tensor's forms; one that values decide, or that does not grow evenly, is not steady."""
@@ -175,7 +186,9 @@ class _Joiner:
         if form is None:
             shape, stride = (tuple((0, n) for n in sizes) for sizes in (first.shape, first.stride))
             form = Form(shape, stride, first.dtype, first.device, is_steady=False)
-        return first, replace(form, is_steady=form.is_steady and first.sized is not Sized.VALUES)
+        if form.is_steady and first.sized is Sized.VALUES:
+            form = replace(form, is_steady=False)
+        return first, form
 
     def _form(self, same: Sequence[Made]) -> Form | None:
         first, batch = same[0], self._sizes[0]
@@ -211,7 +224,9 @@ def _binds(call: Call, handed: Collection[Value]) -> dict[Value, int] | None:
                 read = op.reads[at]
                 if read.value in handed:
                     continue
-                if read.value not in call.direct or read.settled > read.value[0] or at in op.changed or read.seen:
+                if read.value is None or read.value not in call.direct:
+                    return None
+                if read.settled > read.value[0] or at in op.changed or read.seen:
                     return None
                 found[read.value] = crossing
             unmet = [read for at, read in enumerate(op.reads) if read.label is Label.FROZEN and at not in op.crossing]
@@ -273,11 +288,12 @@ def _place_crossings(plan: Plan, joiner: _Joiner, batch: int) -> None:
                 form = _take_where_read(recording, joiner, index)
             else:
                 form, capture = _find(step, crossing.value, index)
-                step.captures.append(capture)
+                step.captures = (*step.captures, capture)
             name = whole.path if whole else _name(source)
         if crossing.settled > max(ordinal, -1):
             writer = recording.operations[crossing.settled]
-            joiner.steps[id(writer.call.outermost_whole() or writer)].settles.append(index)
+            settled = joiner.steps[id(writer.call.outermost_whole() or writer)]
+            settled.settles = (*settled.settles, index)
             plan.pending[index] = True
         frontier.append(FrontierTensor(name or "output", form, batch))
     plan.frontier = tuple(frontier)
@@ -292,7 +308,8 @@ def _take_where_read(recording: Recording, joiner: _Joiner, crossing: int) -> Fo
     for op in recording.operations:
         for at, place in op.crossing.items():
             if place == crossing:
-                joiner.steps[id(op)].reads.append((at, crossing))
+                step = joiner.steps[id(op)]
+                step.reads = (*step.reads, (at, crossing))
                 return joiner.form_read(op, at)
     raise InvisibleOperationError(
         "Cannot split: expected the model's output to be given by an operation, got a constant that was filled in "

@@ -1,5 +1,6 @@
 """Following the model's own calls along a plan, one level at a time: what both halves' runs share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -58,7 +59,7 @@ class Level:
         if self.touched < wanted:
             raise self._drift(str(self.step.touching[self.touched].operation), "none further")
 
-    def _at(self, steps: list[OperationStep], at: int, func: Function) -> OperationStep:
+    def _at(self, steps: Sequence[OperationStep], at: int, func: Function) -> OperationStep:
         if at < len(steps) and (steps[at].operation.func == func or is_turned(func, steps[at].operation.func)):
             return steps[at]
         expected = str(steps[at].operation) if at < len(steps) else "no further operation on frozen values"

@@ -5,9 +5,7 @@ each call. So these are labelled like parameters that train: the head reads and 
 numbers are drawn by the trunk if something frozen follows from them, else by the head.
 """
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor, nn
+from collections.abc import Sequence
 
 from forethought.splitting.operations import draws
 from forethought.splitting.recording import Label, Operation, Read, Value
@@ -92,15 +90,3 @@ def drawn_apart(operations: Sequence[Operation]) -> tuple[frozenset[int], Operat
 def _is_plain(read: Read) -> bool:
     """Say whether it is a plain attribute: one that is replaced is no buffer, and cannot be put into the model."""
     return read.home is not None and read.home[1] in read.home[0].__dict__
-
-
-def held_by(modules: Sequence[nn.Module], memory_of: Callable[[Tensor], int | None]) -> list[Read]:
-    """List the tensors that modules hold."""
-    found = []
-    for module in modules:
-        for names in (module._parameters, module._buffers, module.__dict__):
-            for name, tensor in names.items():
-                if isinstance(tensor, Tensor):
-                    home = module, name
-                    found.append(Read(Label.CONSTANT, None, tensor, memory=memory_of(tensor), home=home))
-    return found

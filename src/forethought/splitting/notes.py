@@ -5,6 +5,7 @@ after it, and a call that leaves something there is never taken as one step.
 """
 
 import functools
+import operator
 import types
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ _OTHERS = (
 )  # fmt: skip
 _CONTAINERS = (list, dict, set)
 _SEQUENCES = (list, tuple)
+_NO_ATTRIBUTES = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+_EMPTY = frozenset({type(None), bool, int, float, complex, str, set})  # neither are notes nor hold any
 
 
 def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
@@ -28,7 +31,7 @@ def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
     found: dict[int, Any] = {}
     for module in modules:
         for name, value in module.__dict__.items():
-            if name in {"_parameters", "_buffers", "_modules", "_compiled_call_impl"}:
+            if type(value) in _EMPTY or (type(value) is OrderedDict and not value) or name in _NO_ATTRIBUTES:
                 continue
             held = value if isinstance(value, _SEQUENCES) else value.values() if type(value) is dict else (value,)
             for one in held:
@@ -52,6 +55,7 @@ class Noted:
     """
 
     def __init__(self, notes: Sequence[Any]) -> None:
+        self._notes = notes
         self._held = [(note.__dict__, dict(note.__dict__)) for note in notes]
         self._inside = [
             (value, value.copy()) for _, before in self._held for value in before.values() if type(value) in _CONTAINERS
@@ -59,7 +63,15 @@ class Noted:
 
     def is_changed(self) -> bool:
         """Say whether one of them holds something else now."""
+        if not self._held:
+            return False
+        if any(note.__dict__ is not now for note, (now, _) in zip(self._notes, self._held, strict=True)):
+            return True
         return any(map(_differs, self._held)) or any(map(_differs, self._inside))
+
+    def now(self) -> "Noted":
+        """Give what they hold now."""
+        return Noted(self._notes) if self.is_changed() else self
 
     def put_back(self) -> None:
         """Let them hold what they held."""
@@ -74,7 +86,9 @@ def _differs(pair: tuple[Any, Any]) -> bool:
     if len(now) != len(before):
         return True
     if isinstance(now, dict):
+        if all(map(operator.is_, now.values(), before.values())) and list(now) == list(before):
+            return False
         return any(key not in before or value is not before[key] for key, value in now.items())
     if isinstance(now, list):
-        return any(a is not b for a, b in zip(now, before, strict=True))
+        return not all(map(operator.is_, now, before))
     return bool(now != before)

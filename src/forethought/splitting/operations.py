@@ -43,6 +43,7 @@ _SIZES = {"shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "
 _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
 
 _OWNERS = {"TensorBase": "Tensor", "torch._C._nn": "torch.nn.functional"}
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 Function = Callable[..., Any]
 
@@ -171,6 +172,6 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 def bare(tensor: torch.Tensor) -> torch.Tensor:
     """Give the tensor inside the wrappers that `torch.func` puts around it (vmap, grad)."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor

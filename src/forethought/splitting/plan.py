@@ -3,8 +3,8 @@
 Both halves follow the same tree of calls.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +20,12 @@ class Step:
     """What one recorded operation or whole call gives, in a form for any batch size."""
 
     made: list[tuple[Made, Form]]
-    changed: dict[int, tuple[Made, Form]]
+    changed: Mapping[int, tuple[Made, Form]]
     result: Any
-    captures: list[tuple[bool, int, int]] = field(default_factory=list)  # (from `changed`, position, crossing)
-    settles: list[int] = field(default_factory=list)  # crossings whose memory is final after this step
-    left: list[tuple[str, str, Any]] = field(default_factory=list)  # (path, name, value) to set on modules
-    reads: list[tuple[int, int]] = field(default_factory=list)  # (argument, crossing): to be taken before this step
+    captures: tuple[tuple[bool, int, int], ...] = ()  # (from `changed`, position, crossing)
+    settles: tuple[int, ...] = ()  # crossings whose memory is final after this step
+    left: Sequence[tuple[str, str, Any]] = ()  # (path, name, value) to set on modules
+    reads: tuple[tuple[int, int], ...] = ()  # (argument, crossing): to be taken before this step
 
     @property
     def needs_arguments(self) -> bool:
@@ -46,13 +46,13 @@ class CallStep:
 
     path: str
     whole: Step | None
-    children: dict[tuple[str, int], "CallStep"]
-    touching: list[OperationStep]  # operations that read a frozen value, in order
-    meeting: list[OperationStep]  # those of them that meet a placeholder in the head
-    trainable: list[OperationStep]  # operations that only the head runs, in order
+    children: Mapping[tuple[str, int], "CallStep"]
+    touching: Sequence[OperationStep]  # operations that read a frozen value, in order
+    meeting: Sequence[OperationStep]  # those of them that meet a placeholder in the head
+    trainable: Sequence[OperationStep]  # operations that only the head runs, in order
     inputs: list[Value | None]  # what it was given
     binds: dict[Value, int] | None  # given these arguments from the frontier, nothing inside needs watching in the head
-    draws: list[OperationStep] = field(default_factory=list)  # of random numbers, by constants alone, in order
+    draws: Sequence[OperationStep] = ()  # of random numbers, by constants alone, in order
 
     def walk(self) -> Iterator["CallStep"]:
         """Go through this call and every call inside."""

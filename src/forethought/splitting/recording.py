@@ -1,9 +1,11 @@
 """What one run of a model showed: its operations and the tree of calls in which they happened."""
 
 import enum
-from collections.abc import Iterator
+import functools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,14 @@ Value = tuple[int, int]
 
 MIXED = -1_000_000
 """Positions from here down: what a constant holds after an operation wrote frozen values into a view of its memory."""
+
+
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+"""Shared by the many calls and operations that have nothing to list: objects that stay cost Python's collector time."""
+
+
+def _nothing() -> Mapping[Any, Any]:
+    return NOTHING
 
 
 @dataclass(eq=False, slots=True)
@@ -83,10 +93,10 @@ class Operation:
     reads: list[Read]
     made: list[Made]
     result: Any  # the result, each tensor replaced by its position in `made`
-    changed: dict[int, Made]  # arguments written in place, by position in `reads`
+    changed: Mapping[int, Made]  # arguments written in place, by position in `reads`
     reads_values: bool  # gives Python a number made from frozen values
     gives_numbers: bool = False  # gives Python something that is no tensor
-    crossing: dict[int, int] = field(default_factory=dict)  # position in `reads` -> position in the frontier
+    crossing: Mapping[int, int] = field(default_factory=_nothing)  # position in `reads` -> position in the frontier
     lends_shape: bool = False  # reads only the shape of a frozen value
     is_again: bool = False  # frozen, but cheap: done again in the head, so that less is stored
     in_head: bool = False  # frozen, but the head runs it too, because Python decides by it
@@ -99,6 +109,22 @@ class Operation:
         return f"{shown_name(self.func)} in {where}"
 
 
+class Tells(NamedTuple):
+    """What a call and those inside it do, as far as it decides whether they may be taken as one step."""
+
+    sets_attributes: bool
+    leaves: bool
+    is_opaque: bool
+    trains: bool
+
+
+_tells = functools.cache(Tells)
+
+
+def _trains(operations: list[Operation]) -> bool:
+    return Label.TRAINABLE in [op.label for op in operations]
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """One call of one module, with everything that happened inside."""
@@ -106,26 +132,40 @@ class Call:
     path: str
     module: nn.Module
     parent: "Call | None"
-    children: dict[tuple[str, int], "Call"] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    children: Mapping[tuple[str, int], "Call"] = field(default_factory=_nothing)
     operations: list[Operation] = field(default_factory=list)  # every operation directly in this call
     made: list[Made] = field(default_factory=list)
     result: Any = None
-    changed: dict[int, Made] = field(default_factory=dict)
+    changed: Mapping[int, Made] = field(default_factory=_nothing)
     inputs: list[Value | None] = field(default_factory=list)
-    direct: set[Value] = field(default_factory=set)  # those of the inputs that are arguments themselves, not inside one
+    direct: Collection[Value] = ()  # those of the inputs that are arguments themselves, not inside one
     whole: bool = False
     sets_attributes: bool = False  # of its own module, to something with tensors
-    left: dict[str, Any] = field(default_factory=dict)  # attributes that it sets to something without
+    left: Mapping[str, Any] = field(default_factory=_nothing)  # attributes that it sets to something without
     opaque: bool = False  # something inside cannot be told from its operations alone
-    asked: list[Value] = field(default_factory=list)  # frozen values of which it told Python the size
+    asked: tuple[Value, ...] = ()  # frozen values of which it told Python the size
+    _tells: "Tells | None" = None
+    _open: tuple[dict[tuple[str, int], "Call"], dict[str, int]] | None = None  # the calls inside, and how many of each
 
     def child(self, path: str, module: nn.Module) -> "Call":
         """Open the next call of `path` made from inside this one."""
-        index = self.counts.get(path, 0)
-        self.counts[path] = index + 1
-        made = self.children[path, index] = Call(path, module, self)
+        if self._open is None:
+            self._open = {}, {}
+            self.children = self._open[0]
+        children, counts = self._open
+        index = counts.get(path, 0)
+        counts[path] = index + 1
+        made = children[path, index] = Call(path, module, self)
         return made
+
+    @property
+    def tells(self) -> "Tells":
+        """What it and the calls inside do beside computing; asked for once each of them has ended."""
+        if self._tells is None:
+            own = self.sets_attributes, bool(self.left), self.opaque, _trains(self.operations)
+            inner = [child.tells for child in self.children.values()]
+            self._tells = _tells(*map(any, zip(own, *inner, strict=True))) if inner else _tells(*own)
+        return self._tells
 
     def outermost_whole(self) -> "Call | None":
         """Find the largest whole call that contains this one."""
@@ -209,6 +249,10 @@ class Position:
     """Stands for a tensor in a recorded argument or result."""
 
     at: int
+
+
+position = functools.lru_cache(maxsize=1024)(Position)
+"""Give the mark of a position: the same object each time."""
 
 
 def forbid_leaks(operations: list[Operation], outputs: list[Value | None]) -> None:

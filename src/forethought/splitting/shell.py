@@ -24,7 +24,7 @@ from forethought import nesting
 from forethought.splitting.held import Held
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size})
-_SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")  # the shell has the very same
+SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")  # the shell has the very same
 # Wrappers that change where or how fast a model runs, not what it computes: the shell is of what they hold.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
@@ -122,6 +122,20 @@ def modules_of(body: nn.Module) -> list[nn.Module]:
     return [m for m in {id(m): m for m in known}.values() if not isinstance(m, torch.jit.ScriptModule)]
 
 
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Name every module, as `named_modules` does, but without a generator for each module on the way down."""
+    found: dict[nn.Module, str] = {}
+
+    def name(module: nn.Module, path: str) -> None:
+        found[module] = path
+        for key, child in module._modules.items():
+            if child is not None and child not in found:
+                name(child, f"{path}.{key}" if path else key)
+
+    name(model, "")
+    return found
+
+
 @dataclass(slots=True)
 class _Pair:
     """A module, its shell, and what the module held when the shell was last brought up to date."""
@@ -144,7 +158,7 @@ class Follower:
     def __init__(self, model: nn.Module) -> None:
         self._copier = _Copier(model, None)
         self.root = self._copier.root(model)
-        self._pairs = [_Pair(*entry, Held(entry[1], _SHARED)) for entry in self._copier.made.values()]
+        self._pairs = [_Pair(*entry, Held(entry[1], SHARED)) for entry in self._copier.made.values()]
 
     def follow(self, paths: Collection[str] | None = None) -> set[str]:
         """Bring the shell up to date; name the attributes that have changed ("_modules": a module itself).
@@ -156,7 +170,7 @@ class Follower:
         for pair in self._pairs:
             if (paths is None or pair.path in paths) and (names := pair.held.changed()):
                 self._update(pair, names)
-                pair.held = Held(pair.module, _SHARED)
+                pair.held = Held(pair.module, SHARED)
                 changed |= names
         return changed
 
@@ -196,7 +210,7 @@ class Scripted(nn.Module):
 class _Copier:
     def __init__(self, model: nn.Module, tensors: Callable[[Tensor], Tensor] | None) -> None:
         self._tensors = tensors
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names = {id(module): name for module, name in names_of(model).items()}
         self._scripted: dict[int, Scripted] = {}
         self.made: dict[int, tuple[str, nn.Module, nn.Module]] = {}
 
@@ -208,9 +222,9 @@ class _Copier:
         return made
 
     def module(self, module: nn.Module, path: str) -> nn.Module:
-        while (kind := _wraps(module)) is not None:
-            path = _join(self._names.get(id(module), path), kind)
-            module = getattr(module, kind)
+        while (inner := _wraps(module)) is not None:
+            path = _join(self._names.get(id(module), path), inner)
+            module = getattr(module, inner)
         if isinstance(module, torch.jit.ScriptModule):
             return self._script(module, path)
         if getattr(type(module), "has_shell", False):
@@ -222,10 +236,13 @@ class _Copier:
         self.made[id(module)] = path, module, made
         held = made.__dict__
         for name, value in module.__dict__.items():
-            if type(value) in _ATOMS or (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
+            kind = type(value)
+            if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
                 held[name] = value
-            elif type(value) is OrderedDict and not value and name not in _SHARED:
+            elif kind is OrderedDict and not value and name not in SHARED:
                 held[name] = OrderedDict()  # one of the many that are there for hooks
+            elif kind is list and _ATOMS.issuperset(map(type, value)):
+                held[name] = value.copy()
             else:
                 held[name] = self.attribute(name, value, path)
         held["_compiled_call_impl"] = _Call(made, path, self._origin(module, made))
@@ -243,7 +260,7 @@ class _Copier:
             return value
         if name in {"_parameters", "_buffers"}:
             return value if self._tensors is None else self._own(value)
-        if name in _SHARED and self._tensors is None:
+        if name in SHARED and self._tensors is None:
             return value
         if name == "_modules":
             return {key: self._value(child, _join(path, key)) for key, child in value.items()}
@@ -274,8 +291,9 @@ class _Copier:
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__, path))
         if kind is functools.partial:
-            parts = self._value([value.func, list(value.args), value.keywords], path)
-            return functools.partial(parts[0], *parts[1], **parts[2])
+            args = [self._value(arg, f"{path}[1][{at}]") for at, arg in enumerate(value.args)]
+            keywords = self._value(value.keywords, f"{path}[2]") if value.keywords else {}
+            return functools.partial(self._value(value.func, f"{path}[0]"), *args, **keywords)
         if kind is types.FunctionType and value.__closure__:
             return self._function(value, path)
         if kind is defaultdict:

@@ -4,9 +4,8 @@ Trials run on a shell of the model, with buffers and random state put back after
 is recorded on three samples and on two, and both halves run once on the two.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +20,9 @@ from forethought.errors import (
     SplitError,
 )
 from forethought.probing.generators import drawn_in_turns
+from forethought.splitting.doubts import DoubtedError
 from forethought.splitting.frontier import Recorder
+from forethought.splitting.holdings import Holdings
 from forethought.splitting.inputs import batch_of, inputs_of
 from forethought.splitting.joining import make_plan
 from forethought.splitting.moving import drawn_apart
@@ -59,7 +60,7 @@ def record_plan(
             trials.demand_no_memory()
             plan.told = "" if trials.told is None else str(trials.told)
             return plan
-        except _DoubtedError as doubted:
+        except DoubtedError as doubted:
             trials.sizes |= doubted.values
             trials.moving += doubted.moving
             trials.drawn |= doubted.drawn
@@ -75,30 +76,12 @@ def record_plan(
     )
 
 
-class _DoubtedError(Exception):
-    """The recorded runs show something that has to be known before a model is recorded: record it again.
-
-    Python is told sizes that nothing foretells, or frozen code reads a buffer that moves, or numbers that are drawn.
-    """
-
-    def __init__(
-        self,
-        values: frozenset[Value] = frozenset(),
-        moving: Sequence[Read] = (),
-        drawn: Mapping[int, Label] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(f"{len(values)} sizes, {len(moving)} buffers, {len(drawn)} draws")
-        self.values = values
-        self.moving = moving
-        self.drawn = drawn
-
-
 def _recorded(trials: "_Trials", as_given: bool) -> Plan:
     trials.begin()
     if not as_given:
         try:
             return trials.quick()
-        except (NothingFrozenError, _DoubtedError):
+        except (NothingFrozenError, DoubtedError):
             raise
         except Exception:  # whatever a model says of a batch that it cannot take: the thorough way decides
             pass
@@ -137,11 +120,13 @@ class _Trials:
         self._body: nn.Module | None = None
         self._state: State  # of the body, as no trial has left it
         self._kept: untouched | None = None
+        self._holdings: Holdings | None = None  # of the body
         self._draws = False
         self._draws_elsewhere = False  # in Python, numpy, or by a generator of a module
         self._ended: Any = None  # what these generators held after the last run
         self._keeps_state = False
         self._writes: set[str] = set()
+        self._next: list[list[Tensor]] = []  # what the example gave when it was recorded, and in the next runs
 
     def begin(self) -> None:
         """Begin anew, on a body that no failed trial has written on."""
@@ -164,7 +149,7 @@ class _Trials:
         for vary in (varied, rolled):
             runs = [few if size == _FEW else resized(vary(few, _FEW), _FEW, size) for size in sizes]
             try:
-                recordings = [self.record(inputs) for inputs in runs]
+                recordings = [self.record(i, is_example=i is few and self._batch == _FEW) for i in runs]
                 plan = self._plan(recordings, sizes)
             except ReplayDriftError:
                 # Other rows may take another path, which is no fault as long as each batch is seen to take its own.
@@ -188,7 +173,7 @@ class _Trials:
         example = resized(self.inputs, self._batch, batch)
         try:
             return self._thorough(example, batch)
-        except (NothingFrozenError, _DoubtedError):
+        except (NothingFrozenError, DoubtedError):
             raise
         except ForethoughtError:
             if self._batch >= _FEW:
@@ -232,22 +217,28 @@ class _Trials:
     def _plan(self, recordings: list[Recording], sizes: list[int]) -> Plan:
         plan = make_plan(recordings, sizes, self._arguments)
         if plan.doubts:
-            raise _DoubtedError(plan.doubts)
+            raise DoubtedError(plan.doubts)
         plan.moving, plan.stale = self.moving, self.stale
         return plan
 
-    def record(self, tensors: list[Tensor]) -> Recording:
+    def record(self, tensors: list[Tensor], is_example: bool = False) -> Recording:
+        """Run the model watched. If these are the example's samples, see whether the next run gives the same."""
         with self._trial() as (body, _):
             args, kwargs = self._filled(tensors)
             moved = [tensor for tensor in (read.now() for read in self.moving) if tensor is not None]
-            recording = Recorder(body, self._at, self.is_thrifty, self.sizes, moved, self.drawn).record(args, kwargs)
+            if self._holdings is None or not self._holdings.is_current():
+                self._holdings = Holdings(body)
+            recorder = Recorder(body, self._at, self.is_thrifty, self.sizes, moved, self.drawn, self._holdings)
+            recording = recorder.record(args, kwargs)
+        if is_example and self._state.changed():
+            self._next = [[tensor.clone() for tensor in recording.outputs], *self._afterwards(body, tensors)]
         self._note_state()
         moving = [] if self.stale else recording.moving
         apart, told = drawn_apart(recording.operations[: recording.last + 1])
         self.told = told or self.told
         drawn = dict.fromkeys(apart, Label.TRAINABLE) | dict.fromkeys(recording.drawn, Label.FROZEN)
         if moving or not drawn.items() <= self.drawn.items():
-            raise _DoubtedError(moving=moving, drawn=drawn)
+            raise DoubtedError(moving=moving, drawn=drawn)
         return recording
 
     def _check_unwatched(self, plan: Plan, inputs: list[Tensor], company: list[Tensor]) -> None:
@@ -342,23 +333,33 @@ class _Trials:
         Raises:
             SplitError: it does not: what it keeps in Python is another thing in either half.
         """
-        if not self._keeps_state:
+        if not self._keeps_state or (self._next and all(_all_same(self._next[0], other) for other in self._next[1:])):
             return
         self._body = None
-        body, runs = self._fresh(), []
-        others = varied(rolled(self.inputs, self._batch), self._batch)  # a mean of equals is equal: not so of others
-        for inputs in (self.inputs, self.inputs, others, self.inputs):
-            with torch.inference_mode(False), eagerly(), self._kept or untouched(body):
-                args, kwargs = self._filled(inputs)
-                runs.append(nesting.tensors(body(*args, **kwargs)))
+        body = self._fresh()
+        runs = [self._outputs(body, self.inputs), *self._afterwards(body, self.inputs)]
         self._body = None
-        if not (_all_same(runs[0], runs[1]) and _all_same(runs[0], runs[3])):
+        if not all(_all_same(runs[0], other) for other in runs[1:]):
             names = ", ".join(sorted(self._writes - {"_buffers"})[:4])
             raise SplitError(
                 f"Cannot split {type(self._model).__name__}: expected it to give the same twice, got other outputs the "
                 f"second time: its forward changes attributes that it reads ({names}). Keep such a state in a buffer: "
                 "self.register_buffer(name, tensor)"
             )
+
+    def _afterwards(self, body: nn.Module, inputs: list[Tensor]) -> list[list[Tensor]]:
+        """Run a body on the same inputs as in the run before, and once more after a run on others."""
+        again = self._outputs(body, inputs)
+        batch = batch_of(inputs)
+        self._outputs(body, varied(rolled(inputs, batch), batch))  # a mean of equals is equal: not so of others
+        return [again, self._outputs(body, inputs)]
+
+    def _outputs(self, body: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+        """Run a body as the run before has left it, with nobody watching."""
+        self._kept = self._kept or untouched(body)
+        with torch.inference_mode(False), eagerly(), self._kept:
+            args, kwargs = self._filled(inputs)
+            return [tensor.detach().clone() for tensor in nesting.tensors(body(*args, **kwargs))]
 
     def _has_fast_path(self) -> bool:
         """Say whether torch may choose another kernel for a module when nobody watches."""
@@ -376,7 +377,7 @@ class _Trials:
     def _fresh(self) -> nn.Module:
         """Give a body as the model is: the last trial's, where that left nothing on it."""
         if self._body is None:
-            self._body, self._kept = shell(self._model), None
+            self._body, self._kept, self._holdings = shell(self._model), None, None
             self._state = State(self._body)
         return self._body
 
@@ -385,7 +386,8 @@ class _Trials:
         if changed:
             self._keeps_state = True
             self._writes |= changed
-            self._body = None
+            if not self._state.put_back(changed):
+                self._body = None
 
     def _filled(self, tensors: list[Tensor]) -> Any:
         return nesting.replace(self._arguments, lambda position: tensors[position.at].clone(), Position)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import ShapeError
-from forethought.splitting.frontier import Tracker
 from forethought.splitting.levels import Level, Walk, filled
 from forethought.splitting.operations import Function, draws, func_name, is_about, shape_only
 from forethought.splitting.placeholder import Placeholder, run_on
 from forethought.splitting.plan import CallStep, OperationStep, Plan, Step
 from forethought.splitting.recording import Label
+from forethought.splitting.tracker import Tracker
 
 
 class Finished(BaseException):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from forethought.identifying.tensors import as_numbers
 from forethought.probing.chance import Alone
 from forethought.probing.generators import Elsewhere, generators_of
-from forethought.splitting.held import Held, tensors_of
+from forethought.splitting.held import Deep, Held, tensors_of
 from forethought.splitting.notes import Noted, notes_of
-from forethought.splitting.shell import modules_of
+from forethought.splitting.shell import SHARED, modules_of
 
 _HELD_ELSEWHERE = ("_parameters", "_modules")
 
@@ -23,11 +23,25 @@ class State:
     """What the modules of a shell hold beside tensors in place."""
 
     def __init__(self, body: nn.Module) -> None:
-        self._held = [Held(module, _HELD_ELSEWHERE) for module in modules_of(body)]
+        modules = modules_of(body)
+        self._held = [Held(module, _HELD_ELSEWHERE) for module in modules]
+        self._deep = [Deep(module, (*_HELD_ELSEWHERE, *SHARED)) for module in modules]
 
     def changed(self) -> set[str]:
         """Name the attributes that are not what they were."""
         return {name for held in self._held for name in held.changed()}
+
+    def put_back(self, changed: set[str]) -> bool:
+        """Give the modules what they held, where all that may have changed is seen; say so.
+
+        Args:
+            changed: The names of the attributes that are others now.
+        """
+        if not changed.isdisjoint(SHARED) or any(deep.is_changed() for deep in self._deep):
+            return False
+        for held in self._held:
+            held.put_back()
+        return True
 
 
 class untouched:  # noqa: N801  (a context manager, read as an adjective)

@@ -7,28 +7,40 @@ import dis
 import functools
 from typing import Any
 
+from torch import nn
+
 from forethought import nesting
 from forethought.splitting.recording import Call, Label
 
 
 def is_whole(call: Call, output: Any) -> bool:
     """Say whether a call that has just ended, and gave this, may be taken as one step."""
-    if any(m._forward_hooks or m._forward_pre_hooks for m in call.module.modules()):
-        return False  # a hook may carry values elsewhere
     if not nesting.is_plain(output) or not call.made:
         return False
     if any(made.label is not Label.FROZEN or made.value is None for made in call.made):
         return False
-    inner = list(call.walk())
-    if any(one.sets_attributes for one in inner):
-        return False  # the head may read what it leaves on a module
-    if any(one.left and not _is_found(call, one) for one in inner):
+    tells = call.tells
+    if tells.trains or tells.sets_attributes or _is_hooked(call.module, set()):
+        return False  # the head may read what it leaves on a module; a hook may carry values elsewhere
+    if tells.leaves and any(one.left and not _is_found(call, one) for one in call.walk()):
         return False
-    if any(one.opaque for one in inner) and (
-        _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in inner)
-    ):
-        return False  # a number made from values, given or left on a module: the head must make its own
-    return not any(op.label is Label.TRAINABLE for one in inner for op in one.operations)
+    return not tells.is_opaque or not (
+        # A number made from values, given or left on a module: the head must make its own.
+        _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in call.walk())
+    )
+
+
+def _is_hooked(module: nn.Module, seen: set[int]) -> bool:
+    """Say whether a module, or one inside it, has hooks of its forward."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return True
+    for child in module._modules.values():
+        if child is None or id(child) in seen:
+            continue
+        seen.add(id(child))
+        if (_is_hooked(child, seen)) if child._modules else (child._forward_hooks or child._forward_pre_hooks):
+            return True
+    return False
 
 
 def _is_found(outer: Call, inner: Call) -> bool:
