@@ -315,11 +315,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=3, help="Of each store.")
     parser.add_argument("--scene", choices=SCENES, nargs="*", default=list(SCENES))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     total = Counter()
-    for name, counted in run_rounds(asked.rounds, asked.seed, asked.scene).items():
+    for name, counted in run_rounds(asked.rounds, asked.seed, asked.scene, asked.kills).items():
         print(f"{name:<22}", dict(counted), flush=True)
         total.update(counted)
     print(f"{'all':<22}", dict(total))

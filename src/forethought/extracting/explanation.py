@@ -1,6 +1,7 @@
 """Why rows of a data set are not in a store: which part of the identity is another one, and since when."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -176,7 +177,10 @@ def _compare(parts: Mapping[str, str], is_known: bool, recorded: Sequence[Record
 
 
 def _said(what: str, compared: Comparison) -> str:
-    when = _NO_TIME if compared.since is None else f"{datetime.fromtimestamp(compared.since):%Y-%m-%d %H:%M}"
+    when = _NO_TIME
+    if compared.since is not None:
+        with suppress(ValueError, OverflowError, OSError):  # a date that no calendar has
+            when = f"{datetime.fromtimestamp(compared.since):%Y-%m-%d %H:%M}"
     if compared.is_known:
         return f"{what}: as it was recorded"
     if compared.of is None:

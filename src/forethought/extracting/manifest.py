@@ -102,7 +102,11 @@ class Manifest:
             self.file_of.shape == (len(self.keys),)
             and bool(((self.file_of >= 0) & (self.file_of < len(self.files))).all())
         )
-        return rows and paired and all(isinstance(path, str) for path, _ in self.files)
+        shared = all(type(at) is int and 0 <= at < len(self.files) for at in self.shared)
+        told = isinstance(self.facts, dict) and all(
+            isinstance(path, str) and "\0" not in path for path, _ in self.files
+        )
+        return rows and paired and shared and told
 
 
 def name_of(parts: Mapping[str, str]) -> str:

@@ -154,7 +154,7 @@ class Roll:
         """Take over how samples differ in size; say whether all is known of that."""
         try:
             widths = Widths.from_json(known.facts.get("widths", []))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
         self._samples.widths.update(widths)
         return (self._samples.unevenness is None) == ("widths" not in known.facts)

@@ -100,12 +100,19 @@ def files_in(store: Store, folder: str) -> list[File]:
 def files_below(store: Store, folder: str) -> list[File]:
     """List the files of a folder and of the folders in it. Raises as `files_in` does."""
     if store.place.folder is not None:
-        inside = [f"{folder}/{entry.name}".lstrip("/") for entry in _entries(store, folder) if entry.is_dir()]
+        inside = [f"{folder}/{entry.name}".lstrip("/") for entry in _entries(store, folder) if _is_folder(entry)]
         return [file for each in (folder, *inside) for file in files_in(store, each)]
     try:
         return sorted((File(path, *stamp) for path, stamp in store.place.files(folder)), key=lambda file: file.path)
     except OSError as err:
         raise listing_failed(store.place, folder, err) from err
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _entries(store: Store, folder: str) -> list[os.DirEntry[str]]:
