@@ -112,10 +112,12 @@ TABLE = {
     "samples.columns": set(),
     "samples.batch": {"columns", "identifying.identity", "identifying.tensors", "nesting", "shapes.padding"},
     "samples.unevenness": {"batch", "measuring", "nesting", "shapes.padding", "targets"},
-    "samples.joints": {"batch", "measuring", "nesting", "reading", "search", "unevenness"},
+    "samples.precedents": {"batch", "measuring", "nesting", "shapes.padding", "unevenness"},
+    "samples.joints": {"batch", "measuring", "nesting", "precedents", "reading", "search", "unevenness"},
+    "samples.kinds": set(),
     "samples.dataset": {
-        "batch", "columns", "identifying.account", "joints", "probing.chance", "reading", "shapes.padding", "targets",
-        "unevenness", "watching",
+        "batch", "columns", "identifying.account", "joints", "kinds", "precedents", "probing.chance", "reading",
+        "shapes.padding", "targets", "unevenness", "watching",
     },
     "probing.blame": {"dispatch", "identifying.identity", "nesting", "splitting.shell", "splitting.untouched"},
     "probing.rounding": {"dispatch"},
@@ -159,10 +161,19 @@ TABLE = {
         "capturing", "feed", "identifying.identity", "samples.batch", "samples.dataset", "speedups",
         "splitting.replay", "store", "ways",
     },
+    "extracting.soundness": {"store"},
+    "extracting.kinship": {
+        "calibration", "feed", "identifying.identity", "nesting", "precision", "rowbytes", "samples.batch",
+        "samples.precedents", "samples.unevenness", "shapes.forms", "shapes.padding", "soundness", "store",
+    },
+    "extracting.standing": {
+        "identifying.fingerprint", "kinship", "nesting", "precision", "samples.batch", "samples.dataset",
+        "samples.unevenness", "shapes.padding", "store",
+    },
     "extracting.frozen": {
-        "accuracy", "calibration", "feeding", "identifying.fingerprint", "layouts", "nesting", "pace", "precision",
+        "accuracy", "calibration", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace", "precision",
         "probing.purity", "rowbytes", "samples.batch", "samples.dataset", "samples.unevenness", "shapes.forms",
-        "shapes.padding", "splitting.placement", "splitting.replay", "store", "ways",
+        "splitting.placement", "splitting.replay", "standing", "store", "ways",
     },
     "extracting.manifest": {"identifying.identity", "identifying.tensors", "samples.watching"},
     "extracting.roll": {
@@ -172,7 +183,8 @@ TABLE = {
     "extracting.division": {"identifying.identity", "store"},
     "extracting.extraction": {
         "division", "energy", "features", "feed", "frozen", "identifying.tensors", "ledger", "outcome", "precision",
-        "roll", "samples.dataset", "samples.unevenness", "splitting.replay", "store", "views", "ways",
+        "roll", "samples.batch", "samples.dataset", "samples.unevenness", "shapes.forms", "soundness",
+        "splitting.replay", "store", "views", "ways",
     },
     "extracting.live": {
         "feed", "frozen", "nesting", "samples.dataset", "samples.targets", "samples.unevenness", "shapes.forms",
@@ -180,7 +192,8 @@ TABLE = {
     },
     "extracting.writethrough": {
         "extraction", "features", "feed", "frozen", "live", "roll", "samples.batch", "samples.dataset",
-        "samples.targets", "samples.unevenness", "shapes.forms", "shapes.padding", "splitting.halves", "store",
+        "samples.targets", "samples.unevenness", "shapes.forms", "shapes.padding", "soundness", "splitting.halves",
+        "store",
     },
     "extracting.otherwise": {"precision", "store", "ways"},
     "extracting.explanation": {

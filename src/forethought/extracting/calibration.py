@@ -77,6 +77,15 @@ class Trial:
             yield from self._samples.first(self._most)
 
 
+def stored_alike(dtype: str | None, frontier: tuple[FrontierTensor, ...]) -> Stored:
+    """Say how rows are stored whatever they are: exactly, or rounded to a shorter float."""
+    if dtype is None or not any(gets_smaller(tensor, dtype) for tensor in frontier):
+        return Stored("exact", frontier, (None,) * len(frontier))
+    rounded = _ROUNDED[dtype]
+    codings = [Rounded(t.dtype, rounded) if gets_smaller(t, dtype) else None for t in frontier]
+    return Stored(dtype, frontier, tuple(codings))
+
+
 def choose_stored(
     dtype: str | None, fingerprint: str, frontier: tuple[FrontierTensor, ...], store: Store, trial: Trial
 ) -> Stored:
@@ -103,13 +112,9 @@ def known_stored(
     dtype: str | None, fingerprint: str, frontier: tuple[FrontierTensor, ...], store: Store, count: int | None
 ) -> Stored | None:
     """Say how a trunk's rows are stored, where that is known without a trial of `count` samples; else None."""
-    if dtype is None or not any(gets_smaller(tensor, dtype) for tensor in frontier):
-        return Stored("exact", frontier, (None,) * len(frontier))
-    if dtype == "int8":
+    if dtype == "int8" and any(gets_smaller(tensor, dtype) for tensor in frontier):
         return _with_scales(store.note(_key(fingerprint)), frontier, count)
-    rounded = _ROUNDED[dtype]
-    codings = [Rounded(t.dtype, rounded) if gets_smaller(t, dtype) else None for t in frontier]
-    return Stored(dtype, frontier, tuple(codings))
+    return stored_alike(None if dtype == "int8" else dtype, frontier)
 
 
 def _key(fingerprint: str) -> str:

@@ -119,6 +119,7 @@ def explain(
 
 
 def _explained(trunk: FrozenPart, samples: Samples, store: Store) -> Explanation:
+    trunk.meet(store, [samples])
     roll = Roll(samples, store)
     split = trunk.split_for(samples)
     fingerprint = fingerprint_of(split.plan)
@@ -134,7 +135,8 @@ def _explained(trunk: FrozenPart, samples: Samples, store: Store) -> Explanation
     otherwise = [(way.name, rows) for way in others if (rows := _stored(way.table, roll.keys))]
     is_known = bool(ways) or fingerprint in store.tables()
     compared = _compare(parts_of(split.plan, trunk.model), is_known, _tables(store))
-    stored = 0 if table is None else _stored(table, roll.keys)
+    held = trunk.standing.held(roll.keys, samples.example(2), fingerprint if table is None else table.fingerprint)
+    stored = int((held if table is None else held | (table.locate(roll.keys)[:, 0] >= 0)).sum())
     return Explanation(len(roll.keys), stored, compared, data, files, tuple(otherwise))
 
 

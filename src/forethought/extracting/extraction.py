@@ -23,15 +23,18 @@ from forethought.extracting.frozen import FrozenPart, MistakenNoteError
 from forethought.extracting.outcome import ExtractionReport
 from forethought.extracting.precision import Dtype
 from forethought.extracting.roll import Read, Reading, Roll
+from forethought.extracting.soundness import find_sound
 from forethought.extracting.ways import TOLERANCE, check_speed
 from forethought.features import Features
-from forethought.feed import count_entries
+from forethought.feed import count_entries, evened
 from forethought.identifying.tensors import KEY_BYTES
 from forethought.ledger import Phase, phase_in, price_of_reuse, record_run, run_facts
+from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
+from forethought.shapes.forms import FrontierTensor
 from forethought.splitting.replay import At, Split
-from forethought.store import DamagedSegmentError, Store, Table
+from forethought.store import Store, Table
 from forethought.views import View
 
 _SEGMENT_BYTES = 64 * 2**20
@@ -160,7 +163,9 @@ def gather(
         rolls = list(begun.rolls)
         while True:
             try:
-                rolls = rolls or [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
+                if not rolls:
+                    trunk.meet(store, drawn)
+                    rolls = [Roll(each, store, repeats=each is not drawn[0]) for each in drawn]
                 job = _Extraction(trunk, store, drawn[0], segment_rows, progress, phase)
                 job.rows_computed = begun.rows_computed
                 if trunk.speed is not None and trunk.speed.way.batch_size is not None:
@@ -169,7 +174,7 @@ def gather(
                 places = [job.fill(roll) for roll in rolls]
                 break
             except MistakenNoteError:
-                trunk.believes = False
+                rolls = [] if trunk.mistake(drawn) else rolls
             except UnforeseenSizesError:  # these samples are looked at now, and decide how rows are laid out
                 rolls = []
                 trunk.restart()
@@ -206,7 +211,7 @@ def gather(
     return Features(
         job.table,
         views_of_rows,
-        job.frontier,
+        job.fed(drawn, places),
         report,
         trunk.split_on(drawn[0]),
         drawn[0],
@@ -229,6 +234,7 @@ class _Extraction:
     ) -> None:
         self.table, self.frontier = trunk.table(store, samples)
         self.rows_computed = 0
+        self.rows_borrowed = 0  # copied from other tables
         self._trunk = trunk
         self._store = store
         self._segment_rows = segment_rows
@@ -248,10 +254,10 @@ class _Extraction:
             if roll.unknown is not None and bool(((places[:, 0] < 0) & ~roll.unknown).any()):
                 self._check_writable()
             while lacking is None or len(lacking):
-                before = self.rows_computed
+                before = self.rows_computed + self.rows_borrowed
                 self._pass(roll, lacking, division)
                 places, lacking = self._find(roll)
-                if self.rows_computed > before:
+                if self.rows_computed + self.rows_borrowed > before:
                     attempts += lacking is not None and len(lacking) > 0
                     _check_attempts(attempts, self.table.url)
                 while lacking is not None and len(lacking) and not division.wait(lacking):
@@ -260,6 +266,12 @@ class _Extraction:
         finally:
             division.release()
         return places
+
+    def fed(self, drawn: Sequence[Samples], places: Sequence[NDArray[np.int64]]) -> tuple[FrontierTensor, ...]:
+        """Give the tensors of a row as they are fed: of one shape where samples do not differ, wherever they lie."""
+        if not all(samples.is_taken_for_uneven for samples in drawn):
+            return self.frontier
+        return evened(self.table, self.frontier, np.concatenate(places))
 
     def _check_writable(self) -> None:
         """Find out before samples are read and rows computed that they cannot be kept."""
@@ -272,9 +284,7 @@ class _Extraction:
         """Find the place of each row, and the samples that must be read: None for all of an iterable."""
         if roll.unknown is None:
             return np.empty((0, 2), np.int64), None
-        places = self.table.locate(roll.keys)
-        while drop_damaged(self.table, places):
-            places = self.table.locate(roll.keys)
+        places = find_sound(self.table, roll.keys)
         return places, roll.to_read((places[:, 0] < 0) | roll.unknown)
 
     def _pass(self, roll: Roll, indices: NDArray[np.int64] | None, division: Division) -> None:
@@ -296,10 +306,13 @@ class _Extraction:
                         writer = self.table.writer(
                             segment_rows=whole_batches(self.table, len(keys), self._segment_rows)
                         )
+                    missing = self._borrow(writer, keys, batch, missing)
+                if len(missing):
                     part = batch if len(missing) == len(keys) else batch.select(torch.from_numpy(missing))
                     with self._trunk.placed():
                         writer.append(keys[missing], self._trunk.rows(part, where[missing]))
                     self.rows_computed += len(missing)
+                if writer is not None:
                     if writer.rows_written > stored:  # these rows are found in the table from now on
                         stored, fresh = writer.rows_written, self._unstored(fresh)
                     self._phase.add(rows_computed=self.rows_computed)
@@ -315,6 +328,18 @@ class _Extraction:
                     told = {"rows": writer.rows_written, "size_bytes": writer.bytes_written}
                     self._phase.aside("write", writer.write_s, **told)
         self.table.refresh()
+
+    def _borrow(
+        self, writer: Any, keys: NDArray[np.uint8], batch: Batch, missing: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Copy rows that lie in other tables of the model; give those that do not."""
+        left = np.ones(len(missing), bool)
+        standing, table = self._trunk.standing, self.table.fingerprint
+        for at, columns in standing.lent(keys, batch, missing, self._trunk.stored, table):
+            writer.append(keys[missing[at]], columns)
+            left[at] = False
+        self.rows_borrowed += int((~left).sum())
+        return missing[left]
 
     def _missing(self, keys: NDArray[np.uint8], fresh: set[bytes]) -> NDArray[np.int64]:
         """Find the rows to compute: neither stored, nor met before in this pass."""
@@ -358,19 +383,6 @@ def whole_batches(table: Table, batch: int, wanted: int | None = None) -> int:
     row = max(1, sum(column.row_bytes for column in table.columns))
     wanted = wanted or max(_SEGMENT_BYTES // row, 1)
     return wanted // batch * batch if wanted > batch else wanted
-
-
-def drop_damaged(table: Table, places: NDArray[np.int64]) -> bool:
-    """Read every segment that is to be served; leave out those whose bytes are not what was written."""
-    damaged = False
-    for number in np.unique(places[places[:, 0] >= 0, 0]):
-        try:
-            for column in table.columns:
-                table.segment(int(number)).column(column.name)
-        except DamagedSegmentError as err:
-            table.drop(int(number), err)
-            damaged = True
-    return damaged
 
 
 def _check(segment_rows: int | None, views: int | None) -> None:

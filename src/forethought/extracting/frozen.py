@@ -4,37 +4,34 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from forethought import nesting
 from forethought.errors import (
     IdentityError,
-    ImpureTrunkError,
-    PaddingError,
-    ReplayDriftError,
-    ShapeError,
     SplitError,
     StoreError,
 )
 from forethought.extracting.accuracy import measure, report_of
 from forethought.extracting.calibration import Trial, choose_stored, known_stored
 from forethought.extracting.feeding import check_head
+from forethought.extracting.kinship import frontier_in
 from forethought.extracting.layouts import Padded, cut_rows, find_layouts
 from forethought.extracting.pace import Pace
 from forethought.extracting.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.extracting.rowbytes import bytes_of, columns_of
+from forethought.extracting.standing import Standing, padding_tried
 from forethought.extracting.ways import SpeedReport
-from forethought.identifying.fingerprint import fingerprint_of, model_key, parts_of
+from forethought.identifying.fingerprint import fingerprint_of, parts_of
 from forethought.probing.purity import check_number, check_still, probe, rows_of
 from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
 from forethought.shapes.forms import FrontierTensor, Rows
-from forethought.shapes.padding import Leaf
 from forethought.splitting.placement import devices_of
 from forethought.splitting.replay import At, Split, split
 from forethought.store import Ragged, Store, Table, warn_not_kept
@@ -90,16 +87,38 @@ class FrozenPart:
         self._example: Batch | None = None
         self._believed: str | None = None  # the fingerprint that a note gave
         self._facts: dict[str, Any] | None = None
+        cut = _paths(at) if self._given is None else self._given.at
+        self.standing = Standing(self.model, cut, self.device)
         self.refused: StoreError | None = None  # why a note was not written: a complete hit can do without
+
+    def meet(self, store: Store, drawn: Sequence[Samples]) -> None:
+        """Have samples, of which nothing was read, taken to differ in size as those do among which their rows are."""
+        is_shared = self.believes and self.pace.is_exact and self._dtype != "int8"
+        self.standing.meet(store, drawn, self._dtype, is_shared=is_shared)
+
+    def mistake(self, drawn: Sequence[Samples]) -> bool:
+        """Believe no note from now on; say whether samples must be looked at anew."""
+        self.believes = False
+        is_left = self.standing.leave_precedent(drawn)
+        if is_left:
+            self.restart()
+        return is_left
 
     def table(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
         """Find the table of this trunk's rows; where the store knows the model as it stands, without running it."""
+        with self.standing.precedent_left(samples):
+            table, frontier = self._found(store, samples)
+        if self._example is not None:
+            self._keep(partial(self.standing.note, self._example, samples))
+        return table, frontier
+
+    def _found(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
         example = self._example = samples.example(_PROBE_ROWS)
         self.measures = 0 if example.padding is None else example.padding.count
         different = len({key.tobytes() for key in example.row_keys()})
-        key = self._key(example)
-        known = store.note(key) if key and self.believes else None
-        frontier = _frontier_of(known) if known is not None else None
+        key = self.standing.key(example)
+        known = store.note(key) if key and self.believes and self._given is None else None
+        frontier = frontier_in(known) if known is not None else None
         if known is not None and known.get("as_joined") is True and samples.take_as_joined():
             raise UnforeseenSizesError
         if (
@@ -111,7 +130,7 @@ class FrozenPart:
             self._believed = str(known["trunk"])
             return self._table(store, samples, self._believed, frontier), frontier
         self._believed = None
-        with self.placed(), self._padding_tried(samples, lambda: self._write_note(store, key, {"as_joined": True})):
+        with self.placed(), padding_tried(samples, lambda: self._write_note(store, key, {"as_joined": True})):
             split = self.split()
             if self._given is not None:
                 self._stretch(split, example.to(self.device))
@@ -127,17 +146,6 @@ class FrozenPart:
         self._write_note(store, fingerprint, probed)
         self._write_note(store, key, self._facts)
         return table, frontier
-
-    @contextmanager
-    def _padding_tried(self, samples: Samples, note: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Where rows depend on padding that all batches have alike, have it taken for part of the samples."""
-        try:
-            yield
-        except (ImpureTrunkError, PaddingError, ReplayDriftError, ShapeError) as err:
-            if not samples.take_as_joined():
-                raise
-            note()
-            raise UnforeseenSizesError from err
 
     def _laid_out(self, split: Split, example: Batch) -> tuple[FrontierTensor, ...]:
         """Say how rows differ in size, where samples do, and check that padding changes none."""
@@ -194,11 +202,11 @@ class FrozenPart:
         }
         if self.speed is not None and run != fingerprint:
             facts |= {"trunk": fingerprint, "speed": self.speed.way.name}
+        columns = columns_of(stored, self.measures)
         if stored.is_exact:
-            return store.table(key, columns_of(stored, self.measures), facts)
-        table = store.table(
-            key, columns_of(stored, self.measures), facts | {"trunk": fingerprint, "stored": stored.dtype}
-        )
+            return self.standing.opened(key, columns) or store.table(key, columns, facts)
+        facts |= {"trunk": fingerprint, "stored": stored.dtype}
+        table = self.standing.opened(key, columns) or store.table(key, columns, facts)
         self._measured = (store.note(key) or {}).get("precision")
         if self._measured is None and table.rows == 0:
             with self.placed():
@@ -236,37 +244,27 @@ class FrozenPart:
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
+        self.standing.forget()
         if self._facts is not None and self._example is not None:
-            self._write_note(store, self._key(self._example), self._facts)
+            self._write_note(store, self.standing.key(self._example), self._facts)
         if self.refused is not None:
             warn_not_kept(self.refused)
 
     def _write_note(self, store: Store, key: str | None, facts: dict[str, Any]) -> None:
         if key and store.is_writable:
-            try:
-                store.write_note(key, facts)
-            except StoreError as err:
-                self.refused = err
+            self._keep(lambda: store.write_note(key, facts))
 
-    def _key(self, example: Batch) -> str | None:
-        """Identify the model as it stands; None if something in it does not show its content."""
-        if self._given is not None:
-            return None
-        leaves = [Leaf()] * len(example.tensors) if example.padding is None else example.padding.leaves
-        forms = [
-            (leaf.without_sizes(t.shape[1:]), str(t.dtype)) for leaf, t in zip(leaves, example.tensors, strict=True)
-        ]
-        shape = nesting.outline((example.args, example.kwargs))
+    def _keep(self, write: Callable[[], None]) -> None:
         try:
-            return model_key(self.model, _paths(self._at), (forms, shape), self.device.type)
-        except IdentityError:
-            return None
+            write()
+        except StoreError as err:
+            self.refused = err
 
     def split_for(self, samples: Samples) -> Split:
         """The split, recorded on a few of these samples."""
         example = self._example = samples.example(_PROBE_ROWS)
         self.measures = 0 if example.padding is None else example.padding.count
-        with self._padding_tried(samples):
+        with self.standing.precedent_left(samples), padding_tried(samples):
             if self._given is not None:
                 self._stretch(self._given, example)
                 self._given.renew()
@@ -334,7 +332,7 @@ class FrozenPart:
             ImpureTrunkError: a row depends on chance or on its batch.
         """
         example = self._example = samples.example(_PROBE_ROWS)
-        with self.placed(), self._padding_tried(samples):
+        with self.placed(), padding_tried(samples):
             split = self.split()
             if self._given is not None:
                 self._stretch(split, example.to(self.device))
@@ -373,14 +371,6 @@ class FrozenPart:
 
 def _paths(at: At) -> tuple[Any, ...]:
     return (at,) if isinstance(at, str | int) else tuple(at or ())
-
-
-def _frontier_of(note: dict[str, Any]) -> tuple[FrontierTensor, ...] | None:
-    """Read what the store knows of a trunk; anything unexpected means that it knows nothing."""
-    try:
-        return tuple(FrontierTensor.from_json(tensor) for tensor in note["frontier"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def _is_number(value: Any) -> bool:

@@ -34,6 +34,11 @@ class Pace:
         self._run_rows = 0  # how many samples are run at a time
         self._runner: Runner | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether no other way is asked for than the exact one."""
+        return self._tolerance is None and self.report is None
+
     def forget(self) -> None:
         """Look for the choice again."""
         self._chosen_for = ""

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forethought.extracting.extraction import COMMIT_S, Begun, drop_damaged, gather, whole_batches
+from forethought.extracting.extraction import COMMIT_S, Begun, gather, whole_batches
 from forethought.extracting.frozen import FrozenPart
 from forethought.extracting.live import Piece, check_indexed, glance, in_batches, order_of, told_of_sizes
 from forethought.extracting.roll import Roll
+from forethought.extracting.soundness import find_sound
 from forethought.features import Features
 from forethought.feed import Rows as Stored
 from forethought.samples.batch import Batch
@@ -49,15 +50,17 @@ class WriteThrough:
         self._trunk, self._samples, self._store, self._dataset = trunk, samples, store, dataset
         self._features: Features | None = None
         self._rows_computed, self._time_s = 0, 0.0
-        try:
-            self._begin()
-        except UnforeseenSizesError:  # padding is part of these samples
-            trunk.restart()
-            self._begin()
+        while True:
+            try:
+                self._begin()
+                break
+            except UnforeseenSizesError:  # samples differ in size otherwise: padding is part of them, say
+                trunk.restart()
 
     def _begin(self) -> None:
         """Look which rows are there."""
         trunk = self._trunk
+        trunk.meet(self._store, [self._samples])
         self._roll = Roll(self._samples, self._store)
         self.table, self._frontier = trunk.table(self._store, self._samples)
         if self._roll.is_complete and bool((self.table.locate(self._roll.keys)[:, 0] >= 0).all()):
@@ -143,9 +146,7 @@ class WriteThrough:
 
     def _rows(self, where: NDArray[np.int64], keys: NDArray[np.uint8], batch: Batch, keeping: "_Keeping") -> list[Rows]:
         """Give the rows of a batch: those that are stored as they are, the others computed, and kept."""
-        places = self.table.locate(keys)
-        while drop_damaged(self.table, places):
-            places = self.table.locate(keys)
+        places = find_sound(self.table, keys)
         there, missing = (np.flatnonzero(mask) for mask in (places[:, 0] >= 0, places[:, 0] < 0))
         stored = self._stored(places[there]) if len(there) else []
         if not len(missing):

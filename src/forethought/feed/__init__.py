@@ -13,7 +13,7 @@ from forethought.feed.memory import available_bytes, bytes_of
 from forethought.feed.opening import Rows
 from forethought.feed.orders import Mixing, Shard, exact
 from forethought.feed.sources import Source
-from forethought.feed.uneven import InputSizes, count_entries
+from forethought.feed.uneven import InputSizes, count_entries, evened
 
 __all__ = [
     "Brings",
@@ -29,5 +29,6 @@ __all__ = [
     "available_bytes",
     "bytes_of",
     "count_entries",
+    "evened",
     "exact",
 ]

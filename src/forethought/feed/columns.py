@@ -33,12 +33,14 @@ class Slot:
         dtype: Of the entries.
         shape: Of one row; where rows differ in size, of one entry along the axes where they do.
         typical: Where rows differ in size, how many such entries a large one has.
+        among: Where rows lie among others that differ in size, and do not: the axes along which those do.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     typical: int | None = None
+    among: tuple[int, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -61,7 +63,7 @@ def layout_of(frontier: Sequence[FrontierTensor], codings: Sequence[Coding | Non
 def _slot(tensor: FrontierTensor, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Slot:
     axes = () if tensor.layout is None else tensor.layout.axes
     typical = math.prod(tensor.shape[axis - 1] for axis in axes) if axes else None
-    return Slot(name, dtype, tuple(size for size in shape if size is not None), typical)
+    return Slot(name, dtype, tuple(size for size in shape if size is not None), typical, tensor.among)
 
 
 class Part(Protocol):

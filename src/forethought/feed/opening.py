@@ -20,7 +20,7 @@ from forethought.feed.orders import Order
 from forethought.feed.sources import Cuts, OnDevice, Source, hold
 from forethought.feed.streams import Streamed
 from forethought.feed.tiers import Facts, choose
-from forethought.feed.uneven import Pieces, UnevenColumn
+from forethought.feed.uneven import Alike, Pieces, UnevenColumn
 from forethought.shapes.forms import FrontierTensor
 from forethought.store import Table
 
@@ -56,6 +56,11 @@ class Rows:
     def are_uneven(self) -> bool:
         """Whether rows of some tensor differ in size."""
         return any(slot.typical is not None for _, slots in self.layout for slot in slots)
+
+    @property
+    def lie_among_others(self) -> bool:
+        """Whether rows of one size lie among others that differ: no row's place in its file follows from its number."""
+        return any(slot.among for _, slots in self.layout for slot in slots)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -112,8 +117,13 @@ class Rows:
                     "they are stored. batches(..., tier='mapped')"
                 )
             return "mapped"
+        if self.lie_among_others and wanted == "streamed":
+            raise DataError(
+                "Cannot stream rows that lie among others that differ in size: expected 'ram', 'device' or 'mapped', "
+                "got tier 'streamed'. batches(..., tier='mapped')"
+            )
         chosen = choose(wanted, self.facts(device, memory, shuffled))
-        return "mapped" if is_exact and chosen == "streamed" else chosen
+        return "mapped" if (is_exact or self.lie_among_others) and chosen == "streamed" else chosen
 
     def open(self, tier: str, device: torch.device) -> Source:
         """Keep them in a tier.
@@ -189,4 +199,4 @@ def open_columns(table: Table, places: NDArray[np.int64], layout: Layout) -> lis
 def _opened(table: Table, places: NDArray[np.int64], coding: Coding | None, slots: Sequence[Slot]) -> Brings:
     if slots[0].typical is not None:
         return UnevenColumn([Pieces(table, slot, places) for slot in slots], coding)
-    return Column([MappedPart(table, slot, places) for slot in slots], coding)
+    return Column([(Alike if slot.among else MappedPart)(table, slot, places) for slot in slots], coding)

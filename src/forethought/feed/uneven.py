@@ -1,5 +1,6 @@
 """Rows that differ in size, where they lie: the entries of all rows of a segment, one row after the other."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,6 +79,43 @@ class Pieces:
         return out
 
 
+class Alike:
+    """Rows of one size that lie among others of other sizes: does what `Mapped` does.
+
+    Args:
+        table: The table.
+        slot: Which column of it, and the axes along which others differ.
+        places: (N, 2): segment and row of each sample.
+
+    Raises:
+        DamagedSegmentError: bytes are not what was written.
+    """
+
+    def __init__(self, table: Table, slot: Slot, places: NDArray[np.int64]) -> None:
+        self.slot = slot
+        front = range(1, len(slot.among) + 1)
+        rest = tuple(size for axis, size in enumerate(slot.shape, 1) if axis not in slot.among)
+        self._sizes = [slot.shape[axis - 1] for axis in slot.among]
+        self._is_in_order = tuple(front) == slot.among
+        self._pieces = Pieces(table, Slot(slot.name, slot.dtype, rest), places)
+
+    def view(self, at: slice) -> NDArray[np.uint8] | None:
+        """Give rows where they are."""
+        there = self._pieces.view(at) if self._is_in_order else None
+        return None if there is None else self._bytes(there)
+
+    def gather(self, at: Rows, out: NDArray[np.uint8]) -> None:
+        """Copy rows."""
+        out[:] = self._bytes(self._pieces.gather(at, plain_memory))
+
+    def _bytes(self, entries: Tensor) -> NDArray[np.uint8]:
+        count = len(entries) // math.prod(self._sizes)
+        rows = entries.reshape(count, *self._sizes, *entries.shape[1:])
+        rows = rows.movedim(tuple(range(1, len(self._sizes) + 1)), self.slot.among).contiguous()
+        flat: NDArray[np.uint8] = rows.view(-1).view(torch.uint8).numpy().reshape(count, self.slot.row_bytes)
+        return flat
+
+
 class UnevenColumn:
     """One tensor of the frontier whose rows differ in size: does what `Column` does.
 
@@ -123,6 +161,29 @@ def count_entries(table: Table, frontier: Sequence[FrontierTensor], places: NDAr
         slot = Slot(str(at), torch.uint8, rest)
         counts.append(len(places) if tensor.layout is None else int(Pieces(table, slot, places).counts.sum()))
     return counts
+
+
+def evened(table: Table, frontier: tuple[FrontierTensor, ...], places: NDArray[np.int64]) -> tuple[FrontierTensor, ...]:
+    """Give the tensors of rows that have one size each, although others of their table differ; as they are if not."""
+    found = []
+    for at, tensor in enumerate(frontier):
+        if tensor.layout is None:
+            found.append(tensor)
+            continue
+        rest = tuple(size for size in tensor.stored_shape if size is not None)
+        sizes = Pieces(table, Slot(str(at), torch.uint8, rest), places).sizes
+        first = sizes[0].tolist()
+        if bool((sizes != sizes[0]).any()) or 0 in first or tensor.evened(first).fold != _fold_of(tensor, first):
+            return frontier
+        found.append(tensor.evened(first))
+    return tuple(found)
+
+
+def _fold_of(tensor: FrontierTensor, sizes: Sequence[int]) -> int:
+    """Count the entries of a sample along the axis of samples, which must not vanish by being one."""
+    assert tensor.layout is not None
+    own = dict(zip(tensor.layout.axes, sizes, strict=True))
+    return max(2, own.get(1, tensor.fold)) if tensor.fold > 1 else 1
 
 
 class InputSizes:

@@ -60,7 +60,7 @@ def _verified(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: i
         try:
             return _verify(trunk, store, samples, n, seed)
         except MistakenNoteError:
-            trunk.believes = False
+            trunk.mistake([samples])
         except UnforeseenSizesError:  # these samples are looked at now
             trunk.restart()
 
@@ -99,6 +99,7 @@ def _fingerprint(store: Store, model: nn.Module | Split, dataset: Any, at: At) -
     trunk, samples = FrozenPart(model, at, None), Samples(dataset, _model(model))
     while True:
         try:
+            trunk.meet(store, [samples])
             return trunk.table(store, samples)[0].fingerprint
         except UnforeseenSizesError:
             trunk.restart()
@@ -109,6 +110,7 @@ def _model(model: nn.Module | Split) -> nn.Module:
 
 
 def _verify(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: int) -> Verification:
+    trunk.meet(store, [samples])
     table, frontier = trunk.table(store, samples)
     numbers = spread(_count(samples), n, seed)
     keys = _keys(samples, numbers)

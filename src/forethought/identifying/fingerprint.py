@@ -70,7 +70,7 @@ def parts_of(plan: Plan, model: nn.Module) -> dict[str, str]:
     return parts
 
 
-def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) -> str:
+def state_of(model: nn.Module, device: str) -> str:
     """Identify a model as it stands, without running it, so that what was once recorded of it can be believed.
 
     It counts more than the trunk needs (all code and attributes, the head's too), but not the values that train.
@@ -80,8 +80,18 @@ def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) ->
     """
     trains = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     digest = _ModelDigest(skip=lambda tensor: id(tensor) in trains)
-    digest.add("forethought model", VERSION, str(torch.__version__), at, repr(forms), numeric_state(device), model)
+    digest.add("forethought model", VERSION, str(torch.__version__), numeric_state(device), model)
     return digest.add(_patched(), _global_hooks()).hex()
+
+
+def key_in(state: str, at: tuple[Any, ...], forms: Any) -> str:
+    """Identify a model in a state, cut somewhere, on inputs of some form."""
+    return Digest().add("forethought model", state, at, repr(forms)).hex()
+
+
+def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) -> str:
+    """Identify a model as it stands, cut somewhere, on inputs of some form; errors as of `state_of`."""
+    return key_in(state_of(model, device), at, forms)
 
 
 class _ModelDigest(Digest):

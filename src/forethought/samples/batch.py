@@ -68,6 +68,10 @@ class Batch:
             keys[rows] = row_keys(self.cropped(torch.tensor(rows)).tensors, rest)
         return keys
 
+    def of_sizes(self, padding: Padding, sizes: Sequence[Sequence[int]]) -> "Batch":
+        """Give samples that differ in size, of these sizes (B, K)."""
+        return replace(self, padding=padding, sizes=torch.tensor(sizes, dtype=torch.long))
+
     def cropped(self, rows: Tensor) -> "Batch":
         """Take samples of one size, without padding."""
         assert self.padding is not None

@@ -6,11 +6,12 @@ A tuple's first element is the model's input and the rest are targets; of a dict
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
@@ -20,6 +21,8 @@ from forethought.probing.chance import RandomStatesKept
 from forethought.samples.batch import Batch, Parting
 from forethought.samples.columns import columns_of, length_of, rows_of
 from forethought.samples.joints import LOOKED, Joining
+from forethought.samples.kinds import check_kind
+from forethought.samples.precedents import Guide, Precedent
 from forethought.samples.reading import Collated, IndexLists, Reader, Stream, load
 from forethought.samples.targets import join_targets
 from forethought.samples.unevenness import Unevenness, UnforeseenSizesError
@@ -75,10 +78,9 @@ class Samples:
         if batch_size is not None and batch_size < 1:
             raise DataError(f"Cannot read batches of {batch_size}: expected at least 1. ft.extract(..., batch_size=64)")
         self._columns = columns_of(dataset) if collate_fn in (None, default_collate) else None
-        if self._columns is None and type(dataset) is tuple and dataset and all(isinstance(t, Tensor) for t in dataset):
-            dataset = TensorDataset(*dataset)
         if self._columns is None:
-            _check_kind(dataset)
+            are_tensors = type(dataset) is tuple and dataset and all(isinstance(t, Tensor) for t in dataset)
+            check_kind(dataset := TensorDataset(*dataset) if are_tensors else dataset)
         self._dataset = dataset
         self._parting = Parting(model, inputs)
         self._collate = collate_fn or default_collate
@@ -87,6 +89,7 @@ class Samples:
         self._draw: tuple[int, int] | None = None
         self._probed = Seen()
         self._joining = Joining(self._collate, self._parting.part)
+        self._precedent: Precedent | None = None
         self.is_indexed = self._columns is not None or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))
         if self.is_indexed and len(self) == 0:
             raise EmptyDatasetError(
@@ -169,7 +172,7 @@ class Samples:
 
     def _fetched(self, indices: Sequence[int]) -> Batch:
         if self._columns is not None:
-            return self._parting.part(rows_of(self._columns, np.asarray(indices, np.int64)))
+            return self._of_columns(np.asarray(indices, np.int64))
         items = self._items(indices)
         while True:
             self.unevenness  # noqa: B018  (known before anything is joined)
@@ -177,6 +180,41 @@ class Samples:
                 return self._joining.batch(items)
             except UnforeseenSizesError:
                 self._joining.show(indices)
+
+    def _of_columns(self, at: NDArray[np.int64] | slice) -> Batch:
+        assert self._columns is not None
+        batch = self._parting.part(rows_of(self._columns, at))
+        return batch if self._precedent is None else self._precedent.sized(batch)
+
+    def heed(self, guide: Guide | None) -> None:
+        """Have samples taken to differ in size as is chosen."""
+        self._joining.heed(guide)
+        self._precedent = None  # of columns
+        if self._columns is not None and guide is not None:
+            self._precedent = guide.choose_even(self.fetch(spread(len(self), LOOKED)))
+
+    def leave_precedent(self) -> bool:
+        """Take samples to differ as they seem to from now on; say whether they were taken to differ otherwise."""
+        is_left, self._precedent = self.is_guided, None
+        return self._joining.leave_precedent() or is_left
+
+    @property
+    def precedent(self) -> Precedent | None:
+        """How samples differ in size, for others to be taken to; None if the model's inputs do not."""
+        uneven = self.unevenness
+        return self._precedent if uneven is None else Precedent.of(uneven)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether samples are taken to differ as others did before, and not as they seem to."""
+        uneven = self._joining.uneven
+        return self._precedent is not None or (uneven is not None and uneven.follows)
+
+    @property
+    def is_taken_for_uneven(self) -> bool:
+        """Whether all samples have one size, as far as is known, and lie among others that differ."""
+        uneven = self._joining.uneven
+        return self._precedent is not None or (uneven is not None and uneven.is_even)
 
     def _items(self, indices: Sequence[int]) -> list[Any]:
         reader = Reader(self._dataset, self._draw, watches=True)
@@ -233,7 +271,8 @@ class Samples:
         Where samples differ in size, two come before them that show a model's path best.
         """
         if self._columns is not None:
-            return self.fetch(spread(len(self), count))
+            few = self.fetch(spread(len(self), count))
+            return few if self._precedent is None else self._precedent.example(few)
         self.unevenness  # noqa: B018  (known before anything is joined)
         return self._joining.example(count, self._batch_size)
 
@@ -250,7 +289,7 @@ class Samples:
             for part in self._batches(indices):
                 together = bool((np.diff(part) == 1).all())
                 chosen = slice(int(part[0]), int(part[-1]) + 1) if together else part
-                yield self._parting.part(rows_of(self._columns, chosen)), []
+                yield self._of_columns(chosen), []
         elif self.is_indexed:
             batches = IndexLists(self._batches(indices))
             is_plain = self._draw is None and self._lent.get("worker_init_fn") is not None
@@ -266,7 +305,7 @@ class Samples:
         if self._columns is not None:
             order = torch.randperm(len(self)).numpy()
             for at in range(0, len(order), batch_size):
-                yield self._parting.part(rows_of(self._columns, order[at : at + batch_size]))
+                yield self._of_columns(order[at : at + batch_size])
             return
         is_plain = self.is_indexed or isinstance(self._dataset, IterableDataset)
         loader: DataLoader[Any] = DataLoader(
@@ -341,31 +380,6 @@ class Samples:
 
     def _keys_at(self, indices: Sequence[int]) -> dict[int, bytes]:
         return {index: self._fetched([index]).row_keys()[0].tobytes() for index in indices}
-
-
-def _check_kind(dataset: Any) -> None:
-    """Refuse what has no samples in an order that stays."""
-    kind = type(dataset).__name__
-    if isinstance(dataset, Iterator):
-        raise DataError(
-            f"Cannot extract from a {kind}: expected an iterable that can be read again, got an iterator, which can be "
-            "read once. Pass the data set itself, or list(...)."
-        )
-    if isinstance(dataset, Mapping) and len(dataset) and 0 not in dataset:
-        raise DataError(
-            f"Cannot read this {kind} as a data set: expected tensors, arrays or lists of plain values under its keys, "
-            f"got {', '.join(f'{key!r}: {type(part).__name__}' for key, part in list(dataset.items())[:4])}. "
-            "Pass one of its entries, or tensors: {'x': torch.stack(...), 'label': torch.tensor(...)}"
-        )
-    if hasattr(dataset, "iloc"):
-        raise DataError(
-            f"Cannot read a {kind}: expected a data set of samples, got a table. Name its columns: "
-            "{'x': table[[...]].to_numpy(), 'label': table['...']}"
-        )
-    if isinstance(dataset, Set):
-        raise DataError(f"Cannot read a {kind}: expected samples in an order, got a set, which has none. list(...)")
-    if not hasattr(dataset, "__getitem__") and not isinstance(dataset, Iterable):
-        raise DataError(f"Cannot read a {kind}: expected a data set, a DataLoader, tensors or an iterable.")
 
 
 def spread(total: int, count: int) -> list[int]:

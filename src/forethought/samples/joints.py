@@ -8,9 +8,10 @@ from forethought import nesting
 from forethought.errors import UnequalShapesError
 from forethought.samples.batch import Batch
 from forethought.samples.measuring import Measure, Measured, untold
+from forethought.samples.precedents import Guide, Looked
 from forethought.samples.reading import Collated
 from forethought.samples.search import find_telling, has_one_size
-from forethought.samples.unevenness import Part, Unevenness, UnforeseenSizesError
+from forethought.samples.unevenness import Part, Unevenness, UnforeseenSizesError, example_apart, example_of
 
 LOOKED = 6  # samples that show whether and how all differ in size
 
@@ -38,6 +39,7 @@ class Joining:
         self._refused: UnequalShapesError | None = None
         self._items: list[Any] = []
         self._as_joined = False  # padding is taken for part of a sample
+        self._guide: Guide | None = None
         self._has_one_size = False
 
     def look(self, items: list[Any]) -> None:
@@ -52,10 +54,22 @@ class Joining:
         telling = find_telling(self._collate, items, joined, inputs)
         self._has_one_size = telling is not None and has_one_size(telling, self._collate, items, joined)
         self._as_joined = self._as_joined and self._has_one_size
-        telling = None if self._as_joined else telling
-        self.uneven = None if telling is None else Unevenness(telling, inputs)
-        self._even = Evenness.of(self._part(one)) if telling is None else None
+        self.uneven = None if telling is None or self._as_joined else Unevenness(telling, inputs)
+        if self._guide is not None and not self._as_joined:
+            self.uneven = self._guide.choose(Looked(items, joined, self._collate, self._part, inputs), self.uneven)
+        self._even = Evenness.of(self._part(one)) if self.uneven is None else None
         self.has_looked = True
+
+    def heed(self, guide: Guide | None) -> None:
+        """Have samples taken to differ as is chosen."""
+        if guide is not self._guide:
+            self._guide, self.has_looked = guide, False
+
+    def leave_precedent(self) -> bool:
+        """Take samples to differ as they seem to from now on; say whether they were taken to differ otherwise."""
+        follows = self.uneven is not None and self.uneven.follows
+        self.heed(None)
+        return follows
 
     def take_as_joined(self) -> bool:
         """Take padding for part of samples from now on, if all batches have one size; say whether they do."""
@@ -104,8 +118,8 @@ class Joining:
         if self.uneven is None or (self.uneven.is_padded and not self.uneven.padding.count):
             return self.batch(self._items[:count])  # it may be that targets differ, and nothing else
         if self.uneven.is_padded:
-            return self.uneven.example(self.batch(self._items))
-        return self.uneven.example_of([self.batch([item]) for item in self._items])
+            return example_of(self.batch(self._items))
+        return example_apart([self.batch([item]) for item in self._items])
 
 
 @dataclass(frozen=True)

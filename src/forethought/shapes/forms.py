@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class FrontierTensor:
         fold: How many entries along that axis belong to one sample.
         open_axes: Axes whose size cannot be foretold: what `form` says of them was seen for other inputs.
         layout: How rows differ in size from sample to sample; None if they do not.
+        among: Axes along which others differ in size among which these rows lie, that do not.
     """
 
     name: str
@@ -102,6 +103,7 @@ class FrontierTensor:
     batch: int
     open_axes: tuple[int, ...] = ()
     layout: Layout | None = None
+    among: tuple[int, ...] = ()
 
     @property
     def row_axis(self) -> int | None:
@@ -132,6 +134,24 @@ class FrontierTensor:
         axes = () if self.layout is None else self.layout.axes
         rest = tuple(size for axis, size in enumerate(self.shape, 1) if axis not in axes)
         return (None,) * len(axes) + rest
+
+    def evened(self, sizes: Sequence[int]) -> "FrontierTensor":
+        """Give the tensor for rows that have these sizes along the axes where others differ, and so one shape."""
+        assert self.layout is not None
+        shape, row_axis = list(self.form.shape), self.row_axis
+        rest = [axis for axis in range(len(shape)) if axis != row_axis]
+        for axis, size in zip(self.layout.axes, sizes, strict=True):
+            at = axis - 1 - (self.fold > 1)
+            if at < 0:
+                assert row_axis is not None
+                shape[row_axis] = (size, 0)
+            else:
+                shape[rest[at]] = (0, size)
+        is_dense = _is_dense(*self.form.at(self.batch))
+        stride = dense_form(self.form.stride, tuple(shape)) if is_dense else self.form.stride
+        return replace(
+            self, form=replace(self.form, shape=tuple(shape), stride=stride), layout=None, among=self.layout.axes
+        )
 
     def cut(self, rows: Tensor, own: Tensor | None) -> Rows:
         """Cut padding off rows (B, *shape). Undone by `padded`.

@@ -131,6 +131,23 @@ class Leaf:
     pad: Number | None = None
     tells: int | None = None
 
+    def to_json(self) -> list[Any]:
+        """Write as plain values. Undone by `from_json`."""
+        pad = None if self.pad is None else [_written(self.pad)]
+        return [[list(pair) for pair in self.axes], self.at_end, pad, self.tells]
+
+    @staticmethod
+    def from_json(written: Any) -> "Leaf":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError, TypeError: it is nothing of the kind.
+        """
+        axes, at_end, pad, tells = written
+        measures = tuple((int(axis), int(measure)) for axis, measure in axes)
+        told = None if tells is None else int(tells)
+        return Leaf(measures, bool(at_end), None if pad is None else _read(pad[0]), told)
+
     def without_sizes(self, shape: Sequence[int]) -> tuple[Any, ...]:
         """Give the shape (without the batch) of a tensor, with measures in the place of sizes that differ."""
         measures = dict(self.axes)
@@ -148,6 +165,10 @@ class Padding:
 
     leaves: tuple[Leaf, ...]
     count: int
+
+    def place_of(self, measure: int) -> tuple[int, int]:
+        """Give a tensor, by its number, and an axis of it along which samples differ by a measure."""
+        return next((at, axis) for at, leaf in enumerate(self.leaves) for axis, own in leaf.axes if own == measure)
 
     def sizes_in(self, tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
         """Tell the size of a batch by each measure; None if its tensors do not agree on it."""
