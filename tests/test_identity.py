@@ -202,6 +202,17 @@ def test_equal_values_have_equal_digests():
     assert digest(f) == digest(g)
 
 
+@laws
+@given(st.lists(values, min_size=1, max_size=3), values)
+def test_a_value_alone_has_the_digest_that_it_has_in_a_new_one(others, value):
+    """Whatever a digest has met, and that value too: what it hashes apart is told as a new digest tells it."""
+    digest = Digest().add(*others, value, [value])
+    before = digest.hex()
+    assert digest.alone(value) == Digest().add(value).hex()
+    assert digest.alone([value, value]) == Digest().add([value, value]).hex()
+    assert digest.hex() == before
+
+
 def test_sharing_does_not_matter():
     part = [1, 2]
     assert digest([part, part]) == digest([[1, 2], [1, 2]])

@@ -26,7 +26,7 @@ from forethought.extracting.precision import Dtype, PrecisionReport, Stored, nam
 from forethought.extracting.rowbytes import bytes_of, columns_of
 from forethought.extracting.standing import Standing, padding_tried
 from forethought.extracting.ways import SpeedReport
-from forethought.identifying.fingerprint import fingerprint_of, parts_of
+from forethought.identifying.fingerprint import fingerprint_of, fingerprint_with_parts
 from forethought.probing.purity import check_number, check_still, probe, rows_of
 from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
@@ -136,9 +136,8 @@ class FrozenPart:
                 self._stretch(split, example.to(self.device))
                 split.renew()
             check_still(split)
-            fingerprint = self._fingerprint(split, example)
+            fingerprint, parts = self._fingerprint(split, example)
             probed = self._probed(store, fingerprint, different)
-            parts = parts_of(split.plan, self.model)
             frontier = self._laid_out(split, example)
         table = self._table(store, samples, fingerprint, frontier, parts)
         written = [tensor.to_json() for tensor in frontier]
@@ -167,9 +166,9 @@ class FrozenPart:
         _PROBED[here] = {"probed": purity.rows, "moved_ulps": purity.moved_ulps}
         return _PROBED[here]
 
-    def _fingerprint(self, split: Split, example: Batch) -> str:
+    def _fingerprint(self, split: Split, example: Batch) -> tuple[str, dict[str, str]]:
         try:
-            return fingerprint_of(split.plan)
+            return fingerprint_with_parts(split.plan, self.model)
         except IdentityError:
             probe(split, example.to(self.device))  # what draws or counts is said to, rather than to have no identity
             raise

@@ -35,6 +35,16 @@ def fingerprint_of(plan: Plan) -> str:
     Raises:
         IdentityError: something that the frozen part reads does not show its content.
     """
+    return _written(plan).hex()
+
+
+def fingerprint_with_parts(plan: Plan, model: nn.Module) -> tuple[str, dict[str, str]]:
+    """Give `fingerprint_of` and `parts_of`, each tensor hashed once."""
+    digest = _written(plan)
+    return digest.hex(), _parts(plan, model, digest)
+
+
+def _written(plan: Plan) -> Digest:
     digest = Digest()
     digest.add("forethought trunk", VERSION, numerics_version())
     digest.add(numeric_state(plan.frontier[0].form.device.type))
@@ -42,7 +52,7 @@ def fingerprint_of(plan: Plan) -> str:
         others = [sibling.frontier[at].form for sibling in plan.siblings]
         digest.add(_shape(plan, tensor.form, others), str(tensor.dtype))
     _Writer(plan, digest).write()
-    return digest.hex()
+    return digest
 
 
 def parts_of(plan: Plan, model: nn.Module) -> dict[str, str]:
@@ -55,6 +65,10 @@ def parts_of(plan: Plan, model: nn.Module) -> dict[str, str]:
     Returns:
         Hexadecimal digests by name: "operations", "numeric settings", "torch", and each tensor that is read.
     """
+    return _parts(plan, model, Digest())
+
+
+def _parts(plan: Plan, model: nn.Module, hashed: Digest) -> dict[str, str]:
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     name_by_id = {id(tensor): name for name, tensor in reversed(names)}
     form = Digest(skip=lambda _: True)
@@ -66,7 +80,7 @@ def parts_of(plan: Plan, model: nn.Module) -> dict[str, str]:
         "torch": numerics_version(),
     }
     for tensor in writer.outside():
-        parts[name_by_id.get(id(tensor), f"constant {len(parts)}")] = Digest().add(tensor).hex()
+        parts[name_by_id.get(id(tensor), f"constant {len(parts)}")] = hashed.alone(tensor)
     return parts
 
 

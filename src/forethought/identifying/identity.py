@@ -98,6 +98,14 @@ class Digest:
                 ) from err
         return self
 
+    def alone(self, value: Any) -> str:
+        """Hash a value apart, as a new digest would; what this one has met is not hashed again."""
+        outer, self._hash = self._hash, blake3.blake3()
+        try:
+            return self.add(value).hex()
+        finally:
+            self._hash = outer
+
     def hex(self) -> str:
         """The hash so far: 32 hexadecimal digits (128 bits)."""
         return self._hash.hexdigest()[: 2 * KEY_BYTES]
