@@ -59,6 +59,7 @@ def _certifiable():
         yield CornHead(6, anchors, hidden=(4,), dtype=torch.float64)
         yield PartialMonotone(6, anchors, [1, 0, 0, -1, 1, 0], hidden=())
         yield PartialMonotone(6, anchors, {1: -1}, hidden=(5, 4), keypoints=3, between="rational")
+        yield PartialMonotone(6, anchors, {1: -1}, hidden=(4,), free_keypoints=4)
         yield PartialMonotone(6, anchors, [1, -1, 1, 1, 1, 1], hidden=(3,), extrapolate="linear", dtype=torch.float64)
         yield PrototypeExact(6, anchors, torch.randn(len(anchors), 6))
         yield PrototypeExact(6, anchors, torch.randn(len(anchors), 6) * 50 + 900, dtype=torch.float64)
@@ -314,6 +315,16 @@ BROKEN = {
     "corners of a named feature out of order": lambda: _break(
         lambda h: h.net.exact.corners.copy_(h.net.exact.corners.flip(1)), lambda: PartialMonotone(3, RISING, [1, 0, 0])
     ),
+    "corners of a free feature that are one": lambda: _break(
+        lambda h: h.net.exact.free_corners.fill_(0.0), lambda: PartialMonotone(3, RISING, [1, 0, 0], free_keypoints=3)
+    ),
+    "lines and layers so steep that their product overflows": lambda: _break(
+        lambda h: [p.fill_(9e19) for p in (h.net.tails, *h.net.rising)], lambda: PartialMonotone(3, RISING, [1, -1, 0])
+    ),
+    "lines and sums of free features so steep that their product overflows": lambda: _break(
+        lambda h: [p.fill_(9e19) for p in (h.net.bends, h.net.straight)],
+        lambda: PartialMonotone(3, RISING, [1, 0, 0], free_keypoints=3),
+    ),
     "a negative spread": lambda: _break(
         lambda h: h.net.exact.spread.neg_(), lambda: PartialMonotone(3, RISING, [1, 0, 0])
     ),
@@ -352,6 +363,12 @@ class _Line(nn.Module):
 
     def forward(self, s):
         return -self.real(s)
+
+
+def test_weights_that_multiply_up_to_infinity_are_refused_by_the_proof_and_not_only_by_the_search():
+    """Two named features that go to opposite infinities add up to no number: the claim says why, without an example."""
+    for name in ("lines and layers so steep that their product overflows", "weights so large that sums overflow"):
+        assert "above 1e+09" in str(BROKEN[name]().net.against())
 
 
 @pytest.mark.parametrize("name", BROKEN)

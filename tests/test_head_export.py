@@ -40,6 +40,7 @@ HEADS = {
     "local": HistogramHead(6, ANCHORS, decode="local", window=1),
     "prototype": PrototypeExact(6, ANCHORS, torch.randn(4, 6)),
     "partial": PartialMonotone(6, ANCHORS, [1, 0, 0, -1, 0, 0], hidden=(4,), keypoints=3),
+    "partial, all bent": PartialMonotone(6, ANCHORS, [1, 0, 0, -1, 0, 0], hidden=(4,), keypoints=3, free_keypoints=2),
     "circle": CircularSpline(6, ANCHORS, 360.0),
     "calibrator": AnchorCalibrator(ANCHORS),
     "mlp": MLPHead(6, ANCHORS),

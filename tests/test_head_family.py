@@ -10,6 +10,7 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import forethought as ft
 from forethought.errors import AnchorError, FitError, ShapeError
@@ -25,6 +26,7 @@ from forethought.heads import (
     from_config,
 )
 from forethought.heads.calibrator import pool
+from forethought.heads.corners import corners_at
 
 ANCHORS = [60.0, 61.5, 62.0, 67.25]
 
@@ -119,12 +121,12 @@ def _shaken(head, size=1.0):
     return head.eval()
 
 
-@pytest.mark.parametrize("hidden", [(), (6,), (8, 8)])
-def test_equal_rows_are_equal_wherever_they_stand(hidden):
+@pytest.mark.parametrize(("hidden", "free"), [((), 0), ((6,), 0), ((8, 8), 0), ((), 3), ((8, 8), 5)])
+def test_equal_rows_are_equal_wherever_they_stand(hidden, free):
     """In evaluation a row gives the same bits alone and anywhere in a batch, which a matrix product does not."""
     for seed in range(6):
         torch.manual_seed(seed)
-        head = _shaken(PartialMonotone(26, ANCHORS, [1, -1] + [0] * 24, hidden=hidden))
+        head = _shaken(PartialMonotone(26, ANCHORS, [1, -1] + [0] * 24, hidden=hidden, free_keypoints=free))
         x = torch.randn(1, 26).expand(1003, 26).contiguous()
         y = head.latent(x)
         assert (y == y[0]).all()
@@ -132,11 +134,95 @@ def test_equal_rows_are_equal_wherever_they_stand(hidden):
         assert torch.equal(head.latent(x[:7]), y[:7])
 
 
-def test_training_and_evaluation_differ_by_rounding_only():
-    """The fast sums of training and the ordered ones of evaluation are the same sums."""
-    head = _shaken(PartialMonotone(6, ANCHORS, [1, 0, 0, -1, 0, 0], dtype=torch.float64), 0.3)
-    x = torch.randn(100, 6, dtype=torch.float64)
-    torch.testing.assert_close(head(x), head.train()(x), rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("free", [0, 4])
+@pytest.mark.parametrize("hidden", [(), (5, 4)])
+def test_training_and_evaluation_differ_by_rounding_only(hidden, free):
+    """The fast sums of training and the ordered ones of evaluation are the same sums, infinities and all."""
+    options = {"hidden": hidden, "free_keypoints": free, "dtype": torch.float64, "extrapolate": "linear"}
+    for signs in ([1, 0, 0, -1, 0, 0], [1, 1, -1, 1, 1, 1]):
+        x = torch.randn(100, 6, dtype=torch.float64) * torch.logspace(-3, 3, 6) + torch.arange(6) * 1e3
+        head = PartialMonotone(6, ANCHORS, signs, **options).place(x)
+        head = _shaken(head, 0.3)
+        x[0] = math.inf
+        x[1] = -math.inf
+        x[2, ::2] = 1e300
+        y = head.latent(x)
+        torch.testing.assert_close(y, head.train().latent(x), rtol=1e-9, atol=1e-9)
+        assert y.isfinite().all()
+        head.loss(x, torch.zeros(100, dtype=torch.float64)).backward()
+        assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+class _Large(TorchDispatchMode):
+    """Counts tensors of at least `numel` numbers that operations allocate."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.made = numel, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() >= self.numel and not func.is_view:
+            name = func.overloadpacket.__name__
+            self.made += [] if name.endswith("_") and not name.startswith("_") else [name]
+        return out
+
+
+def test_a_step_on_wide_features_makes_one_tensor_of_their_size():
+    """What costs on 768 columns is passes over them: centring makes the only one, and the product reads it."""
+    head = PartialMonotone(768, ANCHORS, {0: 1, 700: -1}).train()
+    x, y = torch.randn(512, 768), torch.rand(512)
+    with _Large(512 * 700) as seen:
+        head.loss(x, y).backward()
+    assert seen.made == ["sub"]
+
+
+@settings(deadline=None, max_examples=100)
+@drawn(
+    st.lists(st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6)), min_size=1, max_size=60),
+    st.integers(2, 40),
+)
+def test_corners_are_distinct_quantiles_and_the_ends(values, count):
+    """Any values give `count` corners that ascend in float32 too, the least and greatest at the ends, none beyond."""
+    given = torch.tensor(values, dtype=torch.float64)
+    corners = corners_at(given, count)
+    assert len(corners) == count
+    assert (corners.diff() > 0).all()
+    if given.max() > given.min():
+        assert (corners[0], corners[-1]) == (given.min(), given.max())
+        held = (given - given.mean()) / given.std(unbiased=False)
+        assert (corners_at(held, count).float().diff() > torch.finfo(torch.float32).tiny).all()
+
+
+def test_every_grade_gets_a_corner():
+    """Values that repeat take one corner each, wherever there are as many corners as values, and not ten."""
+    grades = torch.tensor([0.0] * 90 + [1.0] * 5 + [2.0] * 4 + [7.0])
+    corners = corners_at(grades, 65).tolist()
+    assert {0.0, 1.0, 2.0, 7.0} <= set(corners)
+    assert torch.tensor(corners).diff().min() > 0.01
+
+
+def test_broken_lines_of_free_features_bend_any_way_and_are_certified():
+    """A free feature's own line learns what no straight one does, and the named ones stay proved."""
+    torch.manual_seed(0)
+    x = torch.rand(1000, 2)
+    y = 5 * x[:, 0] + 4 * (6 * x[:, 1]).sin()
+    errors = {}
+    for free in (0, 12):
+        head = PartialMonotone(2, [-5.0, 10.0], [1, 0], hidden=(), free_keypoints=free).place(x)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+        for _ in range(200):
+            optimizer.zero_grad()
+            head.loss(x, y).backward()
+            optimizer.step()
+        errors[free] = (head.eval()(x) - y).abs().mean().item()
+        assert head.certify().holds
+        assert not head.falsify(20_000).found
+        again = from_config(json.loads(json.dumps(head.config())))
+        again.load_state_dict(head.state_dict())
+        assert torch.equal(again.eval()(x), head(x))
+    assert errors[12] < 0.2
+    assert errors[12] < errors[0] / 5
 
 
 def test_named_features_rise_and_fall_as_asked():
@@ -202,6 +288,7 @@ def test_a_monotone_network_learns_an_interaction():
         ({"monotone": {"a": 1}, "names": ["a", "b"]}, "3 different names"),
         ({"monotone": [1, 0, 0], "keypoints": 0}, "sizes from 1 up"),
         ({"monotone": [1, 0, 0], "hidden": (0,)}, "sizes from 1 up"),
+        ({"monotone": [1, 0, 0], "free_keypoints": -1}, "free_keypoints=-1"),
     ],
 )
 def test_signs_that_make_no_sense_are_refused(options, says):

@@ -193,6 +193,7 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
             targets, if there are 20 or fewer, else the least and the greatest.
         hidden: Hidden sizes; (): one linear layer.
         monotonic_cst: -1, 0 or 1 a feature, or {name: sign}: for head="partial".
+        keypoints: Pieces of each feature's broken line: for head="partial".
         period: After how much values come round: for head="circular".
         start: Least value of a circle.
         alpha: Penalty on the squared weights, over standardised features.
@@ -220,6 +221,7 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         *,
         hidden: Sequence[int] = (),
         monotonic_cst: Any = None,
+        keypoints: int = 16,
         period: float | None = None,
         start: float = 0.0,
         alpha: float = 1e-4,
@@ -230,6 +232,7 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         self.anchors = anchors
         self.hidden = hidden
         self.monotonic_cst = monotonic_cst
+        self.keypoints = keypoints
         self.period = period
         self.start = start
         self.alpha = alpha
@@ -342,6 +345,7 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         if self.head == "partial":
             names = list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None
             signs = self.monotonic_cst if isinstance(self.monotonic_cst, Mapping) else list(self.monotonic_cst or [])
+            shared |= {"keypoints": self.keypoints, "free_keypoints": self.keypoints}
             return PartialMonotone(width, self.anchors_, signs, names=names, hidden=hidden, **shared)
         kinds: dict[str, Any] = {"corn": CornHead, "histogram": HistogramHead, "mlp": MLPHead}
         if self.head not in kinds:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forethought.heads.corners import corners_at
 from forethought.heads.exact import Exact
 from forethought.heads.proofs import not_at_least
 from forethought.heads.steady import dot, softsign
 
 _FARTHEST = 1e6  # spreads: beyond it a feature counts as that far, so that no product or sum is infinite
-_LARGEST = 1e20  # weights above it could make one all the same
+_LARGEST = 1e20  # buffers above it could make one all the same
+_HEAVIEST = 1e9  # weights above it could: a line's slope, a layer and its sum multiply up
 
 
 class MonotoneNet(nn.Module):
@@ -27,34 +29,50 @@ class MonotoneNet(nn.Module):
     Args:
         signs: One of -1, 0, 1 a feature, not all 0.
         hidden: Sizes of the layers in which features interact; none: a sum of one term a feature.
-        keypoints: Corners of the broken line of each monotone feature.
+        keypoints: Pieces of the broken line of each monotone feature.
+        free_keypoints: Pieces of the broken line, of any shape, of each free feature; 0: they come in straight.
         dtype: Of the parameters, float32 or float64.
     """
 
-    def __init__(self, signs: Sequence[int], hidden: Sequence[int], keypoints: int, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        signs: Sequence[int],
+        hidden: Sequence[int],
+        keypoints: int,
+        free_keypoints: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.signs, self.hidden = tuple(signs), tuple(hidden)
         named = [i for i, sign in enumerate(signs) if sign]
         free = [i for i, sign in enumerate(signs) if not sign]
         self.named, self.others = named, free
         self.is_baked = False
-        start = torch.linspace(-2, 2, keypoints + 1, dtype=torch.promote_types(dtype or torch.float32, torch.float32))
+        wide = torch.promote_types(dtype or torch.float32, torch.float32)
+        lines = {"corners": torch.linspace(-2, 2, keypoints + 1, dtype=wide).repeat(len(named), 1)}
+        self.bends: nn.Parameter | None = None
+        if free and free_keypoints:
+            lines["free_corners"] = torch.linspace(-2, 2, free_keypoints + 1, dtype=wide).repeat(len(free), 1)
+            self.bends = nn.Parameter(torch.full((len(free), free_keypoints), 2 / free_keypoints, dtype=dtype))
         self.exact = Exact(
-            middle=torch.zeros(len(signs), dtype=start.dtype),
-            spread=torch.ones(len(signs), dtype=start.dtype),
-            corners=start.repeat(len(named), 1),
+            middle=torch.zeros(len(signs), dtype=wide), spread=torch.ones(len(signs), dtype=wide), **lines
         )
         self.heights = nn.Parameter(torch.full((len(named), keypoints), _unsoft(1 / keypoints), dtype=dtype))
         self.tails = nn.Parameter(torch.full((len(named),), _unsoft(0.05), dtype=dtype))
         self.straight = nn.Parameter(torch.zeros(1, len(free), dtype=dtype)) if free else None
         self.bias = nn.Parameter(torch.full((), -0.5 * len(named), dtype=dtype))
+        self._add_layers(dtype)
+
+    def _add_layers(self, dtype: torch.dtype | None) -> None:
+        """Draw the weights of the layers in which features interact."""
+        named, free, hidden = len(self.named), len(self.others), self.hidden
         beside = hidden[0] if hidden and free else 0
         self.embed: nn.Parameter | None = None
         self.embed_bias: nn.Parameter | None = None
         if beside:
-            self.embed = nn.Parameter(torch.randn(beside, len(free), dtype=dtype) / len(free) ** 0.5)
+            self.embed = nn.Parameter(torch.randn(beside, free, dtype=dtype) / free**0.5)
             self.embed_bias = nn.Parameter(torch.zeros(beside, dtype=dtype))
-        sizes = [len(named), *hidden, 1] if hidden else []
+        sizes = [named, *hidden, 1] if hidden else []
         # Twice an average, so that units bend from the start: near 0 they would all be straight, and add up to a sum.
         self.rising = nn.ParameterList(
             nn.Parameter(_unsoft((2 if i < len(hidden) else 1) / narrow) + 0.5 * torch.randn(wide, narrow, dtype=dtype))
@@ -72,7 +90,7 @@ class MonotoneNet(nn.Module):
         )
 
     def place(self, features: Tensor) -> None:
-        """Centre and scale every feature, and put the corners of the named ones at their quantiles: (N, D).
+        """Centre and scale every feature, and put the corners of broken lines at their quantiles: (N, D).
 
         A constant feature is only centred.
         """
@@ -81,42 +99,83 @@ class MonotoneNet(nn.Module):
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         self.exact.get_buffer("middle").copy_(middle)
         self.exact.get_buffer("spread").copy_(spread)
-        corners = self.exact.get_buffer("corners")
-        at = torch.linspace(0, len(x) - 1, corners.shape[1], dtype=torch.float64).round().long()
-        for row, i in enumerate(self.named):
-            values = ((x[:, i] - middle[i]) / spread[i]) * self.signs[i]
-            corners[row].copy_(_apart(values.sort().values[at]))
+        lines = [("corners", self.named)] + ([] if self.bends is None else [("free_corners", self.others)])
+        for name, columns in lines:
+            corners = self.exact.get_buffer(name)
+            for row, i in enumerate(columns):
+                values = ((x[:, i] - middle[i]) / spread[i]) * (self.signs[i] or 1)
+                corners[row].copy_(corners_at(values, corners.shape[1]))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return a number (B,) for each row."""
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
-        middle, spread = (self.exact.get_buffer(name).to(dtype) for name in ("middle", "spread"))
-        x = ((features.to(dtype) - middle) / spread).clamp(-_FARTHEST, _FARTHEST)
-        signs = torch.tensor([self.signs[i] for i in self.named], dtype=dtype, device=x.device)
-        m, f = self._bent(x[:, self.named] * signs), x[:, self.others]
+        m, beside = self._quick(features.to(dtype)) if self.training else self._ordered(features.to(dtype))
         s = self._sum(m, torch.ones(1, len(self.named), dtype=dtype, device=m.device)) + self.bias.to(dtype)
-        if self.straight is not None:
-            s = s + self._sum(f, self.straight.to(dtype))
+        if beside is not None:
+            s = s + beside[:, :1]
         if not self.hidden:
             return s.squeeze(-1)
-        return (s + self._sum(self._layers(m, f), self._positive(self.rising[-1], dtype))).squeeze(-1)
-
-    def _layers(self, h: Tensor, f: Tensor) -> Tensor:
-        """Return the last layer's units (B, H) from the bent named features and the free ones."""
         e = None
-        if self.embed is not None and self.embed_bias is not None:
-            e = softsign(self._sum(f, self.embed.to(f.dtype)) + self.embed_bias.to(f.dtype))
+        if beside is not None and self.embed_bias is not None:
+            e = self._squashed(beside[:, 1:] + self.embed_bias.to(dtype))
+        return (s + self._sum(self._layers(m, e), self._positive(self.rising[-1], dtype))).squeeze(-1)
+
+    def _ordered(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the bent named features (B, M), and what the free ones add (B, 1 + E), sums in a fixed order."""
+        middle, spread = (self.exact.get_buffer(name).to(features.dtype) for name in ("middle", "spread"))
+        x = ((features - middle) / spread).clamp(-_FARTHEST, _FARTHEST)
+        f = self._bent_freely(x[:, self.others])
+        sums = [dot(f, weights) for weights in self._free_weights(f.dtype)]
+        return self._bent(x[:, self.named]), torch.cat(sums, 1) if sums else None
+
+    def _quick(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the same by one matrix product, for training.
+
+        Each pass over (B, D), and above all a choice of its columns, takes longer than the product. So what a column is
+        divided by goes into its weight, and named columns get a weight of 0.
+        """
+        middle, spread = (self.exact.get_buffer(name).to(features.dtype) for name in ("middle", "spread"))
+        reach = _FARTHEST * spread
+        x = (features - middle).clamp_(-reach, reach)
+        m, weights = self._bent(x[:, self.named] / spread[self.named]), self._free_weights(x.dtype)
+        if not weights:
+            return m, None
+        narrow = torch.cat(weights)
+        if self.bends is not None:
+            return m, F.linear(self._bent_freely(x[:, self.others] / spread[self.others]), narrow)
+        places = torch.tensor(self.others, device=x.device)
+        wide = narrow.new_zeros(len(narrow), len(self.signs)).index_copy(1, places, narrow)
+        return m, F.linear(x, wide / spread)
+
+    def _free_weights(self, dtype: torch.dtype) -> list[Tensor]:
+        """Return what free features are multiplied by: for the sum (1, F), and for the layers (E, F)."""
+        return [weights.to(dtype) for weights in (self.straight, self.embed) if weights is not None]
+
+    def _layers(self, h: Tensor, e: Tensor | None) -> Tensor:
+        """Return the last layer's units (B, H) from the bent named features and the free ones' units (B, E)."""
         for i, offset in enumerate(self.offsets):
             z = self._sum(h, self._positive(self.rising[i], h.dtype)) + offset.to(h.dtype)
-            h = softsign(z if e is None else z + self._sum(e, self.beside[i].to(h.dtype)))
+            h = self._squashed(z if e is None else z + self._sum(e, self.beside[i].to(h.dtype)))
         return h
 
     def _bent(self, x: Tensor) -> Tensor:
         """Return the rising broken line of each named feature, (B, M) -> (B, M)."""
-        corners = self.exact.get_buffer("corners").to(x.dtype)
-        share = ((x.unsqueeze(-1) - corners[:, :-1]) / corners.diff(dim=1)).clamp(0, 1)
+        x = x * torch.tensor([self.signs[i] for i in self.named], dtype=x.dtype, device=x.device)
         heights, tails = (self._positive(p, x.dtype) for p in (self.heights, self.tails))
-        y = x * tails
+        return self._line(x, self.exact.get_buffer("corners"), heights, x * tails)
+
+    def _bent_freely(self, x: Tensor) -> Tensor:
+        """Return the broken line of each free feature, (B, F) -> (B, F), or the features where they have none."""
+        if self.bends is None:
+            return x
+        return self._line(x, self.exact.get_buffer("free_corners"), self.bends.to(x.dtype), -torch.ones_like(x))
+
+    def _line(self, x: Tensor, corners: Tensor, heights: Tensor, y: Tensor) -> Tensor:
+        """Return y (B, V) plus, for each piece between corners (V, K + 1), its height (V, K) by how far x is in it."""
+        corners = corners.to(x.dtype)
+        share = ((x.unsqueeze(-1) - corners[:, :-1]) / corners.diff(dim=1)).clamp(0, 1)
+        if self.training:
+            return y + (share * heights).sum(-1)
         for part, height in zip(share.unbind(-1), heights.unbind(-1), strict=True):
             y = y + part * height
         return y
@@ -135,42 +194,34 @@ class MonotoneNet(nn.Module):
     def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
         return F.linear(x, weights) if self.training else dot(x, weights)
 
+    def _squashed(self, x: Tensor) -> Tensor:
+        return F.softsign(x) if self.training else softsign(x)
+
     def matrices(self) -> list[Tensor]:
         """Return the weights that meet what comes in, as they act: what a penalty on size is about."""
         acting = [self._positive(p, p.dtype) for p in (self.heights, *self.rising)]
-        return acting + [p for p in (self.straight, self.embed, *self.beside) if p is not None]
+        return acting + [p for p in (self.bends, self.straight, self.embed, *self.beside) if p is not None]
 
     def against(self) -> str | None:
         """Say which condition of the proof the stored numbers break, or None."""
-        rising = [("heights", self.heights), ("tails", self.tails)]
-        rising += [(f"rising[{i}]", p) for i, p in enumerate(self.rising)]
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
-        for name, parameter in rising:
-            found = not_at_least(name, self._positive(parameter, dtype), 0.0)
-            if found is not None:
-                return found
-        corners = self.exact.get_buffer("corners").to(dtype)
         tiny = torch.finfo(dtype).tiny
-        return (
-            not_at_least("steps between corners", corners.diff(dim=1), tiny)
-            or not_at_least("spread", self.exact.get_buffer("spread").to(dtype), tiny)
-            or self._too_large()
-        )
+        layers = {f"rising[{i}]": p for i, p in enumerate(self.rising)}
+        rising = {"heights": self.heights, "tails": self.tails, **layers}
+        exact = {name: held.to(dtype) for name, held in self.exact.named_buffers()}
+        steps = {f"steps between {name}": exact[name].diff(dim=1) for name in exact if name.endswith("corners")}
+        asked = [(name, self._positive(parameter, dtype), 0.0) for name, parameter in rising.items()]
+        asked += [(name, held, tiny) for name, held in {**steps, "spread": exact["spread"]}.items()]
+        return next(filter(None, (not_at_least(*each) for each in asked)), None) or self._too_large()
 
     def _too_large(self) -> str | None:
         for name, tensor in self.state_dict().items():
-            if not bool((tensor.abs() <= _LARGEST).all()):
-                return f"a number of '{name}' is not finite, or above {_LARGEST:g}"
+            most = _LARGEST if name.startswith("exact.") else _HEAVIEST
+            if not bool((tensor.abs() <= most).all()):
+                return f"a number of '{name}' is not finite, or above {most:g}"
         return None
 
 
 def _unsoft(height: float) -> float:
     """Return what softplus makes `height` of."""
     return math.log(math.expm1(height))
-
-
-def _apart(corners: Tensor) -> Tensor:
-    """Return quantiles made strictly ascending: where many samples share a value, corners stand close together."""
-    least = max(float(corners[-1] - corners[0]), 1e-3) * 1e-3
-    steps = corners.diff().clamp(min=least)
-    return torch.cat([corners[:1], corners[:1] + steps.cumsum(0)])

@@ -37,7 +37,9 @@ class PartialMonotone(Head):
             from positions, or from names.
         names: The D features' names, where `monotone` names them.
         hidden: Sizes of the layers in which features interact; () for a sum of one term a feature.
-        keypoints: Corners of a named feature's broken line.
+        keypoints: Pieces of a named feature's broken line.
+        free_keypoints: Pieces of a broken line, of any shape, of each other feature; 0: they come in straight. Columns
+            of a table gain by it, above all with outliers; deep features do not need it.
         between: Pieces of the curve through the anchors: 'linear' or 'rational'.
         extrapolate: Beyond the end anchors: 'clamp' or 'linear'.
         dtype: Of the parameters; sums run in float32 or wider.
@@ -66,6 +68,7 @@ class PartialMonotone(Head):
         names: Sequence[str] | None = None,
         hidden: Sequence[int] = (32, 32),
         keypoints: int = 16,
+        free_keypoints: int = 0,
         between: str = "linear",
         extrapolate: str = "clamp",
         dtype: torch.dtype | None = None,
@@ -74,13 +77,12 @@ class PartialMonotone(Head):
         self.in_features = in_features
         self.names = None if names is None else tuple(names)
         self.signs = signs_of(monotone, in_features, self.names)
-        if keypoints < 1 or any(size < 1 for size in hidden):
-            raise FitError(
-                f"Cannot build head: expected sizes from 1 up, got {keypoints}, {tuple(hidden)}. keypoints=16"
-            )
+        if keypoints < 1 or free_keypoints < 0 or any(size < 1 for size in hidden):
+            got = f"keypoints={keypoints}, free_keypoints={free_keypoints}, hidden={tuple(hidden)}"
+            raise FitError(f"Cannot build head: expected sizes from 1 up, got {got}. keypoints=16, free_keypoints=0")
         self.line = AnchorCurve(anchors, between=between, extrapolate=extrapolate, dtype=dtype)
-        self.keypoints = keypoints
-        self.net = MonotoneNet(self.signs, hidden, keypoints, dtype)
+        self.keypoints, self.free_keypoints = keypoints, free_keypoints
+        self.net = MonotoneNet(self.signs, hidden, keypoints, free_keypoints, dtype)
 
     @property
     def scale(self) -> Anchors:
@@ -181,6 +183,7 @@ class PartialMonotone(Head):
             "names": None if self.names is None else list(self.names),
             "hidden": list(self.net.hidden),
             "keypoints": self.keypoints,
+            "free_keypoints": self.free_keypoints,
             "between": self.line.between,
             "extrapolate": self.line.extrapolate,
             "dtype": dtype_name(self),
