@@ -78,13 +78,14 @@ TABLE = {
     "splitting.inputs": {"identifying.identity", "nesting", "shapes.padding"},
     "splitting.running": {"head_run", "inputs", "nesting", "plan", "shell", "trunk_run", "untouched"},
     "identifying.deciders": {"nesting", "sources", "splitting.recording"},
+    "identifying.unseen": {"sources"},
     "identifying.fingerprint": {
         "deciders", "identity", "nesting", "numerics", "shapes.curves", "shapes.forms", "sources",
-        "splitting.operations", "splitting.plan", "splitting.recording",
+        "splitting.operations", "splitting.plan", "splitting.recording", "unseen",
     },
     "splitting.trials": {
-        "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "plan", "probing.generators",
-        "reasons", "recording", "running", "shell", "untouched", "variations",
+        "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "operations", "plan",
+        "probing.generators", "reasons", "recording", "running", "shell", "untouched", "variations",
     },
     "splitting.halves": {
         "identifying.fingerprint", "inputs", "nesting", "plan", "probing.generators", "reasons", "running", "shell",
@@ -103,7 +104,6 @@ TABLE = {
     # What it said: read, checked, kept, fed.
     "samples.watching": set(),
     "identifying.past": {"sources"},
-    "identifying.unseen": {"sources"},
     "identifying.account": {"identity", "marks", "past", "sources", "unseen"},
     "samples.measuring": {"nesting", "shapes.padding"},
     "samples.search": {"measuring", "nesting", "shapes.padding"},
@@ -172,8 +172,8 @@ TABLE = {
     },
     "extracting.frozen": {
         "accuracy", "calibration", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace", "precision",
-        "probing.purity", "rowbytes", "samples.batch", "samples.dataset", "samples.unevenness", "shapes.forms",
-        "splitting.placement", "splitting.replay", "standing", "store", "ways",
+        "probing.purity", "rowbytes", "samples.batch", "samples.dataset", "samples.unevenness",
+        "samples.watching", "shapes.forms", "splitting.placement", "splitting.replay", "standing", "store", "ways",
     },
     "extracting.manifest": {"identifying.identity", "identifying.tensors", "samples.watching"},
     "extracting.roll": {

@@ -5,6 +5,7 @@ read in ways that are easily forgotten. Reading a few samples again shows none o
 """
 
 import collections
+import contextlib
 import contextvars
 import functools
 import mmap
@@ -18,6 +19,7 @@ import pytest
 import torch
 from test_never_stale import Net, Own, as_tensor, begin, extracted, overwrite, raw_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from forethought.extracting import roll
@@ -467,6 +469,9 @@ MODEL_ROUTES = {
     "a context variable": "mod.v = contextvars.ContextVar('v', default={k})\nclass M(Base):\n def factor(self): return mod.v.get()",
     "a deque": "d = collections.deque([{k}])\nclass M(Base):\n def factor(self): return d[0]",
     "a registered function": "@functools.singledispatch\ndef f(x): return 0\n@f.register\ndef _(x: int): return {k}\nclass M(Base):\n def factor(self): return f(1)",
+    "a file that numpy reads": "import numpy\nnumpy.save(F + '/k.npy', {k})\nclass M(Base):\n def factor(self): return float(numpy.load(F + '/k.npy'))",
+    "the working folder": "import os\nos.makedirs(F + '/{k}'); os.chdir(F + '/{k}')\nclass M(Base):\n def factor(self): return float(os.path.basename(os.getcwd()))",
+    "a mode that is on": "class M(Base):\n def factor(self): return 1\n\nmode = Times({k})",
     "eval": "class M(Base):\n def __init__(self): super().__init__(); self.text = '{k}'\n def factor(self): return eval(self.text)",
 }  # fmt: skip
 
@@ -482,19 +487,52 @@ class Base(nn.Module):
         return self.head(self.layer(x) * self.factor())
 
 
+class Times(TorchDispatchMode):
+    """Changes what operations give, outside of any model."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * self.factor if func is torch.ops.aten.mul.Tensor else result
+
+
 @pytest.mark.parametrize("route", MODEL_ROUTES)
 def test_a_number_that_reaches_a_model_by_stealth_is_seen(route, tmp_path, monkeypatch):
     """The store's note of a model is believed without running it: it has to account for every number that it reads."""
     name = f"stealth_model{list(MODEL_ROUTES).index(route)}"
     outside = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, outside)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "stealth", None, raising=False)
     monkeypatch.setattr(nn.Linear, "stealth", None, raising=False)
     x = torch.arange(40.0).reshape(10, 4)
     for k in (2.0, 3.0):
         user = types.ModuleType("user_code")
         vars(user).update(
-            Base=Base, torch=torch, mod=outside, functools=functools, collections=collections, contextvars=contextvars
-        )
+            Base=Base, torch=torch, mod=outside, functools=functools, collections=collections, contextvars=contextvars,
+            Times=Times, F=str(tmp_path),
+        )  # fmt: skip
         exec(MODEL_ROUTES[route].format(k=k, m=name), vars(user))
-        extracted(user.M(), x, tmp_path)
+        with getattr(user, "mode", contextlib.nullcontext()):
+            extracted(user.M(), x, tmp_path / "store")
+
+
+def test_a_partial_in_the_place_of_a_function_of_torch_is_seen(tmp_path, monkeypatch):
+    """As any function of the user's is, although no code of the model's names it."""
+
+    def times(old, factor, *args, **kwargs):
+        return old(*args, **kwargs) * factor
+
+    def factor(self):
+        return 1
+
+    made = type("M", (Base,), {"factor": factor})
+    old, x = nn.functional.relu, torch.arange(40.0).reshape(10, 4)
+    for number in (2.0, 3.0):
+        model = made()
+        model.layer = nn.Sequential(model.layer, nn.ReLU())
+        monkeypatch.setattr(nn.functional, "relu", functools.partial(times, old, number))
+        assert extracted(model, x, tmp_path) == 10

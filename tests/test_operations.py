@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, get_testing_overrides
 
+import forethought as ft
 from forethought.splitting import operations
 from forethought.splitting.operations import is_about, name_of, packed, shape_only, stand_in
 
@@ -213,3 +214,30 @@ def test_nothing_else_is_packed():
     """Whatever else is called gets what it was given."""
     args = (torch.randn(3, 5).T, torch.randn(3))
     assert packed(torch.matmul, args) is args
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 5).requires_grad_(False), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x).relu())
+
+
+def test_a_method_of_tensors_that_was_replaced_is_refused(monkeypatch):
+    """torch hands the replacement to whoever watches, so that its effect would come twice; the tensor's own is fine."""
+    old = torch.Tensor.relu
+    monkeypatch.setattr(torch.Tensor, "relu", lambda tensor: old(tensor) * 2)
+    with pytest.raises(ft.errors.SplitError, match=r"torch\.Tensor\.relu = torch\._C\.TensorBase\.relu"):
+        ft.split(Small(), torch.randn(3, 4))
+    monkeypatch.undo()
+    assert ft.split(Small(), torch.randn(3, 4)).trunk(torch.randn(3, 4)).shape == (3, 5)
+
+
+def test_a_function_mode_beside_ours_is_refused():
+    """Each of two modes changes what the other sees; torch's own, that choose a device, are no harm."""
+    with Seen(), pytest.raises(ft.errors.SplitError, match="got Seen"):
+        ft.split(Small(), torch.randn(3, 4))
+    with torch.device("cpu"):
+        ft.split(Small(), torch.randn(3, 4))

@@ -31,6 +31,7 @@ from forethought.probing.purity import check_number, check_still, probe, rows_of
 from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
+from forethought.samples.watching import Watch, is_installed
 from forethought.shapes.forms import FrontierTensor, Rows
 from forethought.splitting.placement import devices_of
 from forethought.splitting.replay import At, Split, split
@@ -89,6 +90,7 @@ class FrozenPart:
         self._facts: dict[str, Any] | None = None
         cut = _paths(at) if self._given is None else self._given.at
         self.standing = Standing(self.model, cut, self.device)
+        self._reads_files = False  # as it runs: what a note says then holds for those files only
         self.refused: StoreError | None = None  # why a note was not written: a complete hit can do without
 
     def meet(self, store: Store, drawn: Sequence[Samples]) -> None:
@@ -131,11 +133,7 @@ class FrozenPart:
             return self._table(store, samples, self._believed, frontier), frontier
         self._believed = None
         with self.placed(), padding_tried(samples, lambda: self._write_note(store, key, {"as_joined": True})):
-            split = self.split()
-            if self._given is not None:
-                self._stretch(split, example.to(self.device))
-                split.renew()
-            check_still(split)
+            split = self._watched(example)
             fingerprint, parts = self._fingerprint(split, example)
             probed = self._probed(store, fingerprint, different)
             frontier = self._laid_out(split, example)
@@ -143,8 +141,19 @@ class FrozenPart:
         written = [tensor.to_json() for tensor in frontier]
         self._facts = {"trunk": fingerprint, "frontier": written, "probed": probed["probed"]}
         self._write_note(store, fingerprint, probed)
-        self._write_note(store, key, self._facts)
+        self._write_note(store, None if self._reads_files else key, self._facts)
         return table, frontier
+
+    def _watched(self, example: Batch) -> Split:
+        """Record the model as it is now, and see whether it reads files."""
+        with Watch() as seen:
+            split = self.split()
+            if self._given is not None:
+                self._stretch(split, example.to(self.device))
+                split.renew()
+            check_still(split)
+        self._reads_files = seen.outside or not all(map(is_installed, seen.files))
+        return split
 
     def _laid_out(self, split: Split, example: Batch) -> tuple[FrontierTensor, ...]:
         """Say how rows differ in size, where samples do, and check that padding changes none."""
@@ -244,7 +253,7 @@ class FrozenPart:
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
         self.standing.forget()
-        if self._facts is not None and self._example is not None:
+        if self._facts is not None and self._example is not None and not self._reads_files:
             self._write_note(store, self.standing.key(self._example), self._facts)
         if self.refused is not None:
             warn_not_kept(self.refused)

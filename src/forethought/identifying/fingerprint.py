@@ -6,6 +6,7 @@ operations cannot tell (Python read a value to decide), the module's code and st
 what is covered and what cannot be seen.
 """
 
+import functools
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
@@ -19,7 +20,8 @@ from forethought.errors import IdentityError
 from forethought.identifying.deciders import asked_by_values, codes, decisions
 from forethought.identifying.identity import Digest
 from forethought.identifying.numerics import numeric_state
-from forethought.identifying.sources import is_library, is_made_by, names, numerics_version
+from forethought.identifying.sources import is_library, is_made_by, is_shipped, names, numerics_version
+from forethought.identifying.unseen import HERE_AND_NOW, is_clock
 from forethought.shapes.curves import Stairs
 from forethought.shapes.forms import Form, Size, linear_size
 from forethought.splitting.operations import code_of, name_of
@@ -113,10 +115,21 @@ class _ModelDigest(Digest):
 
     def _check_reach(self, function: types.FunctionType) -> None:
         super()._check_reach(function)
-        if "getattr" in names(function.__code__):
-            raise IdentityError(
-                f"Cannot tell what {function.__qualname__} reads: expected names in its code, got getattr, by a text."
-            )
+        hidden = names(function.__code__) & {"getattr", *HERE_AND_NOW}
+        if hidden:
+            raise _untold(function.__qualname__, sorted(hidden)[0])
+
+    def _check_known(self, value: Any) -> None:
+        if is_clock(value.__module__):
+            raise _untold("the model", value.__name__)
+
+    def _check_module(self, module: types.ModuleType, read: set[str]) -> None:
+        if is_clock(module.__name__):
+            raise _untold("the model", module.__name__)
+
+
+def _untold(reader: str, way: str) -> IdentityError:
+    return IdentityError(f"Cannot tell what {reader} reads: expected code that shows it, got one that uses {way}.")
 
 
 def _global_hooks() -> list[Any]:
@@ -129,7 +142,17 @@ def _patched() -> list[Any]:
     """List what was put in the place of torch's own functions, whose code its version tells otherwise."""
     places = (torch, torch.nn.functional, torch.Tensor)
     items = [(place.__name__, name, item) for place in places for name, item in vars(place).items()]
-    return [each for each in items if isinstance(each[2], types.FunctionType) and not is_made_by(each[2], is_library)]
+    return [each for each in items if _is_brought(each[2])]
+
+
+def _is_brought(item: Any) -> bool:
+    """Say whether something in torch that can be called is not torch's own."""
+    if isinstance(item, types.FunctionType):
+        return not is_made_by(item, is_library)
+    if isinstance(item, functools.partial | types.MethodType):
+        return True
+    is_object = callable(item) and not isinstance(item, type)
+    return is_object and not is_shipped(type(item).__module__) and not type(item).__module__.startswith("typing")
 
 
 class _Writer:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 
 def numeric_state(device: str) -> tuple[Any, ...]:
@@ -31,7 +33,17 @@ def numeric_state(device: str) -> tuple[Any, ...]:
         _legacy(lambda: (cuda.allow_tf32, backends.cudnn.allow_tf32)),
         [str(setting) for setting in reduced],
         sys.float_info.min / 2 == 0,  # torch.set_flush_denormal
+        *_modes(),
     )
+
+
+def _modes() -> list[Any]:
+    """List the modes of the user's that are on: they may change what any operation gives."""
+    known = ("torch.", "forethought.")  # those of torch choose a device, or count
+    stacks = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    modes = [mode for mode in stacks if not f"{type(mode).__module__}.".startswith(known)]
+    own = vars(TorchDispatchMode()).keys() if modes else ()
+    return [(type(mode), {name: held for name, held in vars(mode).items() if name not in own}) for mode in modes]
 
 
 def _precision(place: Any) -> str:

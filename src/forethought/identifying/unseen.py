@@ -38,11 +38,11 @@ _ASKS = {  # whether a file is there, what its times are, where a link leads, wh
     "lexists", "listxattr", "lstat", "pread", "preadv", "readlink", "readv", "realpath", "resolve", "samefile",
     "sameopenfile", "stat", "statvfs",
 }  # fmt: skip
-_HERE_AND_NOW = {  # the working folder, the user's, the clock, the worker
+HERE_AND_NOW = {  # the working folder, the user's, the clock, the worker
     "abspath", "absolute", "cwd", "expanduser", "expandvars", "get_worker_info", "getcwd", "getcwdb", "home", "now",
     "relpath", "today", "utcnow",
 }  # fmt: skip
-_HIDDEN = _FOUND_BY_NAME | _REACH | _ASKS | _HERE_AND_NOW
+_HIDDEN = _FOUND_BY_NAME | _REACH | _ASKS | HERE_AND_NOW
 _OF_THE_MACHINE = ("cpu_count", "getloadavg", "getlogin", "getpid", "getppid", "times", "uname")
 
 
@@ -89,6 +89,11 @@ def check_module(module: types.ModuleType, read: set[str]) -> None:
             where = str(getattr(item, "__module__", None) or module.__name__)
             if is_unseen(where) or name in _FOUND_BY_NAME:
                 raise refusal(f"{where}.{name}")
+
+
+def is_clock(module: str | None) -> bool:
+    """Say whether functions of this module tell the time."""
+    return module == "time"
 
 
 def is_unseen(module: str) -> bool:

@@ -6,6 +6,7 @@ opens files by itself is not seen: whether a data set holds such code is account
 
 import os
 import sys
+import sysconfig
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _OUTSIDE = frozenset({
     "socket.connect", "sqlite3.connect", "subprocess.Popen", "urllib.Request",
 })  # fmt: skip
 _EVENTS = _OUTSIDE | {"open"}
+_PLACES = ("/dev/", "/proc/", "/sys/", *{os.path.abspath(each) + os.sep for each in sysconfig.get_paths().values()})
 _IMPORTING = "<frozen importlib"  # modules are told by their code and version
 _TICK_NS, _SECOND_NS = 100_000_000, 1_000_000_000
 
@@ -45,7 +47,7 @@ class Seen:
 
 
 class Watch:
-    """Sees what is opened within a `with` block, in any thread. Not nested.
+    """Sees what is opened within a `with` block, in any thread.
 
     Example:
         >>> with Watch() as seen:
@@ -56,18 +58,15 @@ class Watch:
 
     def __enter__(self) -> Seen:
         _install()
-        _now.seen = seen = Seen()
-        return seen
+        self._seen = Seen()
+        _watching[id(self._seen)] = self._seen
+        return self._seen
 
     def __exit__(self, *_: object) -> None:
-        _now.seen = None
+        del _watching[id(self._seen)]
 
 
-class _Now:
-    seen: Seen | None = None
-
-
-_now = _Now()
+_watching: dict[int, Seen] = {}  # by identity: several threads may watch at once
 _installing = threading.Lock()
 _is_installed = False
 
@@ -82,22 +81,26 @@ def _install() -> None:
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    seen = _now.seen
-    if seen is None or event not in _EVENTS:
+    if not _watching or event not in _EVENTS:
         return
     if sys._getframe(1).f_code.co_filename.startswith(_IMPORTING):
         return
-    if event != "open":
-        seen.outside = True
+    if event != "open" or isinstance(arguments[0], int):  # a descriptor that was opened before, who knows of what
+        for seen in list(_watching.values()):
+            seen.outside = True
         return
     path, _, flags = arguments
-    if isinstance(path, int):
-        seen.outside = True  # a descriptor that was opened before, who knows of what
-        return
     if flags & os.O_ACCMODE == os.O_WRONLY:
         return  # what is only written is not read
     name = os.fsdecode(path)
-    seen.files[name] = stamp(name) or UNPROVEN
+    found = stamp(name) or UNPROVEN
+    for seen in list(_watching.values()):
+        seen.files[name] = found
+
+
+def is_installed(path: str) -> bool:
+    """Say whether a file belongs to Python, to a package or to the system, or is code."""
+    return path.endswith((".py", ".pyc")) or os.path.abspath(path).startswith(_PLACES)
 
 
 def mapped_here() -> frozenset[int]:

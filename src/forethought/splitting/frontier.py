@@ -27,7 +27,17 @@ from forethought.splitting.held import changed_items
 from forethought.splitting.holdings import Holdings
 from forethought.splitting.moving import drawn, moving
 from forethought.splitting.notes import Noted
-from forethought.splitting.operations import Function, asks_size, bare, counts, func_name, is_about, packed, shape_only
+from forethought.splitting.operations import (
+    Function,
+    asks_size,
+    bare,
+    check_unpatched,
+    counts,
+    func_name,
+    is_about,
+    packed,
+    shape_only,
+)
 from forethought.splitting.recording import (
     MIXED,
     NOTHING,
@@ -200,6 +210,7 @@ class Recorder(TorchFunctionMode):
                 if read.label is Label.FROZEN and read.value is not None:
                     self._here.asked += (read.value,)
             return func(*args, **kwargs)
+        check_unpatched(func)
         leaves = nesting.given(args, kwargs)
         reads = [self._look(tensor) for tensor in leaves]
         hollow = shape_only(func)

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
+from torch.overrides import _get_current_function_mode_stack
+
+from forethought.errors import SplitError
 
 # Attribute reads that give a tensor: operations like any other. All other reads (shape, dtype, ...) are not counted:
 # their number may differ between a first and a later run, because models cache by shape or device.
@@ -88,6 +92,40 @@ def code_of(func: Function) -> Any:
     name = func._schema.name if isinstance(func, torch._ops.OpOverload) else func._qualified_op_name
     made = torch._library.custom_ops.OPDEFS.get(name)
     return None if made is None else [made._init_fn, made._backend_fns]
+
+
+def check_unpatched(func: Function) -> None:
+    """Refuse a function that somebody put in the place of a method of tensors that is made in C.
+
+    A mode is given that function by torch, and so runs it around a call that it makes itself: its effect comes twice.
+
+    Raises:
+        SplitError: it is one.
+    """
+    if not isinstance(func, types.FunctionType) or str(func.__globals__.get("__name__")).startswith("torch."):
+        return
+    for name, item in vars(Tensor).items():
+        if item is func and hasattr(torch._C.TensorBase, name):
+            raise SplitError(
+                f"Cannot watch torch.Tensor.{name}: expected torch's own, got a function in its place, which torch "
+                "runs twice where operations are watched. Put its own back: "
+                f"torch.Tensor.{name} = torch._C.TensorBase.{name}"
+            )
+
+
+def check_alone() -> None:
+    """Refuse to watch operations beside a function mode of the user's: two modes give each other other functions.
+
+    Raises:
+        SplitError: such a mode is on. Those of torch (`with torch.device(...)`) are no harm.
+    """
+    for mode in _get_current_function_mode_stack():
+        kind = type(mode)
+        if not f"{kind.__module__}.".startswith(("torch.", "forethought.")):
+            raise SplitError(
+                f"Cannot watch operations: expected no TorchFunctionMode beside torch's own, got {kind.__qualname__}. "
+                "Split outside of its `with` block."
+            )
 
 
 def func_name(func: Function) -> str:

@@ -26,6 +26,7 @@ from forethought.splitting.holdings import Holdings
 from forethought.splitting.inputs import batch_of, inputs_of
 from forethought.splitting.joining import make_plan
 from forethought.splitting.moving import drawn_apart
+from forethought.splitting.operations import check_alone
 from forethought.splitting.plan import Plan
 from forethought.splitting.reasons import by_chance, differing
 from forethought.splitting.recording import Label, Operation, Position, Read, Recording, Value
@@ -223,6 +224,7 @@ class _Trials:
 
     def record(self, tensors: list[Tensor], is_example: bool = False) -> Recording:
         """Run the model watched. If these are the example's samples, see whether the next run gives the same."""
+        check_alone()
         with self._trial() as (body, _):
             args, kwargs = self._filled(tensors)
             moved = [tensor for tensor in (read.now() for read in self.moving) if tensor is not None]
