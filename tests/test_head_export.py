@@ -36,7 +36,7 @@ HEADS = {
     "expectation": CumulativeLink(6, ANCHORS, decode="expectation"),
     "corn": CornHead(6, ANCHORS),
     "histogram": HistogramHead(6, ANCHORS, targets="hl-gauss"),
-    "trimmed": HistogramHead(6, ANCHORS, targets="hl-gauss", trim=0.25),
+    "trimmed": HistogramHead(6, ANCHORS, targets="hl-gauss", trim=0.25, correction=2),
     "local": HistogramHead(6, ANCHORS, decode="local", window=1),
     "prototype": PrototypeExact(6, ANCHORS, torch.randn(4, 6)),
     "partial": PartialMonotone(6, ANCHORS, [1, 0, 0, -1, 0, 0], hidden=(4,), keypoints=3),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from forethought import fit
 from forethought.errors import AnchorError, BundleError, FitError, ShapeError
 from forethought.heads import (
     AnchorSpline,
@@ -638,6 +639,74 @@ def test_local_decoding_averages_around_the_peak():
     torch.testing.assert_close(head(p.log()), expected)
 
 
+def _two_peaks(rows, seed, places):
+    """Rows of a fine classifier of 60 classes that cannot tell two peaks apart, and a feature that can."""
+    draw = torch.Generator().manual_seed(seed)
+    place = places[torch.randint(len(places), (rows,), generator=draw)]
+    other = torch.where(place < 30, place + 30, place - 30)
+    index, wins = torch.arange(60.0), torch.rand(rows, 1, generator=draw) - 0.5
+    peaks = [8 - (index - one[:, None]) ** 2 / 2 + sign * wins for one, sign in ((place, 1), (other, -1))]
+    return torch.cat([torch.maximum(*peaks).clamp(min=-4), (place < 30).float()[:, None] - 0.5], 1), place
+
+
+def test_a_correction_moves_between_neighbourhoods_and_leaves_the_fine_scale():
+    """From labels at every fifth class it learns which peak is right; between them peaks stay where they were."""
+    classifier = nn.Linear(61, 60)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.eye(60, 61))
+        classifier.bias.zero_()
+    common = {"targets": "blur", "sigma": 1.0, "activation": "sigmoid", "decode": "local", "window": 3}
+    labelled = _two_peaks(600, 0, torch.arange(5.0, 56, 5))
+    x, place = _two_peaks(400, 1, torch.linspace(4, 56, 521))
+    torch.manual_seed(0)
+    heads = {
+        "corrected": as_regressor(classifier, range(60), "histogram", correction=10.0, **common),
+        "refitted": as_regressor(classifier, range(60), "histogram", **common),
+    }
+    before = heads["corrected"](x)
+    torch.testing.assert_close(before, heads["refitted"](x))
+    near = (before - place).abs() < 15
+    assert 0.3 < near.float().mean() < 0.7
+    fitted = fit(labelled, labelled, heads, epochs=60, lr=3e-2, batch_size=100, seed=0, progress=False)
+    off = {result.name: (result.head(x) - place).abs().detach() for result in fitted}
+    fine = {name: errors[errors < 15].mean() for name, errors in off.items()}
+    assert (off["corrected"] > 15).float().mean() < 0.05
+    assert fine["corrected"] < (before - place).abs()[near].mean() < fine["refitted"] / 2
+    head = fitted["corrected"].head
+    assert torch.equal(head.net.net[0].weight[3:-3], classifier.weight)  # padded, and not trained
+    assert [name for name, p in head.named_parameters() if p.requires_grad] == [
+        "net.coarse.0.weight",
+        "net.coarse.0.bias",
+    ]
+
+
+def test_a_corrected_head_is_described_and_saved():
+    """Its description rebuilds it, frozen part and all; a plain head's description does not speak of it."""
+    head = as_regressor(nn.Linear(5, 7), range(7), "histogram", correction=2, trim=0.2)
+    nn.init.normal_(head.net.coarse[0].weight)
+    again = from_config(json.loads(json.dumps(head.config())))
+    again.load_state_dict(head.state_dict())
+    x = torch.randn(4, 5)
+    assert torch.equal(again(x), head(x))
+    assert again.certify() == head.certify().raise_if_failed()
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in head.parameters()]
+    assert not {"correction", "trim"} & as_regressor(nn.Linear(5, 7), range(7), "histogram").config().keys()
+    several = as_regressor(_OfTwo(), range(7), "histogram", correction=2, example=(x, x))
+    with pytest.raises(FitError, match="one tensor of features, got a tuple"):
+        several((x, x))
+
+
+class _OfTwo(nn.Module):
+    """A classifier of two tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 7)
+
+    def forward(self, features):
+        return self.fc(features[0] + features[1])
+
+
 def test_sigmoid_weights_survive_underflow():
     """Every sigmoid 0 in float32: still a finite expectation, the most likely class leading."""
     head = HistogramHead(3, [0.0, 1.0, 2.0], net=nn.Identity(), pad=0, activation="sigmoid")
@@ -743,6 +812,8 @@ def test_unknown_options_are_refused():
         lambda: HistogramHead(3, [0, 1], targets="one-hot"),
         lambda: HistogramHead(3, [0, 1], decode="argmax"),
         lambda: HistogramHead(3, [0, 1], trim=0.5),
+        lambda: HistogramHead(3, [0, 1], correction=0.5),
+        lambda: HistogramHead(3, [0, 1], correction=float("nan")),
         lambda: HistogramHead(3, [0, 1], trim=-0.1),
         lambda: HistogramHead(3, [0, 1], trim=float("nan")),
         lambda: HistogramHead(3, [0, 1], trim=0.2, decode="local"),

@@ -10,6 +10,7 @@ from forethought.errors import FitError
 from forethought.heads.calibrator import AnchorCalibrator
 from forethought.heads.circular import CircularSpline
 from forethought.heads.corn import CornHead
+from forethought.heads.correction import Corrected
 from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.histogram import HistogramHead, padding
 from forethought.heads.interface import Head
@@ -211,7 +212,10 @@ def _histogram(source: _Source) -> Head:
     if hidden is None:
         return HistogramHead(source.width, source.anchors, net=source.net, dtype=source.dtype, **shared)
     head = HistogramHead(source.width, source.anchors, hidden=hidden, dtype=source.dtype, **shared)
-    head.net = source.net
+    if isinstance(head.net, Corrected):
+        head.net = Corrected(source.net, source.width, len(head.support), head.net.width, source.dtype)
+    else:
+        head.net = source.net
     return head
 
 

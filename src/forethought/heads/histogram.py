@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from forethought.errors import FitError
 from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import EXCEEDANCE, Claim
+from forethought.heads.correction import Corrected
 from forethought.heads.expectation import (
     expectation_claims,
     expectation_trials,
@@ -60,6 +61,9 @@ class HistogramHead(Head):
         trim: Share of the weight that decode='mean' leaves out at each end, from 0 to below 0.5: a second peak that
             weighs less does not pull, and an anchor is hit where its class has the rest.
         pad: Extra classes beyond each end, at the end's spacing. None: 3 sigma, or 0 for 'two-hot'.
+        correction: Classes over which a trained correction of the logits varies, which are frozen then; None: the
+            network itself is trained. For labels at a few places only: the correction learns which neighbourhood is
+            right, and leaves the fine scale alone.
         dropout: Between hidden layers.
         net: Your own module (B, ...) -> (B, K + 2 * pad), in place of `hidden`; then `config` is refused.
         dtype: Of the parameters; the expectation runs in float32 or wider.
@@ -91,6 +95,7 @@ class HistogramHead(Head):
         window: int = 4,
         trim: float = 0.0,
         pad: int | None = None,
+        correction: float | None = None,
         dropout: float = 0.0,
         net: nn.Module | None = None,
         dtype: torch.dtype | None = None,
@@ -115,6 +120,9 @@ class HistogramHead(Head):
         self.is_custom = net is not None
         width = len(self.scale) + 2 * self.pad
         self.net = net or build_mlp(in_features, hidden, width, dropout=dropout, dtype=dtype)
+        self.correction = None if correction is None else _checked_correction(correction)
+        if self.correction is not None:
+            self.net = Corrected(self.net, in_features, width, self.correction, dtype)
 
     @property
     def anchors(self) -> Tensor:
@@ -250,7 +258,9 @@ class HistogramHead(Head):
             "decode": self.decode,
             "window": self.window,
             "pad": self.pad,
-            **({"trim": self.trim} if self.trim else {}),  # certificates made before it was thought of stay true
+            # Only where they are used: certificates made before these were thought of stay true.
+            **({"trim": self.trim} if self.trim else {}),
+            **({"correction": self.correction} if self.correction else {}),
             "dropout": self.dropout,
             "dtype": dtype_name(self),
         }
@@ -266,6 +276,14 @@ def _check_width(sigma: float, window: int) -> None:
         raise FitError(f"Cannot build head: expected sigma > 0 classes, got {sigma}. Pass sigma=0.75")
     if window < 0:
         raise FitError(f"Cannot build head: expected window >= 0 classes, got {window}. Pass window=4")
+
+
+def _checked_correction(width: float) -> float:
+    if not (math.isfinite(width) and width >= 1):
+        raise FitError(
+            f"Cannot build head: expected correction to be None or at least 1 class, got {width}. Pass correction=10.0"
+        )
+    return float(width)
 
 
 def _check_trim(trim: float, decode: str) -> None:
