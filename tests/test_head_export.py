@@ -12,6 +12,7 @@ from forethought.heads import (
     AnchorSpline,
     Certificate,
     CircularSpline,
+    Conformal,
     CornHead,
     CumulativeLink,
     HistogramHead,
@@ -19,6 +20,7 @@ from forethought.heads import (
     MultiHead,
     PartialMonotone,
     PrototypeExact,
+    conformalize,
     export,
     exported_program,
     from_config,
@@ -80,6 +82,30 @@ def test_onnx_gives_the_same_answers(name, tmp_path):
         torch.testing.assert_close(torch.from_numpy(y), head(x).detach(), rtol=0, atol=1e-4)
     about = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
     assert json.loads(about["forethought"])["certificate"]["weights"] == head.certify().weights
+
+
+@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_intervals_are_exported_with_their_head(ending, tmp_path):
+    """Three outputs, the same as here for any number of rows; the file says how the intervals were made."""
+    if ending == "onnx":
+        pytest.importorskip("onnxruntime")
+    head = conformalize(HEADS["spline"], torch.randn(60, 6), 60 + 7 * torch.rand(60), 0.8, within=(60.0, 67.25))
+    report = export(head, tmp_path / f"head.{ending}")
+    assert report.largest_difference < 1e-4
+    if ending == "pt2":
+        held = {"forethought": ""}
+        program = torch.export.load(tmp_path / "head.pt2", extra_files=held)
+        about, x = json.loads(held["forethought"]), torch.randn(5, 6)
+        assert all(map(torch.equal, program.module()(x), head(x)))
+        assert about["intervals"] == {
+            "radius": head.radius.item(),
+            "confidence": 0.8,
+            "rows": 60,
+            "within": [60.0, 67.25],
+        }
+        assert about["config"] == HEADS["spline"].config()
+    with pytest.raises(FitError, match="got a Linear"):
+        export(Conformal(torch.nn.Linear(6, 1), 1.0, 0.9, 20), tmp_path / "head.pt2")
 
 
 @every_head

@@ -1,5 +1,6 @@
 """Heads in other runtimes: ONNX and `torch.export`, written together with what was proved, and run to compare."""
 
+import copy
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import BundleError, FitError, MissingExtraError
+from forethought.heads.conformal import Conformal
 from forethought.heads.interface import Head
 from forethought.heads.layers import dtype_of, in_evaluation
 
@@ -36,7 +38,7 @@ class Exported:
     rows: int
 
 
-def export(head: Head, path: str | os.PathLike[str], example: Tensor | None = None) -> Exported:
+def export(head: Head | Conformal, path: str | os.PathLike[str], example: Tensor | None = None) -> Exported:
     """Write a head for another runtime, run it there, and compare the answers.
 
     The number of rows is left free. The file carries the head's description and certificate, as JSON under
@@ -44,7 +46,8 @@ def export(head: Head, path: str | os.PathLike[str], example: Tensor | None = No
     `head.certify(through=heads.onnx_runtime)`.
 
     Args:
-        head: As it is; it is exported in evaluation mode.
+        head: As it is; it is exported in evaluation mode. What `conformalize` made has three outputs: "lower", "y" and
+            "upper".
         path: "head.onnx", or "head.pt2" for `torch.export`.
         example: Features (B, D) to compare on; None: drawn from a normal distribution.
 
@@ -61,9 +64,9 @@ def export(head: Head, path: str | os.PathLike[str], example: Tensor | None = No
     """
     path = Path(path)
     features = _example(head) if example is None else example.detach()
-    about = {"certificate": json.loads(head.certify().to_json()), "config": _config(head)}
+    about = _about(head)
     with in_evaluation(head):
-        baked = head.baked()
+        baked = _baked(head)
         if path.suffix == ".onnx":
             program = _onnx_program(baked, features)
             program.model.metadata_props["forethought"] = json.dumps(about)
@@ -117,7 +120,7 @@ def _onnx_program(module: nn.Module, example: Tensor) -> Any:
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("rows")},),
             input_names=["features"],
-            output_names=["y"],
+            output_names=["lower", "y", "upper"] if isinstance(module, Conformal) else ["y"],
             verbose=False,
         )
 
@@ -136,7 +139,8 @@ def _session(model: bytes) -> Callable[[Tensor], Tensor]:
         ) from err
 
     def run(features: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"features": features.detach().cpu().numpy()})[0])
+        made = session.run(None, {"features": features.detach().cpu().numpy()})
+        return _as_one([torch.from_numpy(each) for each in made])
 
     return run
 
@@ -149,7 +153,36 @@ def _two(example: Tensor) -> Tensor:
     return example if len(example) > 1 else torch.cat([example, example])
 
 
-def _example(head: Head) -> Tensor:
+def _about(head: Head | Conformal) -> dict[str, Any]:
+    """Return what the file says of a head; of intervals, what their head is and how they were made."""
+    if not isinstance(head, Conformal):
+        return {"certificate": json.loads(head.certify().to_json()), "config": _config(head)}
+    made = {"radius": float(head.radius), "confidence": head.confidence, "rows": head.rows, "within": head.within}
+    if not isinstance(head.head, Head):
+        raise FitError(
+            f"Cannot export intervals: expected them around a head of forethought, got a {type(head.head).__name__}. "
+            "Export that module by itself, and add y - radius and y + radius"
+        )
+    return {**_about(head.head), "intervals": made}
+
+
+def _baked(head: Head | Conformal) -> nn.Module:
+    if isinstance(head, Head):
+        return head.baked()
+    assert isinstance(head.head, Head)
+    made, baked = copy.copy(head), head.head.baked()
+    made._modules = {"head": baked}
+    return made
+
+
+def _as_one(outputs: Any) -> Tensor:
+    """Return outputs as one tensor, several as columns."""
+    if isinstance(outputs, list | tuple):
+        return torch.as_tensor(outputs[0]) if len(outputs) == 1 else torch.stack(list(outputs), -1)
+    return torch.as_tensor(outputs)
+
+
+def _example(head: nn.Module) -> Tensor:
     widths = [getattr(part, "in_features", None) for part in head.modules()]
     width = next((width for width in widths if isinstance(width, int)), 1)
     draw = torch.Generator().manual_seed(0)
@@ -165,15 +198,15 @@ def _config(head: Head) -> dict[str, Any] | None:
         return None
 
 
-def _compared(head: Head, run: Callable[[Tensor], Any], features: Tensor) -> tuple[float, int]:
+def _compared(head: Head | Conformal, run: Callable[[Tensor], Any], features: Tensor) -> tuple[float, int]:
     worst, rows = 0.0, 0
     with torch.no_grad():
-        expected = head(features)
+        expected = _as_one(head(features))
         scale = float((expected.max() - expected.min()).abs()) or 1.0
         for size in _ROWS:
             batch = features[torch.arange(size) % len(features)]
-            y = torch.as_tensor(run(batch)).to(expected.device)
-            wanted = head(batch)
+            y = _as_one(run(batch)).to(expected.device)
+            wanted = _as_one(head(batch))
             if y.shape != wanted.shape:
                 raise BundleError(
                     f"Cannot export head: expected answers {tuple(wanted.shape)} for {size} rows, got "
