@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 import forethought as ft
 from forethought.errors import DataError, RandomDatasetError
@@ -74,6 +74,27 @@ def test_more_views_compute_the_new_ones_only(net, tmp_path):
     assert extract(net, data, tmp_path / "store", views=2).report.rows_computed == 40
     assert extract(net, data, tmp_path / "store", views=3).report.rows_computed == 20
     assert extract(net, data, tmp_path / "store", views=1, seed=1).report.rows_computed == 20
+
+
+@pytest.mark.parametrize("parts", [[range(5)], [[7, 3, 11]], [range(19, -1, -1), [2, 0, 5]], [torch.tensor([4, 9])]])
+def test_a_part_in_any_order_has_the_draws_of_the_whole(parts, net, tmp_path):
+    """Samples keep theirs in a Subset, and in a Subset of one: nothing is computed anew."""
+    whole = extract(net, Noisy(), tmp_path, views=2)
+    part, places = Noisy(), np.arange(20)
+    for indices in parts:
+        part, places = Subset(part, indices), places[list(indices)]
+    made = extract(net, part, tmp_path, views=2)
+    assert made.report.rows_computed == 0
+    for view in range(2):
+        assert (made.numpy(view) == whole.numpy(view)[places]).all()
+
+
+def test_a_sample_that_is_taken_twice_has_two_draws(net, tmp_path):
+    """Who takes it twice wants it drawn twice; the first is the one that it has alone."""
+    whole = extract(net, Noisy(), tmp_path, views=2).numpy(0)
+    twice = extract(net, Subset(Noisy(), [6, 6, 19, 6, 2]), tmp_path, views=2).numpy(0)
+    assert (twice[[0, 2]] == whole[[6, 19]]).all()
+    assert len({row.tobytes() for row in twice}) == 5
 
 
 def test_another_process_draws_the_same(net, tmp_path):

@@ -23,7 +23,7 @@ from forethought.samples.columns import columns_of, length_of, rows_of
 from forethought.samples.joints import LOOKED, Joining
 from forethought.samples.kinds import check_kind
 from forethought.samples.precedents import Guide, Precedent
-from forethought.samples.reading import Collated, IndexLists, Reader, Stream, load
+from forethought.samples.reading import Collated, IndexLists, Reader, Stream, load, places_in
 from forethought.samples.targets import join_targets
 from forethought.samples.unevenness import Unevenness, UnforeseenSizesError
 from forethought.samples.watching import Seen
@@ -87,6 +87,7 @@ class Samples:
         self._batch_size = batch_size or 64
         self._workers = num_workers or 0
         self._draw: tuple[int, int] | None = None
+        self._places: Any = None  # of `draw`, as of `places_in`
         self._probed = Seen()
         self._joining = Joining(self._collate, self._parting.part)
         self._precedent: Precedent | None = None
@@ -116,14 +117,14 @@ class Samples:
         return type(self._dataset).__name__
 
     def view(self, view: int, seed: int) -> "Samples":
-        """Give the same data set with each sample drawn from (seed, view, index)."""
+        """Give the same data set with each sample drawn from (seed, view, its place)."""
         if not self.is_indexed:
             raise DataError(
                 f"Cannot draw views of a {self.name}: expected a data set with samples by index, got "
                 "an iterable. Give it __getitem__ and __len__, or leave views out."
             )
         drawn = copy.copy(self)
-        drawn._draw = (seed, view)
+        drawn._draw, drawn._places = (seed, view), places_in(self._dataset)
         return drawn  # what is opened is told by all together: a file may be read for one view and kept for the next
 
     def account(self) -> dict[str, str] | None:
@@ -217,8 +218,7 @@ class Samples:
         return self._precedent is not None or (uneven is not None and uneven.is_even)
 
     def _items(self, indices: Sequence[int]) -> list[Any]:
-        reader = Reader(self._dataset, self._draw, watches=True)
-        items = []
+        reader, items = Reader(self._dataset, self._draw, watches=True, places=self._places), list[Any]()
         for index in indices:
             item, seen = reader[int(index)]
             items.append(item)
@@ -293,7 +293,7 @@ class Samples:
         elif self.is_indexed:
             batches = IndexLists(self._batches(indices))
             is_plain = self._draw is None and self._lent.get("worker_init_fn") is not None
-            source = self._dataset if is_plain else Reader(self._dataset, self._draw, watches=True)
+            source = self._dataset if is_plain else Reader(self._dataset, self._draw, watches=True, places=self._places)
             yield from self._loaded(source, batches, self._workers, self._lent)
         elif isinstance(self._dataset, IterableDataset):
             yield from self._loaded(self._dataset, self._batch_size, self._workers, self._lent)

@@ -8,7 +8,8 @@ from typing import Any
 import blake3
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from forethought import nesting
 from forethought.errors import DataError, UnequalShapesError
@@ -27,12 +28,20 @@ class Reader:
 
     Args:
         dataset: What to read.
-        draw: (seed, view): the draw of each sample depends on these and its index only. None leaves chance to itself.
+        draw: (seed, view): the draw of each sample depends on these and its place only. None leaves chance to itself.
         watches: Whether to look at what is opened.
+        places: As of `places_in`.
     """
 
-    def __init__(self, dataset: Any, draw: tuple[int, int] | None, watches: bool) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        draw: tuple[int, int] | None,
+        watches: bool,
+        places: NDArray[np.int64] | None = None,
+    ) -> None:
         self._dataset = dataset
+        self._places = places
         self._draw = draw
         self._watches = watches
         if draw is None and hasattr(dataset, "__getitems__"):
@@ -51,7 +60,7 @@ class Reader:
         if self._draw is None:
             return self._read(index)
         with RandomStatesKept():
-            _seed(*self._draw, index)
+            _seed(*self._draw, *((index,) if self._places is None else self._places[index].tolist()))
             return self._read(index)
 
     def _read(self, index: int) -> tuple[Any, Seen]:
@@ -70,9 +79,31 @@ class Reader:
         return [(sample, seen) for sample in samples]
 
 
-def _seed(seed: int, view: int, index: int) -> None:
+def places_in(dataset: Any) -> NDArray[np.int64] | None:
+    """Give the place of each sample in the data set that a `Subset` takes it from, so that its draws stay its own.
+
+    Returns:
+        (N, 2): the place, and how often it was taken before, as who takes a sample twice wants two draws; None where
+        the data set is no `Subset`.
+    """
+    if type(dataset) is not Subset:
+        return None
+    places = np.arange(len(dataset))
+    while type(dataset) is Subset:
+        places = np.fromiter(map(int, dataset.indices), np.int64, len(dataset.indices))[places]
+        dataset = dataset.dataset
+        places = places % len(dataset) if hasattr(dataset, "__len__") and len(dataset) else places
+    order = np.argsort(places, kind="stable")
+    firsts = np.flatnonzero(np.diff(places[order], prepend=np.iinfo(np.int64).min))
+    before = np.empty(len(places), np.int64)
+    before[order] = np.arange(len(places)) - np.repeat(firsts, np.diff(firsts, append=len(places)))
+    return np.stack([places, before], 1)
+
+
+def _seed(seed: int, view: int, place: int, before: int = 0) -> None:
     """Set the random states of this process by content, so that a draw is the same anywhere."""
-    drawn = blake3.blake3(f"{seed}/{view}/{index}".encode()).digest(length=8)
+    text = f"{seed}/{view}/{place}/{before}" if before else f"{seed}/{view}/{place}"
+    drawn = blake3.blake3(text.encode()).digest(length=8)
     number = int.from_bytes(drawn, "little") >> 1
     torch.default_generator.manual_seed(number)
     random.seed(number)
