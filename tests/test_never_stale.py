@@ -301,7 +301,7 @@ def test_a_frozen_part_set_to_train_is_refused(name, tmp_path):
 
 
 def test_what_does_not_matter_in_a_model_computes_nothing(tmp_path):
-    """Another head, a wrapper, a copy, the head's mode: the frozen part is the same."""
+    """Another head, a wrapper, a copy, the head's mode, what only training reads: the frozen part is the same."""
 
     class Wrapper(nn.Module):
         def __init__(self, net):
@@ -323,6 +323,8 @@ def test_what_does_not_matter_in_a_model_computes_nothing(tmp_path):
     net.head.train().weight.data.add_(1)
     assert extracted(net, X, tmp_path) == 0
     assert extracted(net.double().float(), X, tmp_path) == 0
+    net.norm.momentum, net.drop.p = 0.7, 0.9
+    assert extracted(net, X, tmp_path) == 0
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from forethought import nesting
 from forethought.errors import IdentityError
@@ -252,8 +253,8 @@ class _Writer:
         if owner is not None and getattr(type(owner), "has_shell", False):
             self._digest.add("trunk", owner.fingerprint)  # of a split of its own
         self._digest.add([str(made.dtype) for made in op.made])  # what an autocast region inside the forward changes
-        seen = [(op.arguments, self._larger[op.ordinal].arguments if self._larger else op.arguments)]
-        seen += [(same[op.ordinal].arguments, larger[op.ordinal].arguments) for same, larger in self._siblings]
+        seen = [(_counted(op), _counted(self._larger[op.ordinal] if self._larger else op))]
+        seen += [(_counted(same[op.ordinal]), _counted(larger[op.ordinal])) for same, larger in self._siblings]
         self._argument(seen, (op.ordinal,))
         for at, read in enumerate(op.reads):
             self._read(read)
@@ -366,3 +367,11 @@ def _is_device(text: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _counted(op: Operation) -> tuple[Any, dict[str, Any]]:
+    """Give the arguments of an operation as they count: the momentum of a norm that keeps its statistics does not."""
+    args, kwargs = op.arguments
+    if op.func is F.batch_norm and kwargs.get("training") is False:
+        kwargs = {**kwargs, "momentum": 0.1}
+    return args, kwargs
