@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from forethought import cli
 from forethought.errors import MissingExtraError, ModelError, SplitError
 from forethought.inspection import inspect_model
 from forethought.inspection.clock import _matching, measure
+from forethought.inspection.screen import show
 from forethought.loading import NamedModel, load_named
 from forethought.splitting.candidates import Candidate
 
@@ -162,6 +164,21 @@ def test_text_is_for_people(run):
     assert re.search(r"^layer3 +256x4x4 +16,384 +\d+\.\d% *$", result.out, re.MULTILINE)
     assert re.search(r"^the frontier +512 +2,048 +\d+\.\d% *$", result.out, re.MULTILINE)
     assert "median of" in result.out
+
+
+@pytest.mark.parametrize(
+    ("forward_s", "operations_s", "says"),
+    [
+        (2.5, (1.0, 0.25), "1,250.0 ms of the 2,500.0 ms that a run takes."),
+        (3e-3, (1e-3,), "1.0 ms of the 3.0 ms that a run takes."),
+        (25e-6, (4e-6, 3.5e-6), "7.5 microseconds of the 25.0 microseconds that a run takes."),
+    ],
+)
+def test_a_time_is_told_in_a_unit_that_shows_it(capfd, forward_s, operations_s, says):
+    """A small model takes microseconds: never 0.0 of a unit that is too large for it."""
+    looked = inspect_model(named(nn.Sequential(nn.Linear(2, 2)), torch.randn(2, 2)))
+    show(replace(looked, times=replace(looked.times, forward_s=forward_s, operations_s=operations_s)), 2)
+    assert says in " ".join(capfd.readouterr().out.split())
 
 
 def test_depth_is_how_far_one_looks(run, zoo):

@@ -43,9 +43,11 @@ def show(inspection: Inspection, depth: int) -> None:
 
 def _measured(inspection: Inspection) -> str:
     times = inspection.times
+    scale, unit = (1e3, "ms") if times.forward_s >= 1e-3 else (1e6, "microseconds")
     return (
         f"Time: each operation of the forward, median of {times.runs} runs on {times.device}, {times.threads} "
-        f"thread(s): {sum(times.operations_s) * 1e3:,.1f} ms of the {times.forward_s * 1e3:,.1f} ms that a run takes."
+        f"thread(s): {sum(times.operations_s) * scale:,.1f} {unit} of the {times.forward_s * scale:,.1f} {unit} that "
+        "a run takes."
     )
 
 
