@@ -91,6 +91,7 @@ class FrozenPart:
         cut = _paths(at) if self._given is None else self._given.at
         self.standing = Standing(self.model, cut, self.device)
         self._reads_files = False  # as it runs: what a note says then holds for those files only
+        self._noted: dict[str, dict[str, Any]] = {}  # what was written
         self.refused: StoreError | None = None  # why a note was not written: a complete hit can do without
 
     def meet(self, store: Store, drawn: Sequence[Samples]) -> None:
@@ -252,15 +253,17 @@ class FrozenPart:
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
-        self.standing.forget()
+        self.standing.look_again()
         if self._facts is not None and self._example is not None and not self._reads_files:
             self._write_note(store, self.standing.key(self._example), self._facts)
         if self.refused is not None:
             warn_not_kept(self.refused)
 
     def _write_note(self, store: Store, key: str | None, facts: dict[str, Any]) -> None:
-        if key and store.is_writable:
+        if key and store.is_writable and self._noted.get(key) != facts:
             self._keep(lambda: store.write_note(key, facts))
+            if self.refused is None:
+                self._noted[key] = facts
 
     def _keep(self, write: Callable[[], None]) -> None:
         try:
