@@ -214,7 +214,7 @@ class FrozenPart:
         columns = columns_of(stored, self.measures)
         if stored.is_exact:
             return self.standing.opened(key, columns) or store.table(key, columns, facts)
-        facts |= {"trunk": fingerprint, "stored": stored.dtype}
+        facts |= {"trunk": fingerprint, "stored": stored.dtype, "scales": stored.scales}
         table = self.standing.opened(key, columns) or store.table(key, columns, facts)
         self._measured = (store.note(key) or {}).get("precision")
         if self._measured is None and table.rows == 0:

@@ -204,6 +204,11 @@ class Stored:
         """What is stored of each tensor."""
         return [parts_of(tensor, coding) for tensor, coding in zip(self.frontier, self.codings, strict=True)]
 
+    @property
+    def scales(self) -> list[list[float] | None]:
+        """The scales of each tensor, None where it has none: with them its rows can be read by anybody."""
+        return [coding.scales.tolist() if isinstance(coding, Scaled) else None for coding in self.codings]
+
     def size_bytes(self, entries: Sequence[int]) -> int:
         """Bytes of rows as stored: of so many of each tensor, or entries along the axes where rows differ in size."""
         return sum(
