@@ -115,6 +115,7 @@ def find_unreachable(
         if file.is_old:
             kind = "temporary file" if file.is_temporary else "claim"
             pieces.append(_single(kind, file, "who left it has been gone for a day or more"))
+    pieces += _lonely(store, fingerprints, notes)
     pieces += _stray(notes, {name for each in store.tables() for name in names_of(store, each)})
     pieces += _forgotten(store, fingerprints, notes)
     return pieces, left_alone
@@ -129,6 +130,14 @@ def _forgotten(store: Store, fingerprints: Sequence[str], notes: Sequence[Note])
                 manifest = Manifest.from_bytes(store.read_manifest(note.key) or b"")
                 if manifest is not None and not any((t.locate(manifest.keys)[:, 0] >= 0).any() for t in tables):
                     yield _single("manifest", note.file, "none of its samples has a row")
+
+
+def _lonely(store: Store, fingerprints: Sequence[str], notes: Sequence[Note]) -> Iterator[Piece]:
+    """Find notes of the forms of samples, which are of no table and of no use once none has rows."""
+    if not any(file.is_segment for each in fingerprints for file in files_in(store, folder_of(each))):
+        for note in notes:
+            if note.value is not None and note.value.keys() == {"kinds"} and note.file.is_old:
+                yield _single("note", note.file, "it tells forms of samples, and no table has a row")
 
 
 def _stray(notes: Sequence[Note], fingerprints: Collection[str]) -> Iterator[Piece]:
