@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -204,3 +207,207 @@ def test_commands_write_nothing_into_a_store_that_they_read(run, pictures, tmp_p
     after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in (tmp_path / "thoughts").rglob("*")}
     assert after == before
     assert os.listdir(tmp_path / "thoughts")
+
+
+# ------------------------------------------------------------------------------------- rights, interrupts, half-written
+
+
+def tree(folder):
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns) for path in folder.rglob("*")}
+
+
+COMMANDS = {
+    "ls": ("ls", "thoughts"),
+    "verify": ("verify", "thoughts"),
+    "gc": ("gc", "thoughts", "--dry-run"),
+    "explain": ("explain", "job.py:tensors", "job.py:frozen"),
+    "live": ("verify", "thoughts", "--live", 8, "--model", "job.py:frozen", "--data", "job.py:tensors"),
+}
+
+
+@pytest.fixture
+def thoughts(tmp_path):
+    """A store of what the script's model says of its data, and of another table that a kill left half-written."""
+    scope = {}
+    exec(JOB, scope)
+    ft.extract(scope["frozen"](), scope["tensors"](), tmp_path / "thoughts", segment_rows=10, progress=False)
+    (table,) = (tmp_path / "thoughts" / "tables").iterdir()
+    half = table.with_name("ab" * 16)
+    half.mkdir()
+    (half / f".{'0' * 32}.safetensors.1234.tmp").write_bytes(b"x" * 100)
+    return tmp_path / "thoughts"
+
+
+NOBODY = """
+import contextlib, io, json, os, sys
+from forethought.cli import main
+
+def run(arguments, store):
+    sys.argv = ["forethought", "store", *(store if word == "thoughts" else word for word in arguments)]
+    sys.argv += ["--store", store] * (arguments[0] == "explain")
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code
+    return code, out.getvalue(), err.getvalue()
+
+commands = json.loads(sys.argv[1])
+for command in commands:  # what is imported on the way is root's to read
+    run(command, "warm")
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print(json.dumps([run(command, "thoughts") for command in commands]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_commands_serve_a_user_who_may_only_read(thoughts):
+    """As an unprivileged user on another's store: an answer as text and as JSON, and not a write; gc says whom to be."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for store in ("thoughts", "warm"):
+            shutil.copytree(thoughts, folder / store)
+        (folder / "job.py").write_text(JOB)
+        before = tree(folder / "thoughts")
+        asked = [[*map(str, command), *form] for command in COMMANDS.values() for form in ([], ["--json"])]
+        asked.append(["gc", "thoughts", "--max-size", "0", "--yes"])
+        environment = {**os.environ, "HOME": "/nonexistent", "PYTHONPATH": str(Path(ft.__file__).parents[1])}
+        command = [sys.executable, "-B", "-W", "error", "-c", NOBODY, json.dumps(asked)]
+        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        *looks, last = json.loads(ran.stdout)
+        for arguments, (code, out, err) in zip(asked, looks, strict=False):
+            assert (code or 0, err) == (0, ""), arguments
+            assert json.loads(out) if "--json" in arguments else out
+        assert "40 of 40 rows are stored" in looks[6][1]
+        assert last[0] == 1
+        assert "Cannot remove" in last[2]
+        assert "Run it as the user who owns the store." in last[2]
+        assert tree(folder / "thoughts") == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_in_the_middle_is_said_and_changes_nothing(run, thoughts, monkeypatch, command):
+    """At any call that looks at a file, now or later: status 130, one line, and the store as it was."""
+    from forethought.store import Folder
+
+    (thoughts.parent / "job.py").write_text(JOB)
+    before, real = tree(thoughts), Folder.get
+    for at in (0, 1, 3, 6):
+        left = [at]
+
+        def get(self, path, most_bytes, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(self, path, most_bytes)
+
+        monkeypatch.setattr(Folder, "get", get)
+        ended = run("store", *COMMANDS[command])
+        monkeypatch.setattr(Folder, "get", real)
+        assert ended.code in (0, 130)
+        assert ended.code == 0 or ended.err.splitlines()[-1] == "Interrupted. Nothing was changed."
+        assert ended.code == 130 or at > 0
+        assert tree(thoughts) == before
+
+
+def test_an_interrupted_gc_is_gone_on_with(run, thoughts, monkeypatch):
+    """What went is gone, the rest is there, and the next run takes it; rows that stay are right all the time."""
+    from forethought.housekeeping import garbage
+
+    (thoughts.parent / "job.py").write_text(JOB)
+    real, left = garbage.remove, [2]
+
+    def remove(store, path):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(store, path)
+
+    monkeypatch.setattr(garbage, "remove", remove)
+    ended = run("store", "gc", "thoughts", "--max-size", "0", "--yes")
+    assert (ended.code, ended.err.splitlines()[-1]) == (
+        130, "Interrupted. What was removed by then is gone; run it again for the rest.",
+    )  # fmt: skip
+    assert run("store", "verify", "thoughts").code == 0
+    monkeypatch.setattr(garbage, "remove", real)
+    assert run("store", "gc", "thoughts", "--max-size", "0", "--yes").code == 0
+    assert not list(thoughts.glob("tables/*/*.safetensors"))
+
+
+# -------------------------------------------------------------------------------------------- what explain must name
+
+
+CHANGES = {
+    "a weight": ("    return made", "    made[0].weight.data[0, 0, 0, 0] += 1e-7\n    return made", "0.weight"),
+    "a statistic": ("    return made", "    made[1].running_var[3] *= 1.0000001\n    return made", "1.running_var"),
+    "a mode": ("    return made", "    torch.backends.cudnn.allow_tf32 = made is None\n"
+               "    torch.set_float32_matmul_precision('high')\n    return made", "numeric settings"),
+    "the forward": ("nn.ReLU()", "nn.GELU()", "operations"),
+    "an attribute": ("    return made", "    made[1].eps = 0.5\n    return made", "operations"),
+    "the head alone": ("nn.Linear(32, 7)", "nn.Linear(32, 9)", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_explain_names_what_changed_of_the_model(run, thoughts, change):
+    """On the command line, in a word that is in the model's own names; a change of the head alone is none."""
+    old, new, named = CHANGES[change]
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    text = JOB if old == "    return made" else JOB.replace(old, new)
+    head, _, tail = text.rpartition("    return made")
+    (thoughts.parent / "job.py").write_text(head + (new if old == "    return made" else "    return made") + tail)
+    try:
+        said = json.loads(run("store", "explain", "job.py:tensors", "job.py:frozen", "--json").out)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    if named is None:
+        assert said["stored"] == 40
+    else:
+        assert said["stored"] == 0
+        assert named in said["trunk"]["changed"]
+        assert abs(said["trunk"]["since"] - time.time()) < 600
+
+
+def test_explain_names_a_version_of_torch(run, thoughts, monkeypatch):
+    """Rows of another version of torch, where that separates rows."""
+    (thoughts.parent / "job.py").write_text(JOB)
+    monkeypatch.setattr(torch, "__version__", "3.0.1")
+    said = json.loads(run("store", "explain", "job.py:tensors", "job.py:frozen", "--json").out)
+    assert (said["stored"], said["trunk"]["changed"]) == (0, ["torch"])
+
+
+def test_explain_names_a_file_that_was_edited_with_its_size_and_time_kept(run, pictures):
+    """By its content's other time of change; its row alone would be computed."""
+    assert run("extract", pictures, "--model", "job.py:model", *MINE).code == 0
+    edited = pictures / "odd" / "grey.png"
+    was, raw = edited.stat(), bytearray(edited.read_bytes())
+    Image.new("L", (30, 20), 7).save(edited)
+    changed = edited.read_bytes()
+    edited.write_bytes(changed[: len(raw)].ljust(len(raw), b"\0"))
+    os.utime(edited, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (edited.stat().st_size, edited.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    said = json.loads(run("store", "explain", pictures, "job.py:model", *MINE, "--json").out)
+    assert (said["stored"], said["files"]) == (7, [str(edited)])
+
+
+def test_explain_names_a_parameter_of_a_transform_and_its_code(run, pictures):
+    """A number in it, or what its function does: the transform is named, the model is as it was."""
+    text = JOB.replace(
+        "T.ToTensor()])", "T.ToTensor(), as_it_is])\n\ndef as_it_is(picture):\n    return picture * 1.0\n"
+    )
+    (pictures.parent / "job.py").write_text(text)
+    assert run("extract", pictures, "--model", "job.py:model", *MINE).code == 0
+    for old, new in (("T.Resize(16)", "T.Resize(17)"), ("picture * 1.0", "picture * 0.5")):
+        (pictures.parent / "job.py").write_text(text.replace(old, new))
+        said = json.loads(run("store", "explain", pictures, "job.py:model", *MINE, "--json").out)
+        assert said["trunk"]["is_known"]
+        assert not said["data"]["is_known"]
+        assert any("prepare" in part or "transform" in part for part in said["data"]["changed"]), said["data"]
+        assert said["stored"] < 8

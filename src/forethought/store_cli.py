@@ -3,18 +3,23 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from typing import Annotated, Any
+from functools import wraps
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 import forethought as ft
 from forethought.errors import StoreError
+from forethought.housekeeping import Garbage
 from forethought.jobs.asked import Asked
 from forethought.jobs_cli import At, Download, Paths, Seconds, StoredAs, Transform, Weights
 from forethought.shell_words import in_shell
 
+P = ParamSpec("P")
+T = TypeVar("T")
 store_commands = typer.Typer(help="What a store holds, whether it is sound, and what may go.", no_args_is_help=True)
 StoreArgument = Annotated[str, typer.Argument(help="The store's folder, or s3://bucket/prefix.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON, and nothing else.")]
@@ -38,7 +43,25 @@ def _age(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def _stoppable(rest: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Have a command that is interrupted say what is so then, and end with status 130."""
+
+    def decorate(command: Callable[P, T]) -> Callable[P, T]:
+        @wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return command(*args, **kwargs)
+            except KeyboardInterrupt:
+                typer.echo(f"Interrupted. {rest}", err=True)
+                raise typer.Exit(130) from None
+
+        return run
+
+    return decorate
+
+
 @store_commands.command("ls")
+@_stoppable("Nothing was changed.")
 def list_store(store: StoreArgument, as_json: AsJson = False) -> None:
     """What a store holds, from which model and data, what that cost, and when it was last used.
 
@@ -54,6 +77,7 @@ def list_store(store: StoreArgument, as_json: AsJson = False) -> None:
 
 
 @store_commands.command("verify")
+@_stoppable("Nothing was changed.")
 def verify_store(
     store: StoreArgument,
     live: Annotated[int | None, typer.Option(min=1, help="Compute so many rows again, and compare.")] = None,
@@ -108,6 +132,7 @@ def _asked_for(asked: Asked) -> tuple[Any, Any]:
 
 
 @store_commands.command("explain")
+@_stoppable("Nothing was changed.")
 def explain_store(
     dataset: Annotated[
         str, typer.Argument(help="A folder or table of files, as for forethought extract; file.py:function.")
@@ -136,6 +161,7 @@ def explain_store(
 
 
 @store_commands.command("gc")
+@_stoppable("Nothing was changed.")
 def clean_store(
     store: StoreArgument,
     max_size: Annotated[
@@ -169,11 +195,16 @@ def clean_store(
     if garbage.pieces and not dry_run:
         if not yes:
             _ask(f"Remove {garbage.size_bytes:,} bytes from '{store}'?")
-        freed = ft.housekeeping.remove_garbage(ft.Store(store), garbage)
+        freed = _removed(store, garbage)
     if as_json:
         typer.echo(json.dumps(garbage.to_dict() | {"freed_bytes": freed}, indent=2))
     elif garbage.pieces and not dry_run:
         typer.echo(f"Freed {freed:,} bytes. What went is computed again when it is next asked for.")
+
+
+@_stoppable("What was removed by then is gone; run it again for the rest.")
+def _removed(store: str, garbage: Garbage) -> int:
+    return ft.housekeeping.remove_garbage(ft.Store(store), garbage)
 
 
 def _ask(question: str) -> None:
