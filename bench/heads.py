@@ -46,7 +46,7 @@ def measure() -> list[str]:
 def _family(anchors: list[float], x: torch.Tensor) -> list[tuple[str, heads.Head, int]]:
     labels = torch.arange(len(x)) % CLASSES
     means = heads.class_prototypes(x, labels, CLASSES)
-    partial = heads.PartialMonotone(WIDTH, anchors, {0: 1, 1: -1}, hidden=())
+    partial, deeper = (heads.PartialMonotone(WIDTH, anchors, {0: 1, 1: -1}, hidden=sizes) for sizes in ((), (32, 32)))
     return [
         ("AnchorSpline, linear", heads.AnchorSpline(WIDTH, anchors), 1),
         ("AnchorSpline, rational", heads.AnchorSpline(WIDTH, anchors, between="rational", knots="trainable"), 1),
@@ -57,6 +57,7 @@ def _family(anchors: list[float], x: torch.Tensor) -> list[tuple[str, heads.Head
         ("HistogramHead, hl-gauss", heads.HistogramHead(WIDTH, anchors, targets="hl-gauss"), CLASSES + 6),
         ("PrototypeExact", heads.PrototypeExact(WIDTH, anchors, means), 1),
         ("PartialMonotone, two named, no hidden", partial.place(x), 1),
+        ("PartialMonotone, two named, hidden 32, 32", deeper.place(x), 1),
         ("CircularSpline", heads.CircularSpline(WIDTH, anchors, 99.0), 2),
     ]
 

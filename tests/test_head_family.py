@@ -153,6 +153,37 @@ def test_training_and_evaluation_differ_by_rounding_only(hidden, free):
         assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
+def test_training_and_evaluation_have_the_same_gradients():
+    """In every weight and in the features, broken lines of both kinds included."""
+    x = torch.randn(50, 5, dtype=torch.float64) * torch.logspace(-2, 2, 5)
+    head = PartialMonotone(5, ANCHORS, [1, -1, 0, 0, 0], hidden=(4, 4), free_keypoints=4, dtype=torch.float64).place(x)
+    head = _shaken(head, 0.5)
+    found = []
+    for training in (True, False):
+        given = x.clone().requires_grad_()
+        head.train(training).zero_grad()
+        head.latent(given).square().sum().backward()
+        found.append([given.grad, *(p.grad for p in head.parameters() if p.grad is not None)])
+    for quick, ordered in zip(*found, strict=True):
+        torch.testing.assert_close(quick, ordered, rtol=1e-8, atol=1e-8)
+
+
+def test_no_stored_number_can_be_broken_so_that_a_certificate_lies():
+    """Each tensor of the head, its first number put to NaN, infinity, huge or subnormal: refused, or unbroken."""
+    torch.manual_seed(0)
+    options = {"hidden": (4,), "keypoints": 4, "free_keypoints": 3}
+    head = _shaken(PartialMonotone(4, [0.0, 1.0, 3.0], [1, -1, 0, 0], **options).place(torch.randn(200, 4)))
+    refused = 0
+    for name in head.state_dict():
+        for value in (math.nan, math.inf, -1e12, -1e-40):
+            broken = copy.deepcopy(head)
+            broken.state_dict()[name].view(-1)[0] = value
+            certificate = broken.certify()
+            refused += not certificate.holds
+            assert not certificate.holds or not broken.falsify(1_000).found, (name, value)
+    assert refused > 2 * len(head.state_dict())
+
+
 class _Large(TorchDispatchMode):
     """Counts tensors of at least `numel` numbers that operations allocate."""
 

@@ -59,6 +59,7 @@ class MonotoneNet(nn.Module):
         )
         self.heights = nn.Parameter(torch.full((len(named), keypoints), _unsoft(1 / keypoints), dtype=dtype))
         self.tails = nn.Parameter(torch.full((len(named),), _unsoft(0.05), dtype=dtype))
+        self.slopes = nn.Parameter(torch.full((1, len(named)), _unsoft(1), dtype=dtype))
         self.straight = nn.Parameter(torch.zeros(1, len(free), dtype=dtype)) if free else None
         self.bias = nn.Parameter(torch.full((), -0.5 * len(named), dtype=dtype))
         self._add_layers(dtype)
@@ -71,7 +72,7 @@ class MonotoneNet(nn.Module):
         self.embed_bias: nn.Parameter | None = None
         if beside:
             self.embed = nn.Parameter(torch.randn(beside, free, dtype=dtype) / free**0.5)
-            self.embed_bias = nn.Parameter(torch.zeros(beside, dtype=dtype))
+            self.embed_bias = nn.Parameter(0.3 * torch.randn(beside, dtype=dtype))
         sizes = [named, *hidden, 1] if hidden else []
         # Twice an average, so that units bend from the start: near 0 they would all be straight, and add up to a sum.
         self.rising = nn.ParameterList(
@@ -110,7 +111,7 @@ class MonotoneNet(nn.Module):
         """Return a number (B,) for each row."""
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         m, beside = self._quick(features.to(dtype)) if self.training else self._ordered(features.to(dtype))
-        s = self._sum(m, torch.ones(1, len(self.named), dtype=dtype, device=m.device)) + self.bias.to(dtype)
+        s = self._sum(m, self._positive(self.slopes, dtype)) + self.bias.to(dtype)
         if beside is not None:
             s = s + beside[:, :1]
         if not self.hidden:
@@ -173,9 +174,11 @@ class MonotoneNet(nn.Module):
     def _line(self, x: Tensor, corners: Tensor, heights: Tensor, y: Tensor) -> Tensor:
         """Return y (B, V) plus, for each piece between corners (V, K + 1), its height (V, K) by how far x is in it."""
         corners = corners.to(x.dtype)
-        share = ((x.unsqueeze(-1) - corners[:, :-1]) / corners.diff(dim=1)).clamp(0, 1)
-        if self.training:
-            return y + (share * heights).sum(-1)
+        left, width = corners[:, :-1], corners.diff(dim=1)
+        if self.training:  # by features, as then each line is one product, forwards and backwards
+            share = (x.T.unsqueeze(-1) - left.unsqueeze(1)).div_(width.unsqueeze(1)).clamp_(0, 1)
+            return y + torch.bmm(share, heights.unsqueeze(-1)).squeeze(-1).T
+        share = ((x.unsqueeze(-1) - left) / width).clamp(0, 1)
         for part, height in zip(share.unbind(-1), heights.unbind(-1), strict=True):
             y = y + part * height
         return y
@@ -183,7 +186,7 @@ class MonotoneNet(nn.Module):
     def bake(self, dtype: torch.dtype) -> None:
         """Hold what is computed from parameters as numbers: another runtime would compute it with other last bits."""
         with torch.no_grad():
-            for parameter in (self.heights, self.tails, *self.rising):
+            for parameter in (self.heights, self.tails, self.slopes, *self.rising):
                 parameter.copy_(self._positive(parameter, dtype))
         self.is_baked = True
 
@@ -199,7 +202,7 @@ class MonotoneNet(nn.Module):
 
     def matrices(self) -> list[Tensor]:
         """Return the weights that meet what comes in, as they act: what a penalty on size is about."""
-        acting = [self._positive(p, p.dtype) for p in (self.heights, *self.rising)]
+        acting = [self._positive(p, p.dtype) for p in (self.heights, self.slopes, *self.rising)]
         return acting + [p for p in (self.bends, self.straight, self.embed, *self.beside) if p is not None]
 
     def against(self) -> str | None:
@@ -207,7 +210,7 @@ class MonotoneNet(nn.Module):
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         tiny = torch.finfo(dtype).tiny
         layers = {f"rising[{i}]": p for i, p in enumerate(self.rising)}
-        rising = {"heights": self.heights, "tails": self.tails, **layers}
+        rising = {"heights": self.heights, "tails": self.tails, "slopes": self.slopes, **layers}
         exact = {name: held.to(dtype) for name, held in self.exact.named_buffers()}
         steps = {f"steps between {name}": exact[name].diff(dim=1) for name in exact if name.endswith("corners")}
         asked = [(name, self._positive(parameter, dtype), 0.0) for name, parameter in rising.items()]

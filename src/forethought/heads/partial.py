@@ -112,8 +112,9 @@ class PartialMonotone(Head):
         """Return where each sample lies on the line of the anchors, 0 at the first, K-1 at the last: (B, D) -> (B,)."""
         check_features(features, self.in_features)
         reach = (len(self.scale) - 1) / 2
-        # Falling anchors: the network rises along the line, so that y, not the line, follows the signs.
-        s: Tensor = reach + reach * self.scale.sign * self.net(features)
+        # Falling anchors: the network rises along the line, so that y, not the line, follows the signs. Half: targets
+        # seldom fill the range of the anchors, and layers fit best what is as large as their units.
+        s: Tensor = reach + reach / 2 * self.scale.sign * self.net(features)
         return s.to(torch.promote_types(s.dtype, self.scale.values.dtype))
 
     def curve(self, s: Tensor) -> Tensor:
