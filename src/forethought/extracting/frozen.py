@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from forethought.errors import (
+    EmptyDatasetError,
+    ForethoughtError,
     IdentityError,
     SplitError,
     StoreError,
@@ -295,7 +297,8 @@ class FrozenPart:
         if self._split is None:
             assert self._example is not None
             example = self._example.to(self.device)
-            made = split(self.model, example.args, example.kwargs, self._at)
+            with _emptiness_told(self.model, example):
+                made = split(self.model, example.args, example.kwargs, self._at)
             self._stretch(made, example)
             if self._believed is not None and fingerprint_of(made.plan) != self._believed:
                 raise MistakenNoteError
@@ -382,6 +385,23 @@ class FrozenPart:
 
 def _paths(at: At) -> tuple[Any, ...]:
     return (at,) if isinstance(at, str | int) else tuple(at or ())
+
+
+@contextmanager
+def _emptiness_told(model: nn.Module, example: Batch) -> Iterator[None]:
+    """Say so where a model cannot be run because all samples that were looked at are empty."""
+    try:
+        yield
+    except ForethoughtError:
+        raise
+    except Exception as err:  # whatever a model says of nothing
+        if any(tensor.numel() for tensor in example.tensors):
+            raise
+        raise EmptyDatasetError(
+            f"Cannot run {type(model).__name__} on this data set: expected samples that hold something, got empty ones "
+            f"of shapes {[tuple(tensor.shape[1:]) for tensor in example.tensors]}, of which it says: {err}. Leave them "
+            "out, or add samples that are not empty."
+        ) from err
 
 
 def _is_number(value: Any) -> bool:

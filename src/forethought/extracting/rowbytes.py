@@ -1,5 +1,6 @@
 """Rows of tensors as the bytes of a table's columns."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,5 +69,4 @@ def _ragged(rows: Uneven) -> Ragged:
 
 
 def _bytes(rows: Tensor) -> np.ndarray:
-    rows = rows.contiguous()
-    return rows.reshape(len(rows), -1).view(torch.uint8).numpy()
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])).contiguous().view(torch.uint8).numpy()

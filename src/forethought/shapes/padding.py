@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forethought.shapes.curves import Stairs
 
-Number = float | int | bool
+Number = float | int | bool | complex
 # torch moves entries of any type by index, but not in each way: they are moved as numbers of the same width.
 OWN = "own"  # the column of a table that holds the samples' own sizes
 CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -67,12 +67,17 @@ class Layout:
 
 
 def _written(number: Number) -> Any:
+    if isinstance(number, complex):
+        return [number.real.hex(), number.imag.hex()]
     return [number.hex()] if isinstance(number, float) else number
 
 
 def _read(written: Any) -> Number:
     if isinstance(written, list):
-        return float.fromhex(written[0])
+        if len(written) not in (1, 2):
+            raise ValueError(f"expected a real or a complex number, got {written!r}")
+        parts = [float.fromhex(part) for part in written]
+        return parts[0] if len(parts) == 1 else complex(*parts)
     if not isinstance(written, bool | int):
         raise ValueError(f"expected a number, got {written!r}")
     return written
