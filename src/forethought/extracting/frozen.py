@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from forethought.errors import (
-    EmptyDatasetError,
-    ForethoughtError,
     IdentityError,
     SplitError,
     StoreError,
@@ -26,7 +24,7 @@ from forethought.extracting.layouts import Padded, cut_rows, find_layouts
 from forethought.extracting.pace import Pace
 from forethought.extracting.precision import Dtype, PrecisionReport, Stored, name_of
 from forethought.extracting.rowbytes import bytes_of, columns_of
-from forethought.extracting.standing import Standing, padding_tried
+from forethought.extracting.standing import Standing, emptiness_told, padding_tried
 from forethought.extracting.ways import SpeedReport
 from forethought.identifying.fingerprint import fingerprint_of, fingerprint_with_parts
 from forethought.probing.purity import check_number, check_still, probe, rows_of
@@ -114,7 +112,7 @@ class FrozenPart:
         with self.standing.precedent_left(samples):
             table, frontier = self._found(store, samples)
         if self._example is not None:
-            self._keep(partial(self.standing.note, self._example, samples))
+            self._keep(partial(self.standing.note, self._example, samples, table.fingerprint))
         return table, frontier
 
     def _found(self, store: Store, samples: Samples) -> tuple[Table, tuple[FrontierTensor, ...]]:
@@ -297,7 +295,7 @@ class FrozenPart:
         if self._split is None:
             assert self._example is not None
             example = self._example.to(self.device)
-            with _emptiness_told(self.model, example):
+            with emptiness_told(self.model, example):
                 made = split(self.model, example.args, example.kwargs, self._at)
             self._stretch(made, example)
             if self._believed is not None and fingerprint_of(made.plan) != self._believed:
@@ -385,23 +383,6 @@ class FrozenPart:
 
 def _paths(at: At) -> tuple[Any, ...]:
     return (at,) if isinstance(at, str | int) else tuple(at or ())
-
-
-@contextmanager
-def _emptiness_told(model: nn.Module, example: Batch) -> Iterator[None]:
-    """Say so where a model cannot be run because all samples that were looked at are empty."""
-    try:
-        yield
-    except ForethoughtError:
-        raise
-    except Exception as err:  # whatever a model says of nothing
-        if any(tensor.numel() for tensor in example.tensors):
-            raise
-        raise EmptyDatasetError(
-            f"Cannot run {type(model).__name__} on this data set: expected samples that hold something, got empty ones "
-            f"of shapes {[tuple(tensor.shape[1:]) for tensor in example.tensors]}, of which it says: {err}. Leave them "
-            "out, or add samples that are not empty."
-        ) from err
 
 
 def _is_number(value: Any) -> bool:

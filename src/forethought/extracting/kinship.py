@@ -148,7 +148,7 @@ class Kin:
     key_of: KeyOf
     dtype: str | None
     _found: dict[str, Relative | None] = field(default_factory=dict)
-    _read: dict[str, list[Kind]] = field(default_factory=dict)
+    _read: dict[str, tuple[list[Kind], list[str]]] = field(default_factory=dict)
     _tables: dict[str, Table] = field(default_factory=dict)
 
     def choose(self, seen: Looked, found: Unevenness | None) -> Unevenness | None:
@@ -178,16 +178,19 @@ class Kin:
                 best, most = kind.precedent, rows
         return best
 
-    def note(self, batch: Batch, precedent: Precedent | None) -> None:
-        """Note that there are rows of samples of this form, which differ in size as a precedent says.
+    def note(self, batch: Batch, precedent: Precedent | None, table: str) -> None:
+        """Note that a table may have rows of samples of this form, which differ in size as a precedent says.
 
         Raises:
             StoreError: the note cannot be written.
         """
-        kind, known = Kind.of(batch, precedent), self._kinds(batch)
-        if kind not in known and self.store.is_writable:
-            known.append(kind)
-            self.store.write_note(self._name(batch), {"kinds": [each.to_json() for each in known[-_MOST_KINDS:]]})
+        kind, (kinds, tables) = Kind.of(batch, precedent), self._noted(batch)
+        if (kind in kinds and table in tables) or not self.store.is_writable:
+            return
+        kinds += [kind] if kind not in kinds else []
+        tables += [table] if table not in tables else []
+        written = [each.to_json() for each in kinds[-_MOST_KINDS:]]
+        self.store.write_note(self._name(batch), {"kinds": written, "tables": tables[-_MOST_KINDS:]})
 
     def table(self, fingerprint: str) -> Table | None:
         """Give a table that was opened here."""
@@ -271,10 +274,15 @@ class Kin:
 
     def _kinds(self, batch: Batch) -> list[Kind]:
         """Read which forms of inputs there may be rows of; what is no form is left out."""
+        return self._noted(batch)[0]
+
+    def _noted(self, batch: Batch) -> tuple[list[Kind], list[str]]:
+        """Read which forms there may be rows of, and in which tables; what is none is left out."""
         name = self._name(batch)
         if name not in self._read:
-            written = (self.store.note(name) or {}).get("kinds")
-            self._read[name] = list(_kinds_in(written if isinstance(written, list) else []))
+            note = self.store.note(name) or {}
+            kinds, tables = (each if isinstance(each, list) else [] for each in (note.get("kinds"), note.get("tables")))
+            self._read[name] = list(_kinds_in(kinds)), [each for each in tables if isinstance(each, str)]
         return self._read[name]
 
     def _name(self, batch: Batch) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from forethought import nesting
 from forethought.errors import (
+    EmptyDatasetError,
     ForethoughtError,
     IdentityError,
     ImpureTrunkError,
@@ -109,14 +110,14 @@ class Standing:
         table = None if self._kin is None else self._kin.table(fingerprint)
         return table if table is not None and table.columns == tuple(columns) else None
 
-    def note(self, example: Batch, samples: Samples) -> None:
-        """Note in the store that there are rows of samples of this form.
+    def note(self, example: Batch, samples: Samples, table: str) -> None:
+        """Note in the store that a table may have rows of samples of this form.
 
         Raises:
             StoreError: the note cannot be written.
         """
         if self._kin is not None:
-            self._kin.note(example, samples.precedent)
+            self._kin.note(example, samples.precedent, table)
 
     def lent(self, keys: np.ndarray, batch: Batch, rows: np.ndarray, stored: Stored, table: str) -> Iterator[Lent]:
         """Find rows of a batch, whose keys are all given, that a table lacks in the model's other tables."""
@@ -161,3 +162,20 @@ def padding_tried(samples: Samples, note: Callable[[], None] = lambda: None) -> 
             raise
         note()
         raise UnforeseenSizesError from err
+
+
+@contextmanager
+def emptiness_told(model: nn.Module, example: Batch) -> Iterator[None]:
+    """Say so where a model cannot be run because all samples that were looked at are empty."""
+    try:
+        yield
+    except ForethoughtError:
+        raise
+    except Exception as err:  # whatever a model says of nothing
+        if any(tensor.numel() for tensor in example.tensors):
+            raise
+        raise EmptyDatasetError(
+            f"Cannot run {type(model).__name__} on this data set: expected samples that hold something, got empty ones "
+            f"of shapes {[tuple(tensor.shape[1:]) for tensor in example.tensors]}, of which it says: {err}. Leave them "
+            "out, or add samples that are not empty."
+        ) from err

@@ -72,6 +72,14 @@ class Note:
     fingerprint: str | None
     is_readable: bool
 
+    @property
+    def tables(self) -> set[str]:
+        """The tables without which it says nothing: the one that it is about, or all of several."""
+        several = (self.value or {}).get("tables")
+        if isinstance(several, list):
+            return {each for each in several if isinstance(each, str)}
+        return set() if self.fingerprint is None else {self.fingerprint}
+
 
 def folder_of(fingerprint: str) -> str:
     """Give where a table's files are."""

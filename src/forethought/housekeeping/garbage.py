@@ -193,7 +193,8 @@ def _table(store: Store, fingerprint: str, all_notes: Sequence[Note], reason: st
     """
     folder = folder_of(fingerprint)
     files = files_in(store, folder)
-    going = [note.file for note in all_notes if note.fingerprint == fingerprint]
+    others = set(store.tables()) - {fingerprint}
+    going = [note.file for note in all_notes if fingerprint in note.tables and not note.tables & others]
     going += [file for file in files if file.is_segment or (file.is_temporary and file.is_old)]
     if not is_quiet(store, folder) or not all(file.is_old for file in files):
         return Piece("table", fingerprint, reason, tuple(going))

@@ -145,8 +145,8 @@ def _stray(notes: Sequence[Note], fingerprints: Collection[str]) -> Iterator[Pie
         if note.value is None and note.is_readable:
             yield _single(note.kind, note.file, "it is torn: readers take it for absent")
         # A note may come before the first row of its table.
-        elif note.fingerprint is not None and note.fingerprint not in fingerprints and note.file.is_old:
-            yield _single("note", note.file, f"its table {note.fingerprint} is gone")
+        elif note.tables and not note.tables & set(fingerprints) and note.file.is_old:
+            yield _single("note", note.file, f"its table {min(note.tables)} is gone")
 
 
 def _empty(store: Store, fingerprint: str, files: Sequence[File]) -> Piece:
