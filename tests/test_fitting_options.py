@@ -267,6 +267,23 @@ def test_weights_are_repetitions_in_a_head_s_own_loss(kind, company):
         assert a.metrics[0].train_loss != pytest.approx(plain.metrics[0].train_loss, rel=1e-3)
 
 
+@pytest.mark.parametrize("head", [lambda: AnchorSpline(D, [-2.0, 2.0]), lambda: CornHead(D, [-2.0, 2.0]), _linear])
+def test_a_batch_in_which_no_row_counts_costs_nothing(head):
+    """Rows of weight 0 may fill a batch: it changes no weight, and is no 0 / 0."""
+    torch.manual_seed(3)
+    head = head()
+    weights = (torch.arange(N) < 20).float()
+    common = {"optimizer": "sgd", "lr": 0.05, "epochs": 2, "progress": False, "batch_size": 1}
+    assert math.isfinite(fit((X, Y, weights), NUMBERS[1], head, **common).best.score)
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(N), -torch.ones(N), torch.full((N,), math.nan), torch.ones(N, 1)])
+def test_weights_that_are_none_are_refused(weights):
+    """Weights below 0, not finite, all 0 or of another shape are named before any training."""
+    with pytest.raises(FitError, match="weights of the rows of train="):
+        fit((X, Y, weights), NUMBERS[1], _linear(), **QUICK)
+
+
 def test_an_own_loss_that_cannot_weigh_is_refused():
     """Weighted rows and a loss method without `weights` are refused, by default and by name; none is left out."""
 

@@ -565,8 +565,15 @@ def test_several_targets_train_together():
     assert results["both"].score < 0.8
 
 
-@pytest.mark.parametrize("heads", [{}, {"a": nn.Linear(3, 1)}])
+@pytest.mark.parametrize("heads", [{}, {"a": nn.Linear(3, 1)}, {"a": MultiHead({"b": AnchorSpline(3, [0.0, 1.0])})}])
 def test_what_are_no_heads_is_refused(heads):
-    """No head, or a module without the interface."""
-    with pytest.raises(FitError, match="heads of forethought by target name"):
+    """No head, a module without the interface, or heads of several targets."""
+    with pytest.raises(FitError, match="of one target each, by target name"):
         MultiHead(heads)
+
+
+@pytest.mark.parametrize("name", ["a.b", "items", "forward", ""])
+def test_names_that_a_module_cannot_have_are_refused(name):
+    """Targets are named by the user; torch keeps some names to itself."""
+    with pytest.raises(FitError, match="target names"):
+        MultiHead({name: AnchorSpline(3, [0.0, 1.0])})

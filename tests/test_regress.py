@@ -446,6 +446,8 @@ def test_a_deep_copy_of_a_regressor_head_is_its_own():
         (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, 1.0, 2.0]), AnchorError, "distinct"),
         (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, 3.0, 2.0]), AnchorError, "Cannot"),
         (lambda: ft.as_regressor(nn.Linear(4, 3), [1.0, float("nan"), 2.0]), AnchorError, "Cannot"),
+        (lambda: ft.as_regressor(nn.Linear(4, 3), None), AnchorError, "None"),
+        (lambda: ft.as_regressor(deep(), "abc", args=X), AnchorError, "'abc'"),
         (lambda: ft.as_regressor(nn.Linear(4, 3), ANCHORS, "spline"), FitError, "'pwl'"),
         (lambda: ft.as_regressor(nn.Linear(4, 3), ANCHORS, "mlp"), FitError, "features="),
         (lambda: ft.as_regressor(nn.Conv2d(1, 3, 1), ANCHORS), FitError, "Linear"),

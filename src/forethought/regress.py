@@ -10,7 +10,7 @@ from forethought import heads, nesting
 from forethought.assembly import Assembled, assemble
 from forethought.errors import FitError, SplitError
 from forethought.features import Features
-from forethought.heads.logits import Anchored, UpTo, in_place, logits_path, watched
+from forethought.heads.logits import Anchored, UpTo, check_anchored, in_place, logits_path, watched
 from forethought.splitting.recording import Position
 from forethought.splitting.replay import Split, split
 
@@ -54,6 +54,7 @@ def as_regressor(
         >>> head(torch.zeros(5, 4)).shape
         torch.Size([5])
     """
+    check_anchored(anchors)
     if isinstance(classifier, Split | Features):
         owner = classifier if isinstance(classifier, Split) else classifier.split
         return _head_of(owner, anchors, kind, options)

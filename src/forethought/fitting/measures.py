@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forethought.errors import FitError
+from forethought.heads.layers import at_least_tiny
 
 Measure = Callable[..., Tensor]
 _NOTHING: AbstractContextManager[Any] = nullcontext()
@@ -179,7 +180,9 @@ def _widened(output: Tensor) -> Tensor:
 
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
-    return rows.mean(-1) if weights is None else (rows * weights.to(rows.dtype)).sum(-1) / weights.sum().to(rows.dtype)
+    if weights is None:
+        return rows.mean(-1)
+    return (rows * weights.to(rows.dtype)).sum(-1) / at_least_tiny(weights.sum().to(rows.dtype))
 
 
 def _cross_entropies(output: Tensor, target: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ def as_batches(rows: object, name: str) -> Batches:
                 f"Cannot fit heads: expected as many {what} as rows in {name}=, got {len(odd)} {what} for "
                 f"{len(rows[0])} rows. Pass {name}=(values[:n], targets[:n])"
             )
+        _check_weights(rows[2] if len(rows) == 3 else None, name)
         rows = TensorRows(*rows)
     if not isinstance(rows, Batches):
         raise FitError(
@@ -93,6 +94,21 @@ def as_batches(rows: object, name: str) -> Batches:
             f"has samples: {name}=ft.extract(model, dataset, store)"
         )
     return rows
+
+
+def _check_weights(weights: Tensor | None, name: str) -> None:
+    """Raise unless weights are one finite number a row, none below 0 and not all 0."""
+    if weights is None or (weights.ndim == 1 and _is_weight(weights)):
+        return
+    got = f"shape {tuple(weights.shape)}" if weights.ndim != 1 else f"{weights.min().item()} to {weights.max().item()}"
+    raise FitError(
+        f"Cannot fit heads: expected weights of the rows of {name}= to be one finite number each, none below 0 and not "
+        f"all 0, got {got}. Pass {name}=(values, targets, weights.clamp(min=0))"
+    )
+
+
+def _is_weight(weights: Tensor) -> bool:
+    return bool((weights >= 0).all() and weights.double().isfinite().all() and (weights > 0).any())
 
 
 def fed(rows: Batches, batch_size: int, device: torch.device, **options: Any) -> Iterator[Batch]:

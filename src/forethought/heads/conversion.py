@@ -16,7 +16,7 @@ from forethought.heads.histogram import HistogramHead, padding
 from forethought.heads.interface import Head
 from forethought.heads.latents import ExpectedClass, class_weights, exceedances_of
 from forethought.heads.layers import dtype_of, hidden_of, in_evaluation, run_in_full
-from forethought.heads.logits import Anchored, Classifier, anchored_classes, classifier_of
+from forethought.heads.logits import Anchored, Classifier, anchored_classes, check_anchored, classifier_of
 from forethought.heads.mlp import MLPHead
 from forethought.heads.options import check_option
 from forethought.heads.prototypes import PrototypeExact, class_prototypes
@@ -83,6 +83,7 @@ def as_regressor(
     check_option("kind", kind, KINDS)
     check_option("latent", latent, ("classifier", "linear"))
     check_option("activation", activation, ("softmax", "sigmoid"))
+    check_anchored(anchors)
     example = features[:2] if example is None and features is not None else example
     found = classifier_of(classifier, example, None if isinstance(anchors, Mapping) else len(anchors))
     kept, values = anchored_classes(anchors, found.linear.out_features)

@@ -13,6 +13,7 @@ from forethought.heads.expectation import at_vertices, vertex_hit, weights_of
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
 from forethought.heads.layers import (
+    at_least_tiny,
     build_mlp,
     check_features,
     check_targets,
@@ -112,7 +113,7 @@ class CornHead(Head):
         if weights is not None:
             check_weights(weights, len(z))
             cost, asked = cost * weights.to(z)[:, None], asked * weights.to(z)[:, None]
-        return -cost.sum() / asked.sum()
+        return -cost.sum() / at_least_tiny(asked.sum())
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of y."""

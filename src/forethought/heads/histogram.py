@@ -279,7 +279,7 @@ def _check_width(sigma: float, window: int) -> None:
 
 
 def _checked_correction(width: float) -> float:
-    if not (math.isfinite(width) and width >= 1):
+    if not (isinstance(width, int | float) and math.isfinite(width) and width >= 1):
         raise FitError(
             f"Cannot build head: expected correction to be None or at least 1 class, got {width}. Pass correction=10.0"
         )
@@ -287,7 +287,7 @@ def _checked_correction(width: float) -> float:
 
 
 def _check_trim(trim: float, decode: str) -> None:
-    if not 0 <= trim < 0.5:
+    if not isinstance(trim, int | float) or not 0 <= trim < 0.5:
         raise FitError(f"Cannot build head: expected trim from 0 to below 0.5, got {trim}. Pass trim=0.25")
     if trim and decode != "mean":
         raise FitError(

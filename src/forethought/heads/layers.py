@@ -125,7 +125,7 @@ def check_weights(weights: Tensor, rows: int) -> None:
 
 
 def mean_cost(costs: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean of costs (B,), a scalar; with weights (B,), the weighted mean.
+    """Return the mean of costs (B,), a scalar; with weights (B,), the weighted mean, 0 where all of them are 0.
 
     Raises:
         FitError: not one weight per row.
@@ -134,7 +134,12 @@ def mean_cost(costs: Tensor, weights: Tensor | None) -> Tensor:
         return costs.mean()
     check_weights(weights, len(costs))
     weights = weights.to(costs)
-    return (weights * costs).sum() / weights.sum()
+    return (weights * costs).sum() / at_least_tiny(weights.sum())
+
+
+def at_least_tiny(total: Tensor) -> Tensor:
+    """Return a sum of weights as a divisor: a batch in which none counts costs nothing, not 0 / 0."""
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def robust_loss(y: Tensor, targets: Tensor, scale: Anchors, weights: Tensor | None = None) -> Tensor:

@@ -117,6 +117,15 @@ class UpTo(nn.Module):
         return found[-1]
 
 
+def check_anchored(anchors: object) -> None:
+    """Raise unless there may be one anchor a class: a list, an array, a tensor or a mapping."""
+    if not hasattr(anchors, "__len__") or isinstance(anchors, str):
+        raise AnchorError(
+            f"Cannot convert classifier: expected one anchor for each of its classes, got {anchors!r:.60}. "
+            "Pass anchors=[60.0, 61.0, 62.0]"
+        )
+
+
 def anchored_classes(anchors: Anchored, classes: int) -> tuple[list[int], list[float]]:
     """Return the classes that have a value, in the order of their anchors, and these.
 

@@ -40,12 +40,18 @@ class MultiHead(Head):
 
     def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
-        wrong = [name for name, head in heads.items() if not isinstance(head, Head)]
+        wrong = [name for name, head in heads.items() if not isinstance(head, Head) or isinstance(head, MultiHead)]
         if not heads or wrong:
             got = f"{type(heads[wrong[0]]).__name__} for {wrong[0]!r}" if wrong else "none"
             raise FitError(
-                f"Cannot build head: expected heads of forethought by target name, got {got}. "
+                f"Cannot build head: expected heads of forethought, of one target each, by target name, got {got}. "
                 "MultiHead({'pitch': heads.AnchorSpline(width, anchors)})"
+            )
+        unfit = [name for name in map(str, heads) if not name or "." in name or hasattr(nn.ModuleDict, name)]
+        if unfit:
+            raise FitError(
+                "Cannot build head: expected target names that torch can give to parts, without a dot and no method "
+                f"of nn.ModuleDict, got {unfit[0]!r}. Name it otherwise: 'the_target'"
             )
         self.heads = nn.ModuleDict(heads)
 
