@@ -886,3 +886,26 @@ def test_arguments_that_do_not_fit_are_refused_with_what_is_wanted(args, kwargs)
 
     with pytest.raises(SplitError, match=r"forward\(x, mask\)"):
         ft.split(Model(), args, kwargs)
+
+
+def test_settings_that_a_forward_changes_for_a_part_are_put_back():
+    """The trunk ends inside the forward, before what would put them back; nothing that follows may round otherwise."""
+
+    class Coarse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 5).requires_grad_(False), nn.Linear(5, 2)
+
+        def forward(self, x):
+            precision, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+            torch.set_float32_matmul_precision("medium")
+            torch.set_default_dtype(torch.float16)
+            x = self.layer(x)
+            torch.set_float32_matmul_precision(precision)
+            torch.set_default_dtype(dtype)
+            return self.head(x)
+
+    before = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    split = ft.split(Coarse(), torch.randn(3, 4))
+    split.trunk(torch.randn(6, 4))
+    assert (torch.get_float32_matmul_precision(), torch.get_default_dtype()) == before

@@ -1,7 +1,8 @@
 """Running one half of a model along a plan, on a shell of the model."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            _settings_kept(),
             kept(plan.constants_written(), modules, plan.recording.notes),
         ):
             run.begin(inputs)
@@ -38,6 +40,27 @@ def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
         "Cannot run the trunk: expected its forward to reach the frontier as it did when it was split, got its end. "
         "The forward took another path; split it again in the form in which it runs."
     )
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Put back what a forward sets for a part of itself, and does not come to put back where the trunk ends in it."""
+    dtype, precision = torch.get_default_dtype(), _matmul_precision()
+    try:
+        yield
+    finally:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if precision is not None and _matmul_precision() != precision:
+            torch.set_float32_matmul_precision(precision)
+
+
+def _matmul_precision() -> str | None:
+    """Read the old setting; torch refuses to tell it once the new ones were used."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int) -> Any:
