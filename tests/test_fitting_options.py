@@ -284,6 +284,14 @@ def test_weights_that_are_none_are_refused(weights):
         fit((X, Y, weights), NUMBERS[1], _linear(), **QUICK)
 
 
+def test_a_frozen_classifier_is_not_given_other_features():
+    """A correction's classifier takes features as they are, and cannot learn that they were standardised."""
+    head = HistogramHead(D, [-2.0, 2.0], correction=2)
+    with pytest.raises(FitError, match=r"'head': expected layers that train, .* standardize=False"):
+        fit(*NUMBERS, head, standardize=True, **QUICK)
+    assert math.isfinite(fit(*NUMBERS, head, **QUICK).best.score)
+
+
 def test_an_own_loss_that_cannot_weigh_is_refused():
     """Weighted rows and a loss method without `weights` are refused, by default and by name; none is left out."""
 

@@ -15,6 +15,7 @@ from forethought.fitting.options import NAMES, Options
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.results import shown_as
 from forethought.heads.circular import Around, CircularSpline
+from forethought.heads.histogram import HistogramHead
 from forethought.heads.multi import Columns, MultiHead
 
 _CPU = torch.device("cpu")
@@ -61,6 +62,7 @@ def expand(heads: Any, given: Mapping[str, Any], setting: Callable[[], Setting])
     ]
     for candidate in found:
         candidate.options.check()
+        _check_frozen(candidate)
     return _around_circles(found)
 
 
@@ -80,6 +82,15 @@ def _around_circles(candidates: list[Candidate]) -> list[Candidate]:
         return replace(each, options=replace(each.options, metric=next(iter(own))))
 
     return [ranked(each) for each in candidates]
+
+
+def _check_frozen(candidate: Candidate) -> None:
+    head = last_of(candidate.module)
+    if candidate.options.standardize and isinstance(head, HistogramHead) and head.correction is not None:
+        raise FitError(
+            f"Cannot standardize the features of head {candidate.name!r}: expected layers that train, got a classifier "
+            f"that stays as it is (correction={head.correction:g}) and takes features as they are. standardize=False"
+        )
 
 
 def _distance_of(module: nn.Module) -> set[Around | Columns]:
