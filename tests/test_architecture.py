@@ -168,7 +168,7 @@ TABLE = {
     },
     "extracting.standing": {
         "identifying.fingerprint", "kinship", "nesting", "precision", "samples.batch", "samples.dataset",
-        "samples.unevenness", "shapes.padding", "splitting.held", "store",
+        "samples.unevenness", "shapes.padding", "store",
     },
     "extracting.frozen": {
         "accuracy", "calibration", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace", "precision",

@@ -25,7 +25,6 @@ from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
 from forethought.shapes.padding import Leaf
-from forethought.splitting.held import Held
 from forethought.store import Column, Store, Table
 
 
@@ -41,21 +40,12 @@ class Standing:
     def __init__(self, model: nn.Module, cut: tuple[Any, ...], device: torch.device) -> None:
         self._model, self._cut, self._device = model, cut, device
         self._state: str | None = None
-        self._marks: _Marks | None = None  # as the state was established
         self._kin: Kin | None = None
         self._is_guided = True
 
     def forget(self) -> None:
         """Look at the model anew when it is asked of again."""
         self._state = None
-
-    def look_again(self) -> None:
-        """Look at the model anew when it is asked of again, if its own run has left anything on it.
-
-        Hashing it costs as much as running it on dozens of samples, and most models are left as they were.
-        """
-        if self._marks is None or self._marks.is_changed():
-            self.forget()
 
     def meet(self, store: Store, drawn: Sequence[Samples], dtype: str | None, *, is_shared: bool) -> None:
         """Have samples taken to differ in size as those do among which their rows are.
@@ -98,7 +88,6 @@ class Standing:
 
     def _key_in(self, forms: Any, outline: Any) -> str | None:
         if self._state is None:
-            self._marks = _Marks(self._model)
             try:
                 self._state = state_of(self._model, self._device.type)
             except IdentityError:
@@ -128,28 +117,6 @@ class Standing:
     def held(self, keys: np.ndarray, batch: Batch, table: str) -> np.ndarray:
         """Say of which samples, of the form of a batch, the model's other tables have rows."""
         return np.zeros(len(keys), bool) if self._kin is None else self._kin.holds(keys, batch, table)
-
-
-class _Marks:
-    """Tells whether a run has changed what a model holds: attributes, tensors, or the numbers in these.
-
-    A change that it does not see, such as one in a list within a list, is one that no note is made of: the model is
-    then recorded the next time, as one that the store does not know.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._held = [Held(module, ()) for module in model.modules()]
-        self._tensors = [*model.parameters(), *model.buffers()]
-        self._versions = self._now()
-
-    def is_changed(self) -> bool:
-        return self._versions is None or self._now() != self._versions or any(held.changed() for held in self._held)
-
-    def _now(self) -> list[tuple[int, int]] | None:
-        try:
-            return [(tensor._version, tensor.data_ptr()) for tensor in self._tensors]
-        except RuntimeError:
-            return None  # of a kind that does not count how often it is written
 
 
 @contextmanager
