@@ -84,7 +84,7 @@ TABLE = {
         "splitting.operations", "splitting.plan", "splitting.recording", "unseen",
     },
     "splitting.trials": {
-        "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "operations", "plan",
+        "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "notes", "operations", "plan",
         "probing.generators", "reasons", "recording", "running", "shell", "untouched", "variations",
     },
     "splitting.halves": {

@@ -267,6 +267,32 @@ def test_state_in_a_plain_attribute_is_refused_by_its_name(kind):
         ft.split(model, torch.randn(3, 6))
 
 
+_PEAK = 1.0
+
+
+def test_a_number_left_in_a_global_by_what_is_frozen_is_the_heads_own():
+    """A number that a frozen module makes from values, for code outside it to read, belongs to the features given."""
+
+    class Measures(nn.Module):
+        def forward(self, x):
+            global _PEAK
+            _PEAK = float(x.max())
+            return x * 2
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.measures = Measures()
+
+        def forward(self, x):
+            return self.head(self.measures(self.body(x))) / _PEAK
+
+    model, x, y = Model(), torch.randn(5, 6), torch.randn(5, 6)
+    parts = ft.split(model, torch.randn(3, 6))
+    stored, _ = parts.trunk(x), parts.trunk(y)
+    assert torch.equal(parts.head(stored), model(x))
+
+
 class _Pair:
     def __init__(self, output, module):
         self.output, self.module = output, module

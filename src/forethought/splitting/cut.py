@@ -89,7 +89,7 @@ class Cut:
                     "ft.split(model, x, at=<an earlier module>)"
                 )
 
-    def cross(self, read: Read, what: str, path: str) -> int | None:
+    def cross(self, read: Read, what: str) -> int | None:
         """Let what was read cross; give its place in the frontier. None if the head computes it.
 
         Raises:
@@ -97,7 +97,7 @@ class Cut:
         """
         if read.value is None:
             raise InvisibleOperationError(
-                f"Cannot split: expected to see every operation that leads to {what}{f' in {path}' if path else ''}, "
+                f"Cannot split: expected to see every operation that leads to {what}, "
                 "got a tensor made by code that torch functions do not show (scripted code, a C++ extension, numpy, "
                 "vmap). Cut before it: ft.split(model, x, at=<an earlier module>)"
             )
@@ -147,5 +147,5 @@ class Cut:
         if op.label is Label.FROZEN and not op.in_head and known and all(known) and op.call.outermost_whole() is None:
             self._give_to_head(op)  # it follows from what the head computes
         if frozen and (op.in_head or op.label is Label.TRAINABLE):
-            places = {at: self.cross(read, str(op), op.call.path) for at, read in frozen.items()}
+            places = {at: self.cross(read, str(op)) for at, read in frozen.items()}
             op.crossing = {at: place for at, place in places.items() if place is not None}

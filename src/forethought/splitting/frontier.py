@@ -108,6 +108,7 @@ class Recorder(TorchFunctionMode):
             output = self._model(*args, **kwargs)
         notes = self._holdings.notes if noted.is_changed() else []
         self._check_at()
+        _check_output(output)
         forbid_leaks(self._operations, [self._tracker.read(tensor)[1] for tensor in nesting.tensors(output)])
         buffers = self._set_buffers()
         left = {where: read for where, read in buffers.items() if read.label is Label.FROZEN}
@@ -115,11 +116,11 @@ class Recorder(TorchFunctionMode):
         sized = list({read.value: read for read in self._asked_for() if read.value in self._sizes}.values())
         cut = Cut(self._operations, self._tracker.last_written(), made, gives + sized, self._is_thrifty, self._sizes)
         for read in sized:
-            cut.cross(read, "a size", "")
+            cut.cross(read, "a size")
         output_crossing = {}
         for read in gives:
             if read.label is Label.FROZEN:
-                place = cut.cross(read, "the model's output", "")
+                place = cut.cross(read, "the model's output")
                 if place is not None and read.value is not None:
                     output_crossing[read.value] = place
         outputs = [tensor.detach() for tensor in nesting.tensors(output)]
@@ -294,6 +295,14 @@ def _place(tensor: Tensor, among: list[Tensor]) -> int | None:
         if other is tensor:
             return at
     return None
+
+
+def _check_output(output: Any) -> None:
+    if not nesting.tensors(output):
+        raise SplitError(
+            f"Cannot split: expected forward to return tensors, got {type(output).__name__} without any (a generator "
+            "computes its own after forward has returned). Return them in a tuple, a list or a dict."
+        )
 
 
 def _version(tensor: Tensor) -> int:

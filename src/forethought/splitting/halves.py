@@ -16,7 +16,7 @@ from forethought.identifying.fingerprint import fingerprint_of
 from forethought.probing.generators import Elsewhere, Redraws, generators_of
 from forethought.splitting.inputs import batch_of, plain
 from forethought.splitting.plan import Plan
-from forethought.splitting.reasons import by_chance
+from forethought.splitting.reasons import by_chance, by_values, decides
 from forethought.splitting.running import run_head, run_trunk
 from forethought.splitting.shell import Follower, modules_of, shell
 
@@ -203,6 +203,8 @@ class Head(nn.Module):
         except (ReplayDriftError, InvisibleOperationError) as err:
             if plan.told:
                 raise by_chance(self._owner[0].model, plan.told) from err
+            if (decision := decides(plan.recording.operations)) is not None:
+                raise by_values(self._owner[0].model, decision) from err
             raise
 
     def named_parameters(

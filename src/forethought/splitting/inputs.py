@@ -1,10 +1,11 @@
 """What a model is run on: its tensors, how many samples they hold, and what tells one form of inputs from another."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import IdentityError, SplitError
@@ -65,3 +66,40 @@ def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any], padding: Padding
 def _order(tensor: Tensor) -> bool:
     """Tell the layouts apart in which `contiguous()` gives the tensor itself, or a copy."""
     return tensor.is_contiguous()
+
+
+def check_cut(model: nn.Module, at: Any) -> None:
+    """Demand the path of a module, several, or a whole number.
+
+    Raises:
+        SplitError: it is something else.
+    """
+    paths = tuple(at) if isinstance(at, list | tuple | set | frozenset) else (at,)
+    is_number = isinstance(at, int) and not isinstance(at, bool)
+    if not (at is None or is_number or all(isinstance(path, str) for path in paths)):
+        named = next((name for name, module in model.named_modules() if any(module is path for path in paths)), None)
+        got = type(paths[0] if len(paths) == 1 else at).__name__
+        raise SplitError(
+            f"Cannot cut {type(model).__name__}: expected at= to be a module's path, several, or a whole number of "
+            f"bytes, got a {got}. Name the module: ft.split(model, x, at={named or 'its path'!r})"
+        )
+
+
+def check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Demand the arguments that `forward` takes, and that they end.
+
+    Raises:
+        SplitError: they do not fit.
+    """
+    nesting.replace((args, kwargs), lambda tensor: tensor)  # refuses what holds itself
+    try:
+        wanted = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return  # a forward that does not show what it takes
+    try:
+        wanted.bind(*args, **kwargs)
+    except TypeError as err:
+        raise SplitError(
+            f"Cannot split {type(model).__name__}: expected the arguments of forward{wanted}, got others: {err}. "
+            "Give all that it needs: ft.split(model, (x, ...), {'name': ...})"
+        ) from err

@@ -43,12 +43,18 @@ def make_plan(recordings: Sequence[Recording], sizes: Sequence[int], arguments: 
         ReplayDriftError: the runs took different paths.
     """
     example, batch = recordings[0], sizes[0]
+    check_strangers(example, recordings[1])
+    if not example.crossings and any(op.label is Label.FROZEN for op in example.operations):
+        raise InvisibleOperationError(
+            "Cannot split: expected what trains to read a frozen value where torch functions show it, got none, though "
+            "some are computed: code that they do not show (a scripted function, a C++ extension) reads them, or "
+            "nothing does. Cut before it: ft.split(model, x, at=<an earlier module>)"
+        )
     if all(crossing.value[0] < 0 for crossing in example.crossings):
         raise NothingFrozenError(
             "Cannot split: expected some layer to be frozen before the first trainable one, got none. "
             "Freeze the first layers: ft.freeze(model, until='<module>'), or set requires_grad_(False) on them."
         )
-    check_strangers(example, recordings[1])
     mark_sizes(recordings)
     joiner = _Joiner(sizes, [recording.last for recording in recordings], example.handed)
     root = joiner.call([recording.root for recording in recordings])

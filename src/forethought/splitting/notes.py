@@ -55,7 +55,7 @@ class Noted:
     """
 
     def __init__(self, notes: Sequence[Any]) -> None:
-        self._notes = notes
+        self.notes = notes
         self._held = [(note.__dict__, dict(note.__dict__)) for note in notes]
         self._inside = [
             (value, value.copy()) for _, before in self._held for value in before.values() if type(value) in _CONTAINERS
@@ -65,13 +65,24 @@ class Noted:
         """Say whether one of them holds something else now."""
         if not self._held:
             return False
-        if any(note.__dict__ is not now for note, (now, _) in zip(self._notes, self._held, strict=True)):
+        if any(note.__dict__ is not now for note, (now, _) in zip(self.notes, self._held, strict=True)):
             return True
         return any(map(_differs, self._held)) or any(map(_differs, self._inside))
 
     def now(self) -> "Noted":
         """Give what they hold now."""
-        return Noted(self._notes) if self.is_changed() else self
+        return Noted(self.notes) if self.is_changed() else self
+
+    def changed(self) -> set[str]:
+        """Name what they hold now, and did not: `Config.step`."""
+        names = set()
+        for note, (now, before) in zip(self.notes, self._held, strict=True):
+            for key in now.keys() | before.keys():
+                value, was = now.get(key, self), before.get(key, self)
+                inside = next((pair for pair in self._inside if pair[0] is value), None)
+                if value is not was or (inside is not None and _differs(inside)):
+                    names.add(f"{type(note).__name__}.{key}")
+        return names
 
     def put_back(self) -> None:
         """Let them hold what they held."""

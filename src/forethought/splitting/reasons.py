@@ -1,11 +1,11 @@
 """Why two halves do not give what the model gives: what the user is told."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
-from forethought.errors import ReplayDriftError
+from forethought.errors import ReplayDriftError, SplitError
 from forethought.splitting.operations import draws, func_name
 from forethought.splitting.recording import Label, Operation
 
@@ -46,6 +46,30 @@ def by_chance(model: nn.Module, told: str) -> ReplayDriftError:
         f"value is made, got it reading a random number that torch drew ({told}). Call model.eval(), set that rate "
         "(layerdrop) to 0, or cut before it: ft.split(model, x, at=<an earlier module>)"
     )
+
+
+def remembering(model: nn.Module, names: Collection[str]) -> SplitError:
+    """Say that the forward reads in one call what it left on these attributes in another."""
+    return SplitError(
+        f"Cannot split {type(model).__name__}: expected it to give the same twice, got other outputs in a later run: "
+        f"its forward changes attributes that it reads ({', '.join(sorted(names)[:4])}). Keep such a state in a "
+        "buffer: self.register_buffer(name, tensor)"
+    )
+
+
+def by_values(model: nn.Module, decision: Operation) -> ReplayDriftError:
+    """Say that Python decided, by values of this batch, to compute more of what is frozen than the trunk gave."""
+    return ReplayDriftError(
+        f"Cannot run the head of {type(model).__name__}: expected this batch to take the path of the trunk's values to "
+        f"its end, got another one, as Python decides by frozen values how far it goes ({decision}). Put what decides "
+        "and what it decides about into a frozen module of their own, or cut before it: "
+        "ft.split(model, x, at=<an earlier module>)"
+    )
+
+
+def decides(operations: Sequence[Operation]) -> Operation | None:
+    """Find the last operation by which Python reads a frozen value where both halves run."""
+    return next((op for op in reversed(operations) if op.in_head and op.reads_values), None)
 
 
 def _where_frozen_draws(operations: Sequence[Operation]) -> str:

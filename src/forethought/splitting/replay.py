@@ -8,7 +8,6 @@ rewritten: control flow, modes, hooks and keyword arguments stay the model's, an
 model's own objects.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from forethought.shapes.forms import FrontierTensor
 from forethought.shapes.padding import Padding
 from forethought.splitting.candidates import find_candidates, within
 from forethought.splitting.halves import Head, Trunk
-from forethought.splitting.inputs import batch_of, inputs_of, plain, signature_of
+from forethought.splitting.inputs import batch_of, check_arguments, check_cut, inputs_of, plain, signature_of
 from forethought.splitting.matching import fitting, is_same_geometry, shown_shape
 from forethought.splitting.placement import placed
 from forethought.splitting.plan import Plan
@@ -71,25 +70,12 @@ def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at:
             f"Cannot split a {type(model).__name__}: expected a torch.nn.Module. Wrap the function in a module."
         )
     args, kwargs = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
-    _check_arguments(model, args, kwargs)
+    check_arguments(model, args, kwargs)
+    check_cut(model, at)
     with placed(model, args, kwargs):
         if isinstance(at, int):
             return _within(model, args, kwargs, at)
         return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
-
-
-def _check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        wanted = inspect.signature(model.forward)
-    except (TypeError, ValueError):
-        return  # a forward that does not show what it takes
-    try:
-        wanted.bind(*args, **kwargs)
-    except TypeError as err:
-        raise SplitError(
-            f"Cannot split {type(model).__name__}: expected the arguments of forward{wanted}, got others: {err}. "
-            "Give all that it needs: ft.split(model, (x, ...), {'name': ...})"
-        ) from err
 
 
 def _within(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> "Split":

@@ -17,6 +17,8 @@ from forethought.splitting.shell import active, modules_of
 from forethought.splitting.trunk_run import Finished, TrunkRun
 from forethought.splitting.untouched import kept
 
+_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
 
 def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     inputs = nesting.tensors((args, kwargs))
@@ -82,3 +84,8 @@ def run_head(body: nn.Module, plan: Plan, values: tuple[Tensor, ...], batch: int
 def eagerly() -> AbstractContextManager[Any]:
     """Run functions that `torch.compile` decorates as they are written. Where nothing compiles, this costs nothing."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def has_fast_path(model: nn.Module) -> bool:
+    """Say whether torch may choose another kernel for a module when nobody watches."""
+    return any(isinstance(module, _FAST) for module in model.modules())

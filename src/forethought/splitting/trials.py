@@ -26,17 +26,17 @@ from forethought.splitting.holdings import Holdings
 from forethought.splitting.inputs import batch_of, inputs_of
 from forethought.splitting.joining import make_plan
 from forethought.splitting.moving import drawn_apart
+from forethought.splitting.notes import Noted, notes_of
 from forethought.splitting.operations import check_alone
 from forethought.splitting.plan import Plan
-from forethought.splitting.reasons import by_chance, differing
+from forethought.splitting.reasons import by_chance, differing, remembering
 from forethought.splitting.recording import Label, Operation, Position, Read, Recording, Value
-from forethought.splitting.running import eagerly, run_head, run_trunk
-from forethought.splitting.shell import shell
-from forethought.splitting.untouched import State, is_same, untouched
+from forethought.splitting.running import eagerly, has_fast_path, run_head, run_trunk
+from forethought.splitting.shell import modules_of, shell
+from forethought.splitting.untouched import State, all_same, untouched
 from forethought.splitting.variations import is_alike, resized, rolled, telling, varied
 
 _DRIFTS = (ReplayDriftError, InvisibleOperationError)
-_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _MOST_SIZES = 8  # times that a model is recorded anew because a size was in doubt
 _FEW = 2  # samples that show which axis is the batch, together with one more
 _FAR = 5  # samples from which sizes that do not grow evenly stand out; recorded where the example is no smaller
@@ -126,6 +126,7 @@ class _Trials:
         self._draws_elsewhere = False  # in Python, numpy, or by a generator of a module
         self._ended: Any = None  # what these generators held after the last run
         self._keeps_state = False
+        self._leaves_notes = False  # on plain objects that modules hold
         self._writes: set[str] = set()
         self._next: list[list[Tensor]] = []  # what the example gave when it was recorded, and in the next runs
 
@@ -159,7 +160,7 @@ class _Trials:
                 continue
             if not plan.is_even:
                 break
-            if not self._has_fast_path():
+            if not has_fast_path(self._model):
                 self._check(plan, few, _FEW, recordings[1].outputs)
             elif vary is varied:
                 self._check_unwatched(plan, rolled(few, _FEW), recordings[1].outputs)
@@ -235,6 +236,7 @@ class _Trials:
         if is_example and self._state.changed():
             self._next = [[tensor.clone() for tensor in recording.outputs], *self._afterwards(body, tensors)]
         self._note_state()
+        self._leaves_notes = self._leaves_notes or bool(recording.notes)
         moving = [] if self.stale else recording.moving
         apart, told = drawn_apart(recording.operations[: recording.last + 1])
         self.told = told or self.told
@@ -266,16 +268,16 @@ class _Trials:
         """
         plan.keeps_state, plan.writes = self._keeps_state, self._writes
         joined = self._drawing_once(plan, inputs, batch)
-        if recorded is not None and _all_same(recorded, joined):
+        if recorded is not None and all_same(recorded, joined):
             return recorded
         whole = self._whole(inputs)
-        if _all_same(whole, joined):
+        if all_same(whole, joined):
             return whole
         if self._keeps_state and not plan.keeps_state:
             plan.keeps_state = True  # the trunk, which stops early, leaves something behind that the whole run does not
-            if _all_same(whole, self._joined(plan, inputs, batch)):
+            if all_same(whole, self._joined(plan, inputs, batch)):
                 return whole
-        repeats = _all_same(whole, self._whole(inputs))
+        repeats = all_same(whole, self._whole(inputs))
         raise differing(self._model, plan.recording.operations, repeats=repeats, draws=self._draws)
 
     def _drawing_once(self, plan: Plan, inputs: list[Tensor], batch: int) -> list[Tensor]:
@@ -335,37 +337,37 @@ class _Trials:
         Raises:
             SplitError: it does not: what it keeps in Python is another thing in either half.
         """
-        if not self._keeps_state or (self._next and all(_all_same(self._next[0], other) for other in self._next[1:])):
+        is_known = bool(self._next) and all(all_same(self._next[0], other) for other in self._next[1:])
+        if not self._leaves_notes and (is_known or not self._keeps_state):
             return
         self._body = None
         body = self._fresh()
-        runs = [self._outputs(body, self.inputs), *self._afterwards(body, self.inputs)]
-        self._body = None
-        if not all(_all_same(runs[0], other) for other in runs[1:]):
-            names = ", ".join(sorted(self._writes - {"_buffers"})[:4])
-            raise SplitError(
-                f"Cannot split {type(self._model).__name__}: expected it to give the same twice, got other outputs the "
-                f"second time: its forward changes attributes that it reads ({names}). Keep such a state in a buffer: "
-                "self.register_buffer(name, tensor)"
-            )
+        noted = Noted(notes_of(modules_of(body)))
+        try:
+            runs = [self._outputs(body, self.inputs, noted.notes), *self._afterwards(body, self.inputs, noted.notes)]
+            names = (self._writes - {"_buffers"}) | noted.changed()
+        finally:
+            noted.put_back()
+            self._body = None
+        if not all(all_same(runs[0], other) for other in runs):
+            raise remembering(self._model, names)
 
-    def _afterwards(self, body: nn.Module, inputs: list[Tensor]) -> list[list[Tensor]]:
+    def _afterwards(self, body: nn.Module, inputs: list[Tensor], notes: Sequence[Any] = ()) -> list[list[Tensor]]:
         """Run a body on the same inputs as in the run before, and once more after a run on others."""
-        again = self._outputs(body, inputs)
+        again = self._outputs(body, inputs, notes)
         batch = batch_of(inputs)
-        self._outputs(body, varied(rolled(inputs, batch), batch))  # a mean of equals is equal: not so of others
-        return [again, self._outputs(body, inputs)]
+        self._outputs(body, varied(rolled(inputs, batch), batch), notes)  # a mean of equals is equal: not so of others
+        return [again, self._outputs(body, inputs, notes)]
 
-    def _outputs(self, body: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-        """Run a body as the run before has left it, with nobody watching."""
+    def _outputs(self, body: nn.Module, inputs: list[Tensor], notes: Sequence[Any] = ()) -> list[Tensor]:
+        """Run a body as the run before has left it, with nobody watching; leave on plain objects what it leaves."""
         self._kept = self._kept or untouched(body)
         with torch.inference_mode(False), eagerly(), self._kept:
             args, kwargs = self._filled(inputs)
-            return [tensor.detach().clone() for tensor in nesting.tensors(body(*args, **kwargs))]
-
-    def _has_fast_path(self) -> bool:
-        """Say whether torch may choose another kernel for a module when nobody watches."""
-        return any(isinstance(module, _FAST) for module in self._model.modules())
+            found = [tensor.detach().clone() for tensor in nesting.tensors(body(*args, **kwargs))]
+            left = Noted(notes)
+        left.put_back()
+        return found
 
     @contextmanager
     def _trial(self) -> Iterator[tuple[nn.Module, untouched]]:
@@ -393,7 +395,3 @@ class _Trials:
 
     def _filled(self, tensors: list[Tensor]) -> Any:
         return nesting.replace(self._arguments, lambda position: tensors[position.at].clone(), Position)
-
-
-def _all_same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(is_same(x, y) for x, y in zip(a, b, strict=True))

@@ -137,3 +137,8 @@ def is_same(a: Tensor, b: Tensor) -> bool:
         return a.layout is b.layout and is_same(a.to_dense(), b.to_dense())
     a, b = as_numbers(a), as_numbers(b)
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+
+def all_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Compare as many tensors with as many others."""
+    return len(a) == len(b) and all(is_same(x, y) for x, y in zip(a, b, strict=True))

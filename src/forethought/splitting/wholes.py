@@ -12,6 +12,8 @@ from torch import nn
 from forethought import nesting
 from forethought.splitting.recording import Call, Label
 
+_STORES = ("STORE_ATTR", "STORE_GLOBAL")
+
 
 def is_whole(call: Call, output: Any) -> bool:
     """Say whether a call that has just ended, and gave this, may be taken as one step."""
@@ -57,7 +59,7 @@ def _is_found(outer: Call, inner: Call) -> bool:
 @functools.cache
 def _stores_attributes(forward: Any) -> bool:
     code = getattr(forward, "__code__", None)
-    return code is not None and any(step.opname == "STORE_ATTR" for step in dis.get_instructions(code))
+    return code is not None and any(step.opname in _STORES for step in dis.get_instructions(code))
 
 
 def _gives_numbers(output: Any) -> bool:
