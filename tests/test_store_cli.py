@@ -175,6 +175,17 @@ def test_what_is_no_store_is_said_with_a_command(run, command):
     assert "Store(" not in said
 
 
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_store_without_its_marker_is_said_to_be_one(run, tmp_path, command):
+    """A copy that is not done, or a lost file: the command that makes it whole, and nothing about making another."""
+    (tmp_path / "copied" / "tables" / "ab").mkdir(parents=True)
+    said = run("store", command, "copied").err
+    assert "got no forethought.json yet." in said
+    assert "echo '{\"format\": 1}' >" in said
+    assert "Store(" not in said
+    assert "forethought extract" not in said
+
+
 def test_explain_where_an_extraction_was_killed_before_its_first_row(run, pictures, tmp_path):
     """A table's folder without a note, or with a torn one, is no table yet: it is explained, not tripped over."""
     assert run("extract", pictures, "--model", "job.py:model", *MINE).code == 0

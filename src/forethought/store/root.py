@@ -271,6 +271,14 @@ class Store:
             + ("Run: pip install --upgrade forethought" if newer else _restore_marker(self.place))
         )
 
+    def _got(self) -> str:
+        """Say what lies where no store is, and what to do: it may be one that was copied in part."""
+        try:
+            is_part = TABLES in self.place.names("")
+        except OSError:
+            is_part = False
+        return f"no {MARKER} yet. {_restore_marker(self.place)}" if is_part else "none. Make it with Store(path)."
+
     def _create(self) -> None:
         """Make the place a store, unless it holds other things."""
         folder = self.place.folder
@@ -280,9 +288,7 @@ class Store:
                 f"Store('{folder.with_name(folder.name + '.store')}')"
             )
         if self.readonly:
-            raise StorePathError(
-                f"Cannot open store '{self.url}': expected a store to read, got none. Make it with Store(path)."
-            )
+            raise StorePathError(f"Cannot open store '{self.url}': expected a store to read, got {self._got()}")
         try:
             self.place.make_folder("")
             others = [name for name in self.place.names("") if not _is_ours(name)]
