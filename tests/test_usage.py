@@ -293,6 +293,89 @@ def test_a_number_left_in_a_global_by_what_is_frozen_is_the_heads_own():
     assert torch.equal(parts.head(stored), model(x))
 
 
+_NOTES, _LIST = {}, [1.0]
+
+
+class _Board:
+    peak = 1.0
+
+
+_BOARD = _Board()
+
+
+def _note(x):
+    _NOTES["peak"] = float(x.max())
+
+
+class _LeavesInDict(nn.Module):
+    def forward(self, x):
+        _NOTES["peak"] = float(x.max())
+        return x * 2
+
+    def read(self):
+        return _NOTES["peak"]
+
+
+class _LeavesByHelper(_LeavesInDict):
+    def forward(self, x):
+        _note(x)
+        return x * 2
+
+
+class _LeavesInList(nn.Module):
+    def forward(self, x):
+        _LIST.append(float(x.max()))
+        return x * 2
+
+    def read(self):
+        return _LIST[-1]
+
+
+class _LeavesOnObject(nn.Module):
+    def forward(self, x):
+        setattr(_BOARD, "peak", float(x.max()))  # noqa: B010
+        return x * 2
+
+    def read(self):
+        return _BOARD.peak
+
+
+class _LeavesInOwnDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.notes = {}
+
+    def forward(self, x):
+        self.notes["peak"] = float(x.max())
+        return x * 2
+
+    def read(self):
+        return self.notes["peak"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [_LeavesInDict, _LeavesByHelper, _LeavesInList, _LeavesOnObject, _LeavesInOwnDict],
+    ids=lambda kind: kind.__name__,
+)
+def test_a_number_left_anywhere_by_what_is_frozen_is_that_of_the_features_given(kind):
+    """Wherever a frozen module leaves a number made from values, the head finds that of its own features."""
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.measures = kind()
+
+        def forward(self, x):
+            return self.head(self.measures(self.body(x))) / self.measures.read()
+
+    model, x, y = Model(), torch.randn(5, 6), torch.randn(5, 6)
+    parts = ft.split(model, torch.randn(3, 6))
+    wanted, stored = model(x), parts.trunk(x)
+    model(y)
+    assert torch.equal(parts.head(stored), wanted)
+
+
 class _Pair:
     def __init__(self, output, module):
         self.output, self.module = output, module

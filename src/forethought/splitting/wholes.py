@@ -3,13 +3,18 @@
 Such a call can be run, or left out, as one step.
 """
 
+import contextlib
 import dis
 import functools
+import types
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
+import torch
 from torch import nn
 
 from forethought import nesting
+from forethought.identifying.sources import is_shipped
 from forethought.splitting.recording import Call, Label
 
 _STORES = ("STORE_ATTR", "STORE_GLOBAL")
@@ -28,7 +33,7 @@ def is_whole(call: Call, output: Any) -> bool:
         return False
     return not tells.is_opaque or not (
         # A number made from values, given or left on a module: the head must make its own.
-        _gives_numbers(output) or any(_stores_attributes(type(one.module).forward) for one in call.walk())
+        _gives_numbers(output) or any(_leaves_numbers(type(one.module)) for one in call.walk())
     )
 
 
@@ -56,10 +61,48 @@ def _is_found(outer: Call, inner: Call) -> bool:
         return False
 
 
+def _leaves_numbers(cls: type[nn.Module]) -> bool:
+    """Say whether a forward may leave what it read from values where the head could find it.
+
+    In an attribute, a global name, or something changeable that a name or a closure of the user's code leads to.
+    """
+    forward = getattr(cls, "forward", None)
+    return _does(getattr(forward, "__code__", None), _STORES) or any(
+        _does(each.__code__, (*_STORES, "STORE_SUBSCR")) or any(map(_is_changeable, _named(each)))
+        for each in _reached(cls)
+    )
+
+
+def _reached(cls: type[nn.Module]) -> Iterator[types.FunctionType]:
+    """Give the forward and the functions and methods that it names, unless a library's, which keeps no such notes."""
+    waiting, seen = [getattr(cls, "forward", None)], set()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, types.FunctionType) and each not in seen and not is_shipped(each.__module__):
+            seen.add(each)
+            yield each
+            waiting += [*_named(each), *(getattr(cls, name, None) for name in each.__code__.co_names)]
+
+
+def _named(function: types.FunctionType) -> list[Any]:
+    """List what a function finds by global names and in its closure."""
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            named.append(cell.cell_contents)
+    return named
+
+
+def _is_changeable(value: Any) -> bool:
+    """Say whether numbers can be left in something: a container, or an object of a class of the user's."""
+    if isinstance(value, type | types.FunctionType | types.ModuleType | nn.Module | torch.Tensor):
+        return False
+    return isinstance(value, MutableMapping | MutableSequence | MutableSet) or not is_shipped(type(value).__module__)
+
+
 @functools.cache
-def _stores_attributes(forward: Any) -> bool:
-    code = getattr(forward, "__code__", None)
-    return code is not None and any(step.opname in _STORES for step in dis.get_instructions(code))
+def _does(code: types.CodeType | None, steps: tuple[str, ...]) -> bool:
+    return code is not None and any(step.opname in steps for step in dis.get_instructions(code))
 
 
 def _gives_numbers(output: Any) -> bool:
