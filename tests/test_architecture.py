@@ -83,8 +83,9 @@ TABLE = {
         "deciders", "identity", "nesting", "numerics", "shapes.curves", "shapes.forms", "sources",
         "splitting.operations", "splitting.plan", "splitting.recording", "unseen",
     },
+    "splitting.collecting": set(),
     "splitting.trials": {
-        "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "notes", "operations", "plan",
+        "collecting", "doubts", "frontier", "holdings", "inputs", "joining", "moving", "nesting", "notes", "operations", "plan",
         "probing.generators", "reasons", "recording", "running", "shell", "untouched", "variations",
     },
     "splitting.halves": {

@@ -1,5 +1,7 @@
 """What a trial leaves behind on a body: seen, and put back wherever all of it is seen."""
 
+import contextlib
+import gc
 from collections import OrderedDict, defaultdict, deque
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import forethought as ft
-from forethought.errors import SplitError
+from forethought.errors import NothingFrozenError, SplitError
 from forethought.splitting.shell import shell
 from forethought.splitting.untouched import State
 
@@ -165,3 +167,18 @@ def test_a_memory_in_python_is_refused(keep, batch):
     with pytest.raises(SplitError):
         ft.split(model, torch.randn(batch, 4))
     assert (model.cache, model.nested, model.runs) == ({}, {"seen": []}, 0)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_collector_of_cycles_is_as_it_was_after_a_split(is_on, fails):
+    """A split leaves Python's collector on or off as it found it, also where it refuses."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[int(fails)].requires_grad_(False)  # without the first: nothing is frozen before what trains
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with pytest.raises(NothingFrozenError) if fails else contextlib.nullcontext():
+            ft.split(model, torch.randn(3, 4))
+        assert gc.isenabled() == is_on
+    finally:
+        gc.enable()

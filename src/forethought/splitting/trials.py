@@ -20,6 +20,7 @@ from forethought.errors import (
     SplitError,
 )
 from forethought.probing.generators import drawn_in_turns
+from forethought.splitting.collecting import uncollected
 from forethought.splitting.doubts import DoubtedError
 from forethought.splitting.frontier import Recorder
 from forethought.splitting.holdings import Holdings
@@ -42,6 +43,7 @@ _FEW = 2  # samples that show which axis is the batch, together with one more
 _FAR = 5  # samples from which sizes that do not grow evenly stand out; recorded where the example is no smaller
 
 
+@uncollected()
 def record_plan(
     model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False
 ) -> Plan:
