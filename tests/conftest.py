@@ -1,6 +1,8 @@
 """For every test: no network, no store of the user, torch as the last test found it."""
 
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,3 +53,20 @@ def _torch_as_it_was():
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd, tmp_path):
+    """Run the command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        from forethought import cli
+
+        monkeypatch.setattr(sys, "argv", ["forethought", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=left.value.code or 0, out=out, err=err)
+
+    return call

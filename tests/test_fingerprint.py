@@ -12,7 +12,7 @@ from torch import nn
 
 import forethought as ft
 from forethought.errors import SplitError
-from forethought.identifying.fingerprint import model_key
+from forethought.identifying.fingerprint import state_of
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -225,7 +225,7 @@ PROGRAM = """
 import sys, torch
 from torch import nn
 import forethought as ft
-from forethought.identifying.fingerprint import model_key
+from forethought.identifying.fingerprint import state_of
 class M(nn.Module):
     kinds = {"a", "b", "c"}
     def __init__(self):
@@ -239,7 +239,7 @@ class M(nn.Module):
         scale = 2 if "p" in self.names["x"] and x.ndim in {3, 4, 5} else 3
         return self.head(self.trunk(x) * scale)
 model = M()
-print(ft.split(model, torch.randn(2, 3, 8, 8)).trunk.fingerprint, model_key(model, (), "form", "cpu"))
+print(ft.split(model, torch.randn(2, 3, 8, 8)).trunk.fingerprint, state_of(model, "cpu"))
 """
 
 
@@ -252,7 +252,7 @@ def test_fingerprints_agree_between_processes_and_hash_seeds():
 
 def test_the_key_of_a_model_leaves_out_what_trains_and_nothing_else():
     def key(net):
-        return model_key(net, (), "form", "cpu")
+        return state_of(net, "cpu")
 
     assert key(Net()) == key(Net()) == key(trained_head())
     net = Net()
@@ -266,11 +266,11 @@ def test_the_key_of_a_model_leaves_out_what_trains_and_nothing_else():
 
 def test_a_gradient_and_a_run_do_not_change_the_key():
     net = Net()
-    before = model_key(net, (), "form", "cpu")
+    before = state_of(net, "cpu")
     net(X).sum().backward()
     net.zero_grad(set_to_none=False)
     ft.split(net, X)
-    assert model_key(net, (), "form", "cpu") == before
+    assert state_of(net, "cpu") == before
 
 
 class Scripted(nn.Module):

@@ -179,9 +179,9 @@ for name in sys.argv[1:]:
 
 def key(model):
     """The key by which a store knows a model without running it."""
-    from forethought.identifying.fingerprint import model_key
+    from forethought.identifying.fingerprint import state_of
 
-    return model_key(model, (), "form", "cpu")
+    return state_of(model, "cpu")
 
 
 @pytest.mark.slow

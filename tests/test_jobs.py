@@ -1,9 +1,7 @@
 """`forethought extract`: files of any make, a model by name; what cannot be used is named, and nothing is made up."""
 
 import json
-import sys
 import wave
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import torch
 from torch.utils.data import default_collate
 
 import forethought as ft
-from forethought import cli
 from forethought.identifying.account import parts_of
 from forethought.jobs.listing import list_folder
 from forethought.jobs.models import make_ready
@@ -48,19 +45,10 @@ MINE = ("--model", "mine.py:model", "--transform", "mine.py:transform")
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run the command line in this process, in a folder of its own with a model in it."""
-    monkeypatch.chdir(tmp_path)
+def run(run_here, tmp_path):
+    """Run the command line in a folder with a model in it."""
     (tmp_path / "mine.py").write_text(MODEL)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["forethought", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=left.value.code or 0, out=out, err=err)
-
-    return call
+    return run_here
 
 
 def picture(color, size=(40, 30)):

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ import torch
 from torch import nn
 
 import forethought as ft
-from forethought import cli
 from forethought.extracting import pace
 from forethought.extracting.ways import SpeedReport, Way, WayTried
 from forethought.housekeeping import verify_live_each
@@ -52,19 +50,10 @@ MINE = ("--transform", "job.py:transform")
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run the command line in this process, in a folder of its own with a script in it."""
-    monkeypatch.chdir(tmp_path)
+def run(run_here, tmp_path):
+    """Run the command line in a folder with a script in it."""
     (tmp_path / "job.py").write_text(JOB)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["forethought", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=left.value.code or 0, out=out, err=err)
-
-    return call
+    return run_here
 
 
 @pytest.fixture

@@ -58,12 +58,7 @@ class Kind:
     def of(batch: Batch, precedent: Precedent | None) -> "Kind":
         """Take down the form of a batch."""
         leaves = [Leaf()] * len(batch.tensors) if precedent is None else precedent.leaves
-        axes = [dict(leaf.axes) for leaf in leaves]
-        shapes = [
-            tuple(None if axis in own else size for axis, size in enumerate(tensor.shape[1:], 1))
-            for own, tensor in zip(axes, batch.tensors, strict=True)
-        ]
-        return Kind(tuple(shapes), precedent)
+        return Kind(_pattern_of(batch, leaves), precedent)
 
     @staticmethod
     def from_json(written: Any) -> "Kind":
@@ -96,7 +91,7 @@ class Kind:
         """Give what the identity of a model on such inputs is made of."""
         leaves = [Leaf()] * len(self.pattern) if self.precedent is None else self.precedent.leaves
         parts = zip(leaves, self.pattern, dtypes, strict=True)
-        return [(leaf.without_sizes(shape), dtype) for leaf, shape, dtype in parts]  # type: ignore[arg-type]
+        return [(leaf.without_sizes(shape), dtype) for leaf, shape, dtype in parts]
 
     def may_hold(self, pattern: Pattern) -> bool:
         """Say whether a sample may be of both forms."""
@@ -210,23 +205,24 @@ class Kin:
             table: The table.
         """
         left = np.ones(len(keys), bool)
-        for sizes, same in _by_size(batch):
-            for relative in self._relatives(batch, _pattern_of(batch, sizes), table):
-                wanted = same[left[same]]
+        for sizes, same in batch.by_size():
+            rows = np.array(same)
+            for relative in self._relatives(batch, _pattern_of(batch, batch.leaves, sizes), table):
+                wanted = rows[left[rows]]
                 found = relative.find(keys[wanted]) if len(wanted) else None
                 if found is None:
                     continue
                 at = wanted[found[0]]
                 own = None if batch.sizes is None else batch.sizes[torch.from_numpy(at)]
-                rows = _fitted(stored.frontier, relative.stored.frontier, found[1], own)
-                if rows is not None:
+                laid = _fitted(stored.frontier, relative.stored.frontier, found[1], own)
+                if laid is not None:
                     left[at] = False
-                    yield at, bytes_of(stored.encode(rows), own)
+                    yield at, bytes_of(stored.encode(laid), own)
 
     def holds(self, keys: NDArray[np.uint8], batch: Batch, table: str) -> NDArray[np.bool_]:
         """Say of which samples, of the form of a batch, tables other than one have rows."""
         held = np.zeros(len(keys), bool)
-        for relative in self._relatives(batch, _pattern_of(batch), table):
+        for relative in self._relatives(batch, _pattern_of(batch, batch.leaves), table):
             held |= relative.table.locate(keys)[:, 0] >= 0
         return held
 
@@ -311,9 +307,8 @@ def _others(known: Sequence[Precedent | None], own: Precedent | None) -> list[Pr
     return list(found.values())
 
 
-def _pattern_of(batch: Batch, sizes: Sequence[int] | None = None) -> Pattern:
-    """Give the shapes of samples of some sizes, or of any."""
-    leaves = [Leaf()] * len(batch.tensors) if batch.padding is None else batch.padding.leaves
+def _pattern_of(batch: Batch, leaves: Sequence[Leaf], sizes: Sequence[int] | None = None) -> Pattern:
+    """Give the shapes of samples that differ so, of some sizes or of any."""
     axes = [dict(leaf.axes) for leaf in leaves]
     return tuple(
         tuple(
@@ -322,18 +317,6 @@ def _pattern_of(batch: Batch, sizes: Sequence[int] | None = None) -> Pattern:
         )
         for own, tensor in zip(axes, batch.tensors, strict=True)
     )
-
-
-def _by_size(batch: Batch) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
-    """Give the sizes of samples, and which have them."""
-    if batch.sizes is None:
-        yield [], np.arange(batch.rows)
-        return
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for row, sizes in enumerate(batch.sizes.tolist()):
-        alike.setdefault(tuple(sizes), []).append(row)
-    for sizes, rows in alike.items():
-        yield list(sizes), np.array(rows)
 
 
 def _fitted(

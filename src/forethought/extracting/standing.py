@@ -24,7 +24,6 @@ from forethought.identifying.fingerprint import key_in, state_of
 from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
-from forethought.shapes.padding import Leaf
 from forethought.store import Column, Store, Table
 
 
@@ -80,10 +79,8 @@ class Standing:
 
     def key(self, example: Batch) -> str | None:
         """Identify the model on such inputs; None if something in it does not show its content."""
-        leaves = [Leaf()] * len(example.tensors) if example.padding is None else example.padding.leaves
-        forms = [
-            (leaf.without_sizes(t.shape[1:]), str(t.dtype)) for leaf, t in zip(leaves, example.tensors, strict=True)
-        ]
+        pairs = zip(example.leaves, example.tensors, strict=True)
+        forms = [(leaf.without_sizes(tensor.shape[1:]), str(tensor.dtype)) for leaf, tensor in pairs]
         return self._key_in(forms, nesting.outline((example.args, example.kwargs)))
 
     def _key_in(self, forms: Any, outline: Any) -> str | None:

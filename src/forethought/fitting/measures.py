@@ -68,7 +68,11 @@ def as_loss(
 
 def has_own_loss(loss: str | Measure | None, head: nn.Module) -> bool:
     """Whether a head is trained by a method of its class: `self.loss = nn.MSELoss()` on a user's module is none."""
-    return loss in (None, "own") and callable(getattr(type(last_of(head)), "loss", None))
+    return loss in (None, "own") and callable(_loss_of(last_of(head)))
+
+
+def _loss_of(head: nn.Module) -> Any:
+    return getattr(type(head), "loss", None)
 
 
 def last_of(head: nn.Module) -> nn.Module:
@@ -84,7 +88,7 @@ def own_loss(head: nn.Module, values: Any, target: Tensor, weights: Tensor | Non
         *before, head = head
         for part in before:
             values = part(values)
-    own: Measure = type(head).loss  # type: ignore[attr-defined]
+    own: Measure = _loss_of(head)
     return own(head, values, target) if weights is None else own(head, values, target, weights=weights)
 
 
@@ -94,7 +98,7 @@ def takes_weights(loss: str | Measure | None, head: nn.Module) -> bool:
     A method is asked for the name, since its third argument may be anything.
     """
     if has_own_loss(loss, head):
-        return "weights" in _arguments(type(last_of(head)).loss)  # type: ignore[attr-defined]
+        return "weights" in _arguments(_loss_of(last_of(head)))
     return not callable(loss) or len(_arguments(loss)) >= 3
 
 

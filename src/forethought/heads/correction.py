@@ -36,7 +36,7 @@ class Corrected(nn.Module):
         self.coarse.to(next(net.parameters()).device)
         for parameter in self.coarse.parameters():
             nn.init.zeros_(parameter)
-        like: Tensor = self.coarse[0].weight  # type: ignore[assignment]
+        like = next(self.coarse.parameters())
         self.register_buffer("spread", shares.to(like), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -107,11 +107,6 @@ def key_in(state: str, at: tuple[Any, ...], forms: Any) -> str:
     return Digest().add("forethought model", state, at, repr(forms)).hex()
 
 
-def model_key(model: nn.Module, at: tuple[Any, ...], forms: Any, device: str) -> str:
-    """Identify a model as it stands, cut somewhere, on inputs of some form; errors as of `state_of`."""
-    return key_in(state_of(model, device), at, forms)
-
-
 class _ModelDigest(Digest):
     """A digest of a model that may be believed instead of a recording: it must see what recording would."""
 

@@ -14,7 +14,7 @@ from forethought.errors import DataError
 from forethought.identifying.identity import Digest
 from forethought.identifying.tensors import KEY_BYTES, row_keys
 from forethought.samples.columns import Column, Columns
-from forethought.shapes.padding import Padding
+from forethought.shapes.padding import Leaf, Padding
 
 _TARGET_NAMES = ("labels", "label")  # forwards name them to compute a loss; they are no input of a frozen part
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -55,18 +55,29 @@ class Batch:
         """The size of the batch by each measure of its samples; None if they do not differ in size."""
         return None if self.padding is None else self.padding.sizes_in(self.tensors)
 
+    @property
+    def leaves(self) -> Sequence[Leaf]:
+        """How each tensor that the model is given differs in size among samples."""
+        return [Leaf()] * len(self.tensors) if self.padding is None else self.padding.leaves
+
     def row_keys(self) -> np.ndarray:
         """Identify each sample by what the model is given, without padding: (B, 16) bytes."""
         rest = Digest().add(self._outline()).hex().encode()
         if self.sizes is None:
             return row_keys(self.tensors, rest)
         keys = np.empty((self.rows, KEY_BYTES), np.uint8)
+        for _, rows in self.by_size():
+            keys[rows] = row_keys(self.cropped(torch.tensor(rows)).tensors, rest)
+        return keys
+
+    def by_size(self) -> list[tuple[tuple[int, ...], list[int]]]:
+        """Give the sizes that samples have by each measure, and which samples have them."""
+        if self.sizes is None:
+            return [((), list(range(self.rows)))]
         alike: dict[tuple[int, ...], list[int]] = {}
         for row, sizes in enumerate(self.sizes.tolist()):
             alike.setdefault(tuple(sizes), []).append(row)
-        for rows in alike.values():
-            keys[rows] = row_keys(self.cropped(torch.tensor(rows)).tensors, rest)
-        return keys
+        return list(alike.items())
 
     def of_sizes(self, padding: Padding, sizes: Sequence[Sequence[int]]) -> "Batch":
         """Give samples that differ in size, of these sizes (B, K)."""

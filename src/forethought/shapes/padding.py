@@ -153,7 +153,7 @@ class Leaf:
         told = None if tells is None else int(tells)
         return Leaf(measures, bool(at_end), None if pad is None else _read(pad[0]), told)
 
-    def without_sizes(self, shape: Sequence[int]) -> tuple[Any, ...]:
+    def without_sizes(self, shape: Sequence[int | None]) -> tuple[Any, ...]:
         """Give the shape (without the batch) of a tensor, with measures in the place of sizes that differ."""
         measures = dict(self.axes)
         return tuple((measures[axis],) if axis in measures else size for axis, size in enumerate(shape, 1))

@@ -112,7 +112,7 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
     """Give what a tensor without wrappers lies in; sparse tensors and placeholders have none."""
     try:
         return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # NotImplementedError is one
         return None
 
 

@@ -18,6 +18,7 @@ from forethought.identifying.sources import is_shipped
 from forethought.splitting.recording import Call, Label
 
 _STORES = ("STORE_ATTR", "STORE_GLOBAL")
+_STORES_INSIDE = (*_STORES, "STORE_SUBSCR")
 
 
 def is_whole(call: Call, output: Any) -> bool:
@@ -68,8 +69,7 @@ def _leaves_numbers(cls: type[nn.Module]) -> bool:
     """
     forward = getattr(cls, "forward", None)
     return _does(getattr(forward, "__code__", None), _STORES) or any(
-        _does(each.__code__, (*_STORES, "STORE_SUBSCR")) or any(map(_is_changeable, _named(each)))
-        for each in _reached(cls)
+        _does(each.__code__, _STORES_INSIDE) or any(map(_is_changeable, _named(each))) for each in _reached(cls)
     )
 
 
