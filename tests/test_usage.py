@@ -299,6 +299,9 @@ _NOTES, _LIST = {}, [1.0]
 class _Board:
     peak = 1.0
 
+    def keep(self, peak):
+        self.peak = peak
+
 
 _BOARD = _Board()
 
@@ -340,6 +343,12 @@ class _LeavesOnObject(nn.Module):
         return _BOARD.peak
 
 
+class _LeavesByMethod(_LeavesOnObject):
+    def forward(self, x):
+        _BOARD.keep(float(x.max()))
+        return x * 2
+
+
 class _LeavesInOwnDict(nn.Module):
     def __init__(self):
         super().__init__()
@@ -355,7 +364,7 @@ class _LeavesInOwnDict(nn.Module):
 
 @pytest.mark.parametrize(
     "kind",
-    [_LeavesInDict, _LeavesByHelper, _LeavesInList, _LeavesOnObject, _LeavesInOwnDict],
+    [_LeavesInDict, _LeavesByHelper, _LeavesInList, _LeavesOnObject, _LeavesByMethod, _LeavesInOwnDict],
     ids=lambda kind: kind.__name__,
 )
 def test_a_number_left_anywhere_by_what_is_frozen_is_that_of_the_features_given(kind):

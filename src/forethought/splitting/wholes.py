@@ -19,6 +19,11 @@ from forethought.splitting.recording import Call, Label
 
 _STORES = ("STORE_ATTR", "STORE_GLOBAL")
 _STORES_INSIDE = (*_STORES, "STORE_SUBSCR")
+_CHANGES = {
+    "__dict__", "__setattr__", "__setitem__", "add", "append", "appendleft", "clear", "discard", "extend", "insert",
+    "pop", "popitem", "popleft", "put", "remove", "reverse", "setattr", "setdefault", "setitem", "sort", "update",
+    "write",
+}  # fmt: skip
 
 
 def is_whole(call: Call, output: Any) -> bool:
@@ -69,7 +74,9 @@ def _leaves_numbers(cls: type[nn.Module]) -> bool:
     """
     forward = getattr(cls, "forward", None)
     return _does(getattr(forward, "__code__", None), _STORES) or any(
-        _does(each.__code__, _STORES_INSIDE) or any(map(_is_changeable, _named(each))) for each in _reached(cls)
+        _does(each.__code__, _STORES_INSIDE)
+        or (not _CHANGES.isdisjoint(each.__code__.co_names) and any(map(_is_changeable, _named(each))))
+        for each in _reached(cls)
     )
 
 
@@ -81,7 +88,9 @@ def _reached(cls: type[nn.Module]) -> Iterator[types.FunctionType]:
         if isinstance(each, types.FunctionType) and each not in seen and not is_shipped(each.__module__):
             seen.add(each)
             yield each
-            waiting += [*_named(each), *(getattr(cls, name, None) for name in each.__code__.co_names)]
+            named = _named(each)
+            owners = [cls, *(type(value) for value in named if _is_changeable(value))]
+            waiting += [*named, *(getattr(owner, name, None) for owner in owners for name in each.__code__.co_names)]
 
 
 def _named(function: types.FunctionType) -> list[Any]:
