@@ -119,7 +119,7 @@ KINDS = ["plain", "block", "written", "in place", "both", "cat", "rectified", "s
 WIRES = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=6)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=WIRES, trains=st.integers(0, 12))
 def test_candidates_of_random_nets_are_what_splits_find(steps, trains):
     """Any wiring, with a layer that trains somewhere or only the head."""

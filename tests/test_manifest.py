@@ -413,13 +413,14 @@ def test_targets_come_back_as_they_were(kind, folder, net, tmp_path):
 
 
 stamps = st.tuples(*[st.integers(0, 2**63 - 1)] * 4)
+names = st.text(st.characters(exclude_characters="\0"), min_size=1)  # halves of surrogates too: bytes no encoding has
 plain = st.recursive(st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(),
                      lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner))  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(
-    st.lists(st.tuples(st.text(min_size=1), stamps), min_size=1, max_size=4, unique_by=lambda pair: pair[0]),
+    st.lists(st.tuples(names, stamps), min_size=1, max_size=4, unique_by=lambda pair: pair[0]),
     st.integers(1, 5), st.booleans(), st.data(),
 )  # fmt: skip
 def test_a_manifest_comes_back_as_it_was_written(files, rows, paired, data):
