@@ -417,6 +417,32 @@ def test_gc_of_a_table_takes_the_notes_that_are_about_it(store):
     assert store.tables() == []
 
 
+@pytest.mark.parametrize("options", [{"max_size_bytes": 0}, {"unused_s": 0.0}, {"unreachable": True}])
+def test_gc_looks_at_each_table_and_each_note_a_fixed_number_of_times(store, monkeypatch, options):
+    """Twice the tables and notes are twice the work, not four times."""
+    asked = {"tables": 0, "about": 0, "pieces": 0}
+    listed, about, once = Store.tables, files.Note.tables.fget, garbage._once
+
+    def counted(name, amount=1):
+        asked[name] += amount
+
+    monkeypatch.setattr(Store, "tables", lambda self: counted("tables") or listed(self))
+    monkeypatch.setattr(files.Note, "tables", property(lambda self: counted("about") or about(self)))
+    monkeypatch.setattr(garbage, "_once", lambda pieces, *seen: counted("pieces", len(pieces)) or once(pieces, *seen))
+    counts = []
+    for tables in (10, 20):
+        for number in range(tables - 10, tables):
+            fill(store, f"{number:04x}", range(3))
+            store.write_note(f"aa{number:04x}", {"table": f"{number:04x}"})
+        use(store, "0000", 2 * DAY_S)
+        asked.update(dict.fromkeys(asked, 0))
+        find_garbage(store, **options)
+        counts.append(dict(asked))
+    assert counts[1]["tables"] == counts[0]["tables"]
+    assert counts[1]["about"] <= 2 * counts[0]["about"]
+    assert counts[1]["pieces"] <= 2 * counts[0]["pieces"]
+
+
 @laws
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True), min_size=1, max_size=6), st.data())
 def test_gc_of_repeated_and_damaged_segments_loses_no_row(segments, data):

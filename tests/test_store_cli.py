@@ -40,6 +40,15 @@ def tensors():
     import torch, forethought as ft
     return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
+class Noisy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, at):
+        return tensors()[at] + torch.randn(3, 16, 16)
+
+noisy = Noisy()
+
 def frozen():
     import forethought as ft
     made = model().eval()
@@ -154,6 +163,23 @@ def test_verify_on_the_command_line_finds_fast_rows(run, folding, tmp_path):
     assert found.code == 0, found.err
     assert "live, as " in found.out
     assert "10 of 10" in found.out or "10 rows" in found.out
+
+
+def test_verify_on_the_command_line_draws_views_again(run, tmp_path):
+    """Each view is compared with the same draws, by its number; other draws have no row, and that is an error."""
+    (tmp_path / "fill.py").write_text(
+        "import forethought as ft, job\nft.extract(job.frozen(), job.noisy, 'store', views=2, seed=7, progress=False)\n"
+    )
+    subprocess.run([sys.executable, "fill.py"], cwd=tmp_path, check=True, timeout=120)
+    live = ("--live", 10, "--model", "job.py:frozen", "--data", "job.py:noisy")
+    found = run("store", "verify", "store", *live, "--views", 2, "--views-seed", 7)
+    assert found.code == 0, found.err
+    for view in (0, 1):
+        assert f"live, as exact, view {view}: right: 10 of 10 rows" in found.out
+    other = run("store", "verify", "store", *live, "--views", 2, "--views-seed", 8)
+    assert other.code == 1
+    assert "got none" in other.err
+    assert "--views with --live" in run("store", "verify", "store", "--views", 2).err
 
 
 @pytest.mark.parametrize("command", ["ls", "verify", "gc"])

@@ -91,6 +91,8 @@ def verify_store(
     at: At = None,
     paths: Paths = None,
     seconds: Seconds = None,
+    views: Annotated[int | None, typer.Option(min=1, help="For --live: how many seeded draws were stored.")] = None,
+    views_seed: Annotated[int, typer.Option(help="For --views: the seed of the draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of a store; name each damaged file. Exit status 1 if there is one.
@@ -103,6 +105,8 @@ def verify_store(
 
     if len({live is None, model is None, dataset is None}) > 1:
         raise typer.BadParameter("expected --live N with --model MODEL and --data DATA, or none of them")
+    if views is not None and live is None:
+        raise typer.BadParameter("expected --views with --live N")
     opened = ft.Store(store, readonly=True)
     with progress("reading", opened.size_bytes) as advance:
         findings = ft.housekeeping.verify_store(opened, advance)
@@ -111,7 +115,9 @@ def verify_store(
         asked = Asked(dataset, model, store, weights, transform, download, at, paths_in=paths, seconds=seconds)
         loaded, samples = _asked_for(asked)
         with redirect_stdout(sys.stderr):
-            compared = ft.housekeeping.verify_live_each(opened, loaded, samples, live, at=at)
+            compared = ft.housekeeping.verify_live_each(
+                opened, loaded, samples, live, at=at, views=views, views_seed=views_seed
+            )
     if as_json:
         told = None if compared is None else {way: found.to_dict() for way, found in compared.items()}
         typer.echo(json.dumps(findings.to_dict() | {"live": told}, indent=2))

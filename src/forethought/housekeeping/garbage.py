@@ -13,6 +13,7 @@ from typing import Any
 
 from forethought.errors import StoreError
 from forethought.housekeeping.files import (
+    File,
     Note,
     files_in,
     folder_of,
@@ -101,17 +102,18 @@ def find_garbage(
     ]
     filled = {each: used(store, each) for each, is_own in inside.items() if is_own and _has_rows(store, each)}
     now = time.time()
-    pieces = []
+    pieces, about = [], _only_about(all_notes, frozenset(inside))
     for fingerprint, when in filled.items():
         if unused_s is not None and now - when > unused_s:
-            pieces.append(_table(store, fingerprint, all_notes, f"not used for {_ago(now - when)}"))
+            pieces.append(_table(store, fingerprint, about, f"not used for {_ago(now - when)}"))
     if unreachable:
         going = {piece.name for piece in pieces}
         found, unjudged = find_unreachable(store, [each for each in inside if each not in going], all_notes, progress)
         pieces, left_alone = [*pieces, *found], [*left_alone, *unjudged]
-    pieces = _once(pieces)
+    seen: set[str] = set()
+    pieces = _once(pieces, seen)
     if max_size_bytes is not None:
-        pieces = _least_recent(store, filled, pieces, all_notes, store_bytes, max_size_bytes)
+        pieces += _least_recent(store, filled, pieces, seen, about, store_bytes, max_size_bytes)
     orphans = find_orphans(store) if unreachable else ()
     return Garbage((*pieces, *orphans), store_bytes, tuple(left_alone))
 
@@ -164,28 +166,41 @@ def _has_rows(store: Store, fingerprint: str) -> bool:
     return any(file.is_segment for file in files_in(store, folder_of(fingerprint)))
 
 
+def _only_about(all_notes: Sequence[Note], tables: frozenset[str]) -> dict[str, list[File]]:
+    """Find for each table the notes that are about no other table that is there."""
+    found: dict[str, list[File]] = {}
+    for note in all_notes:
+        there = note.tables & tables
+        if len(there) == 1:
+            found.setdefault(there.pop(), []).append(note.file)
+    return found
+
+
 def _least_recent(
     store: Store,
     filled: Mapping[str, float],
     pieces: Sequence[Piece],
-    all_notes: Sequence[Note],
+    seen: set[str],
+    about: Mapping[str, Sequence[File]],
     store_bytes: int,
     max_size_bytes: int,
 ) -> list[Piece]:
-    """Add whole tables, least recently used first, until what stays is small enough."""
-    chosen = list(pieces)
-    now = time.time()
+    """Choose whole tables beside what goes already, least recently used first, until what stays is small enough."""
+    chosen: list[Piece] = []
+    now, left = time.time(), store_bytes - sum(piece.size_bytes for piece in pieces)
     gone = {piece.name for piece in pieces if piece.kind == "table"}
     for fingerprint, when in sorted(filled.items(), key=lambda item: (item[1], item[0])):
-        if store_bytes - sum(piece.size_bytes for piece in chosen) <= max_size_bytes:
+        if left <= max_size_bytes:
             break
         if fingerprint not in gone:
             reason = f"last used {_ago(now - when)} ago, before others, in a store above {max_size_bytes:,} bytes"
-            chosen = _once([*chosen, _table(store, fingerprint, all_notes, reason)])
+            found = _once([_table(store, fingerprint, about, reason)], seen)
+            chosen += found
+            left -= sum(piece.size_bytes for piece in found)
     return chosen
 
 
-def _table(store: Store, fingerprint: str, all_notes: Sequence[Note], reason: str) -> Piece:
+def _table(store: Store, fingerprint: str, about: Mapping[str, Sequence[File]], reason: str) -> Piece:
     """All of a table: what points to its rows goes first, so that a removal that is cut short leaves nothing that lies.
 
     Its own note and folder go only when nobody can still be writing there. Until then they cost next to nothing, and
@@ -193,17 +208,15 @@ def _table(store: Store, fingerprint: str, all_notes: Sequence[Note], reason: st
     """
     folder = folder_of(fingerprint)
     files = files_in(store, folder)
-    others = set(store.tables()) - {fingerprint}
-    going = [note.file for note in all_notes if fingerprint in note.tables and not note.tables & others]
+    going = [*about.get(fingerprint, ())]
     going += [file for file in files if file.is_segment or (file.is_temporary and file.is_old)]
     if not is_quiet(store, folder) or not all(file.is_old for file in files):
         return Piece("table", fingerprint, reason, tuple(going))
     return Piece("table", fingerprint, reason, (*going, *(file for file in files if file.name == NOTE)), folder)
 
 
-def _once(pieces: Iterable[Piece]) -> list[Piece]:
-    """Leave out files that an earlier piece has, and pieces of which nothing is left."""
-    seen: set[str] = set()
+def _once(pieces: Iterable[Piece], seen: set[str]) -> list[Piece]:
+    """Leave out files that an earlier piece has, which `seen` tells, and pieces of which nothing is left."""
     kept = []
     for piece in pieces:
         fresh = tuple(file for file in piece.files if file.path not in seen)

@@ -66,7 +66,15 @@ def _verified(trunk: FrozenPart, store: Store, samples: Samples, n: int, seed: i
 
 
 def verify_live_each(
-    store: Store, model: nn.Module | Split, dataset: Any, n: int = 64, seed: int = 0, *, at: At = None
+    store: Store,
+    model: nn.Module | Split,
+    dataset: Any,
+    n: int = 64,
+    seed: int = 0,
+    *,
+    at: At = None,
+    views: int | None = None,
+    views_seed: int = 0,
 ) -> dict[str, Verification]:
     """Compare as `verify_live` does, in each way in which rows of this frozen part are stored. Nothing is stored.
 
@@ -77,26 +85,38 @@ def verify_live_each(
         n: How many samples to look for, at most.
         seed: Of the choice.
         at: As it was given to `extract`.
+        views: As it was given to `extract`: n samples of each view are looked for.
+        views_seed: The `seed` that was given to `extract` with them.
 
     Returns:
-        What differs, by the way: "exact", "float16", "folded + compiled", ... Ways in which none of these samples has
-        a row are left out.
+        What differs, by the way: "exact", "float16", "folded + compiled", ...; with views, "exact, view 0", ... Ways in
+        which none of these samples has a row are left out.
 
     Raises:
         StoreError: no row of any of them is stored in any way.
     """
     found: dict[str, Verification] = {}
-    for way in ways_stored(store, _fingerprint(store, model, dataset, at)):
-        trunk = FrozenPart(model, at, None, way.dtype)
-        trunk.pace.report = way.speed
-        with suppress(_NoneStoredError):
-            found[way.name] = _verified(trunk, store, Samples(dataset, _model(model)), n, seed)
-    return found or {"exact": verify_live(store, model, dataset, n, seed, at=at)}
+    draws = [None] if views is None else list(range(views))
+    for view in draws:
+        for way in ways_stored(store, _fingerprint(store, model, _drawn(model, dataset, view, views_seed), at)):
+            trunk = FrozenPart(model, at, None, way.dtype)
+            trunk.pace.report = way.speed
+            name = way.name if view is None else f"{way.name}, view {view}"
+            with suppress(_NoneStoredError):
+                found[name] = _verified(trunk, store, _drawn(model, dataset, view, views_seed), n, seed)
+    if not found:  # which says so
+        _verified(FrozenPart(model, at, None), store, _drawn(model, dataset, draws[0], views_seed), n, seed)
+    return found
 
 
-def _fingerprint(store: Store, model: nn.Module | Split, dataset: Any, at: At) -> str:
+def _drawn(model: nn.Module | Split, dataset: Any, view: int | None, seed: int) -> Samples:
+    samples = Samples(dataset, _model(model))
+    return samples if view is None else samples.view(view, seed)
+
+
+def _fingerprint(store: Store, model: nn.Module | Split, samples: Samples, at: At) -> str:
     """Identify the frozen part as it is run exactly."""
-    trunk, samples = FrozenPart(model, at, None), Samples(dataset, _model(model))
+    trunk = FrozenPart(model, at, None)
     while True:
         try:
             trunk.meet(store, [samples])

@@ -1,6 +1,6 @@
 """What no reader of a store can or needs to use."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,7 @@ def find_unreachable(
             kind = "temporary file" if file.is_temporary else "claim"
             pieces.append(_single(kind, file, "who left it has been gone for a day or more"))
     pieces += _lonely(store, fingerprints, notes)
-    pieces += _stray(notes, {name for each in store.tables() for name in names_of(store, each)})
+    pieces += _stray(notes, frozenset(name for each in store.tables() for name in names_of(store, each)))
     pieces += _forgotten(store, fingerprints, notes)
     return pieces, left_alone
 
@@ -140,12 +140,12 @@ def _lonely(store: Store, fingerprints: Sequence[str], notes: Sequence[Note]) ->
                 yield _single("note", note.file, "it tells forms of samples, and no table has a row")
 
 
-def _stray(notes: Sequence[Note], fingerprints: Collection[str]) -> Iterator[Piece]:
+def _stray(notes: Sequence[Note], fingerprints: frozenset[str]) -> Iterator[Piece]:
     for note in notes:
         if note.value is None and note.is_readable:
             yield _single(note.kind, note.file, "it is torn: readers take it for absent")
         # A note may come before the first row of its table.
-        elif note.tables and not note.tables & set(fingerprints) and note.file.is_old:
+        elif note.tables and not note.tables & fingerprints and note.file.is_old:
             yield _single("note", note.file, f"its table {min(note.tables)} is gone")
 
 
