@@ -344,6 +344,20 @@ BROKEN = {
     "weights so large that no prototype is near its knot": lambda: _break(
         lambda h: h.direction.copy_(torch.randn(7) * 1e15), lambda: PrototypeExact(6, RISING, torch.eye(5, 6))
     ),
+    "a classifier whose expected class is turned round by a hook": lambda: _break(
+        lambda h: h.latent_net.register_forward_hook(lambda m, a, y: 4 - y),
+        lambda: AnchorSpline(3, RISING, "classifier"),
+    ),
+    "a classifier whose expected class is another": lambda: _break(
+        lambda h: setattr(h.latent_net, "forward", lambda x: -x[:, 0]), lambda: AnchorSpline(3, RISING, "classifier")
+    ),
+    "ends so flat that infinity times their slope is no number": lambda: _break(
+        lambda h: h.line.steps.fill_(1e20),
+        lambda: AnchorSpline(3, [0.0, 6e-39], knots="trainable", extrapolate="linear"),
+    ),
+    "weights that float16 made infinite": lambda: _break(
+        lambda h: h.net.bends.fill_(-1e5), lambda: PartialMonotone(3, RISING, [1, 0, 0], free_keypoints=3)
+    ).half(),
     "one of several": lambda: MultiHead({"a": AnchorSpline(3, RISING), "b": BROKEN["anchors out of order"]()}),
     "a calibrator out of order": lambda: _break(lambda h: h.line.places.neg_(), lambda: AnchorCalibrator(RISING)),
     "a circle out of order": lambda: _break(_scatter_anchors, lambda: CircularSpline(3, RISING, 99.0)),
@@ -369,6 +383,34 @@ def test_weights_that_multiply_up_to_infinity_are_refused_by_the_proof_and_not_o
     """Two named features that go to opposite infinities add up to no number: the claim says why, without an example."""
     for name in ("lines and layers so steep that their product overflows", "weights so large that sums overflow"):
         assert "above 1e+09" in str(BROKEN[name]().net.against())
+
+
+def test_flat_ends_are_refused_by_the_proof_and_not_only_by_the_search():
+    """A slope that underflows to 0 is named, whatever the search happens to try."""
+    (against, *_) = BROKEN["ends so flat that infinity times their slope is no number"]().claims()
+    assert against.why == "slopes of the ends[0] is 0.0"
+
+
+def test_what_is_said_of_a_broken_latent_is_only_what_rests_on_it():
+    """The curve is still proved along whatever latent there is; that y rises with a class's weight is not."""
+    claims = BROKEN["a classifier whose expected class is turned round by a hook"]().certify().claims
+    assert [(c.what, c.variable) for c in claims if not c.holds] == [("monotone", "exceedance")]
+
+
+def test_a_certificate_says_when_subnormal_numbers_are_taken_for_zero():
+    """Under flush_denormal it names that arithmetic, holds there, and is for the same weights."""
+    head = CumulativeLink(3, [0.0, 2e-38, 7e-38], extrapolate="linear")
+    usual = head.certify()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        flushed = head.certify()
+        found = head.falsify(20_000).found
+    finally:
+        torch.set_flush_denormal(False)
+    assert (flushed.holds, found, flushed.weights) == (True, False, usual.weights)
+    assert "subnormal" in flushed.arithmetic
+    assert "subnormal" not in usual.arithmetic
 
 
 @pytest.mark.parametrize("name", BROKEN)

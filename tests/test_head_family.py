@@ -82,6 +82,28 @@ def test_prototypes_survive_casts_and_their_state():
         assert torch.equal(again(prototypes), narrow(prototypes))
 
 
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_prototypes_are_those_that_were_given(dtype, given):
+    """A head of narrower weights meets its anchors at the numbers that it was given, not at rounded ones."""
+    points = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(given)
+    head = PrototypeExact(6, [-0.1, 0.0, 1e-5, 0.1], points, dtype=dtype)
+    assert torch.equal(head.prototypes, points.double())
+    assert torch.equal(head(points), head.anchors)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e5, 1e30, 1e150])
+def test_prototypes_of_any_size_are_met_or_refused(size):
+    """Never another library's error: a half-precision head took large ones for infinite."""
+    points = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * size
+    for dtype in (torch.float16, torch.float32):
+        try:
+            head = PrototypeExact(6, ANCHORS, points, dtype=dtype)
+        except FitError:
+            continue
+        assert not head.certify().holds or torch.equal(head(points), head.anchors)
+
+
 @pytest.mark.parametrize(
     ("prototypes", "says"),
     [
@@ -221,7 +243,8 @@ def test_corners_are_distinct_quantiles_and_the_ends(values, count):
     assert (corners.diff() > 0).all()
     if given.max() > given.min():
         assert (corners[0], corners[-1]) == (given.min(), given.max())
-        held = (given - given.mean()) / given.std(unbiased=False)
+    if (spread := given.std(unbiased=False)) > 0:
+        held = (given - given.mean()) / spread
         assert (corners_at(held, count).float().diff() > torch.finfo(torch.float32).tiny).all()
 
 

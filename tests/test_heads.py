@@ -300,6 +300,21 @@ def test_ordinal_losses_agree_with_coral_pytorch():
     torch.testing.assert_close(head.loss(x, head.anchors[k]), losses.corn_loss(head.rank_logits(x), k, 5))
 
 
+@pytest.mark.parametrize("weights", [None, torch.zeros(0)], ids=["plain", "weighted"])
+def test_no_rows_cost_nothing(weights):
+    """The loss of no rows is 0 and its gradients are 0, not NaN, which one step would spread to every weight."""
+    made = [
+        AnchorSpline(6, RISING), AnchorSpline(6, RISING, "classifier"), CumulativeLink(6, RISING), CornHead(6, RISING),
+        HistogramHead(6, RISING), HistogramHead(6, RISING, activation="sigmoid"), MLPHead(6, RISING),
+    ]  # fmt: skip
+    for head in made:
+        loss = head.loss(torch.zeros(0, 6), torch.zeros(0), weights)
+        loss.backward()
+        assert loss.item() == 0
+        assert all(p.grad is None or not p.grad.any() for p in head.parameters())
+        assert head(torch.zeros(0, 6)).shape == (0,)
+
+
 def test_saturated_losses_still_teach():
     """Far on the wrong side the gradient is that of a straight line, not 0 as of a clamped logarithm."""
     for head in (CumulativeLink(1, RISING, objective="likelihood"), CumulativeLink(1, RISING), CornHead(1, RISING)):

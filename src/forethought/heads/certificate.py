@@ -25,6 +25,7 @@ AS_FUNCTION, AT_PROTOTYPES, AT_VERTICES = (
 )
 LATENT, EXCEEDANCE = "latent", "exceedance"
 EAGER = "eager PyTorch: IEEE 754, round to nearest"
+FLUSHED = "eager PyTorch: round to nearest, subnormal numbers taken for 0"
 
 
 @dataclass(frozen=True)

@@ -127,11 +127,13 @@ def check_weights(weights: Tensor, rows: int) -> None:
 def mean_cost(costs: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean of costs (B,), a scalar; with weights (B,), the weighted mean, 0 where all of them are 0.
 
+    No rows cost 0, as rows that do not count do: their mean would be 0 / 0, and a step by it would end the head.
+
     Raises:
         FitError: not one weight per row.
     """
     if weights is None:
-        return costs.mean()
+        return costs.mean() if len(costs) else costs.sum()
     check_weights(weights, len(costs))
     weights = weights.to(costs)
     return (weights * costs).sum() / at_least_tiny(weights.sum())

@@ -258,12 +258,16 @@ class AnchorCurve(nn.Module):
         )
         if order is not None:
             return order
-        chords = values.diff() / widths
+        chords, tiny = values.diff() / widths, torch.finfo(widths.dtype).tiny
+        if self.extrapolate == "linear":  # a slope of 0 times a latent of infinity is no number
+            flat = not_at_least("slopes of the ends", self._end_slopes(knots, values), tiny)
+            if flat is not None:
+                return flat
         if self.between == "linear":
             return not_at_least("slopes", chords, 0.0)
         slopes = self.slopes(knots, values)
         return (
-            not_at_least("slopes", chords, torch.finfo(chords.dtype).tiny)
+            not_at_least("slopes", chords, tiny)
             or not_at_least("slopes at the knots", slopes, 0.0)
             or not_at_least("slopes over the chord before", slopes[1:] / chords, 0.0)
             or not_at_least("slopes over the chord after", slopes[:-1] / chords, 0.0)

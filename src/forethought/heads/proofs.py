@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from forethought.heads.certificate import EAGER, Certificate, Claim, digest_of
+from forethought.heads.certificate import EAGER, FLUSHED, Certificate, Claim, digest_of
 from forethought.heads.falsification import Counterexample, Falsification, Hit, Walk, search
 from forethought.heads.layers import in_evaluation
 
@@ -27,9 +27,10 @@ def certificate_of(
 ) -> Certificate:
     """Put claims into a certificate: those stand that neither the device nor a counterexample speaks against."""
     device = next((tensor.device for tensor in head.state_dict().values()), torch.device("cpu"))
+    arithmetic = FLUSHED if _takes_subnormals_for_zero() else EAGER
     if device.type not in _IEEE:
         claims = [claim.refuted(f"how device '{device.type}' rounds is not known: head.cpu()") for claim in claims]
-    elif (missing := _not_a_number(head)) is not None:
+    elif (missing := _unfit_number(head)) is not None:
         claims = [claim.refuted(missing) if claim.holds else claim for claim in claims]
     elif any(claim.holds for claim in claims):
         widest = max((len(walk.signs) for walk in walks), default=0)
@@ -41,18 +42,30 @@ def certificate_of(
         claims=tuple(claims),
         dtype="" if dtype is None else str(dtype).removeprefix("torch."),
         device=device.type,
-        arithmetic=EAGER,
+        arithmetic=arithmetic,
         weights=digest_of(head, options),
         made_with=f"torch {version}",
     )
 
 
-def _not_a_number(head: nn.Module) -> str | None:
-    """Name the first tensor with a NaN in it, which makes answers NaN, whatever is proved of the curve after it."""
+def _unfit_number(head: nn.Module) -> str | None:
+    """Name the first tensor with a NaN in it, which makes answers NaN, whatever is proved of the curve after it; or
+    with an infinite number that is not in a part of which nothing is proved: a cast to float16 makes such of 7e4.
+    """
+    free = tuple(f"{name}." for name in getattr(head, "free", ()))
     for name, tensor in head.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
+        if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            continue
+        if bool(tensor.isnan().any()):
             return f"{name} holds what is not a number"
+        if bool(tensor.isinf().any()) and not name.startswith(free):
+            return f"{name} holds an infinite number"
     return None
+
+
+def _takes_subnormals_for_zero() -> bool:
+    """Whether torch.set_flush_denormal(True) holds: another arithmetic, in which each step is monotone all the same."""
+    return float(torch.tensor(torch.finfo(torch.float32).tiny) / 2) == 0
 
 
 def _confronted(claim: Claim, seen: Sequence[Counterexample]) -> Claim:

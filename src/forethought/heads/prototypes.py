@@ -31,9 +31,10 @@ class PrototypeExact(Head):
     Args:
         in_features: D.
         anchors: One value per class, K >= 2 and K <= D + 1, ascending or descending.
-        prototypes: (K, D) in the order of the classes; None: to be loaded with `load_state_dict`.
+        prototypes: (K, D) in the order of the classes, held as they are, in float64; None: to be loaded with
+            `load_state_dict`.
         extrapolate: Outside the end knots: 'clamp' or 'linear'.
-        dtype: Of the parameters and the prototypes.
+        dtype: Of the parameters.
 
     Raises:
         AnchorError: unusable anchors.
@@ -67,8 +68,8 @@ class PrototypeExact(Head):
             points = torch.zeros(classes, in_features)
             base, basis = torch.zeros(in_features + 1), torch.zeros(classes, in_features + 1)
         else:
-            points = _checked(prototypes, classes, in_features).to(dtype)
-            base, basis = _constraints(points.double())
+            points = _checked(prototypes, classes, in_features).double()
+            base, basis = _constraints(points)
         self.exact = Exact(prototypes=points.double(), base=base.double(), basis=basis.double())
         self.direction = nn.Parameter(torch.zeros(in_features + 1, dtype=dtype))
 
@@ -89,7 +90,7 @@ class PrototypeExact(Head):
 
     @property
     def prototypes(self) -> Tensor:
-        """The feature vectors (K, D) at which the anchors are met: numbers of the first dtype, held as float64."""
+        """The feature vectors (K, D) at which the anchors are met, as they were given, in float64."""
         return self.exact.get_buffer("prototypes")
 
     def plane(self) -> Tensor:

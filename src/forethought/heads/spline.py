@@ -22,6 +22,7 @@ from forethought.heads.latents import (
 from forethought.heads.layers import dtype_name, dtype_of, robust_loss
 from forethought.heads.line import AnchorCurve
 from forethought.heads.options import check_option
+from forethought.heads.proofs import altered
 from forethought.heads.steady import total
 
 
@@ -162,7 +163,9 @@ class AnchorSpline(Head):
         claims = self.line.claims(LATENT, self.runs_in())
         if type(self.latent_net) is ExpectedClass:
             sums = "the latent is a sum of the exceedances in a fixed order, which rises with each"
-            claims.append(exceedance_claim(claims[0], len(self.scale), sums))
+            along = exceedance_claim(claims[0], len(self.scale), sums)
+            against = altered(self.latent_net, ("net",))  # the line may stand on any latent, this claim on this one
+            claims.append(along if against is None else along.refuted(against))
         return claims
 
     def trials(self) -> tuple[list[Walk], list[Hit]]:
