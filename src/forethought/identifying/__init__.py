@@ -1,6 +1,6 @@
 """What makes a frozen part, and a sample, the one that it is: digests of their content.
 
-identity, sources, marks, contents   of any value: tensors, plain data, code
+identity, sources, marks, contents, additions   of any value: tensors, plain data, code
 fingerprint, deciders, numerics      of a frozen part: all that leads to the frontier
 account, past, unseen                of what a data set reads
 tensors                              of many tensors at once

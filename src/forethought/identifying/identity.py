@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from forethought.errors import IdentityError
+from forethought.identifying.additions import ACCESSORS, additions, additions_to_enum, additions_to_tensor, has_slots
 from forethought.identifying.contents import SCRIPTS, parts_of_script, parts_of_tensor
 from forethought.identifying.marks import CONTAINERS, NAMED_BY_STR, PLAIN, SCALARS, flat_mark, scalar_mark
 from forethought.identifying.sources import (
@@ -131,7 +132,7 @@ class Digest:
             self._hash.update(content)
         elif isinstance(value, enum.Enum):
             self._mark("enum", f"{qualified(kind)}.{value.name}".encode())
-            self.add(value.value)
+            self.add(value.value, *additions_to_enum(value))
         elif kind is slice:
             self._mark("slice")
             self.add(value.start, value.stop, value.step)
@@ -150,6 +151,7 @@ class Digest:
             self._images[id(tensor)] = self._hash_tensor(head, None if self._skip(tensor) else tensor)
             self._held.append(tensor)
         self._mark("tensor", self._images[id(tensor)])
+        self.add(*(additions_to_tensor(tensor) if self._open else ()))  # what holds it may read what is noted on it
 
     def _once(self, value: Any) -> None:
         """Write the image of a value that may be met again, or hold itself.
@@ -220,7 +222,7 @@ class Digest:
         self._mark(f"container {qualified(kind)}", str(len(parts)).encode())
         self.add(*parts)
         if kind not in CONTAINERS:
-            if not all(base in CONTAINERS or is_python(base) for base in kind.__mro__):
+            if not all(base in CONTAINERS or is_python(base) for base in kind.__mro__) or has_slots(kind):
                 raise unknown(value)
             self.add(kind, dict(vars(value)) if hasattr(value, "__dict__") else None)
 
@@ -234,14 +236,15 @@ class Digest:
             self.add(value.__func__, value.__self__)
         elif isinstance(value, functools.partial):
             self._mark("partial")
-            self.add(value.func, value.args, value.keywords)
+            self.add(value.func, value.args, value.keywords, *additions(value, functools.partial))
         elif isinstance(value, weakref.ref):
             self._mark("reference")
-            self.add(value())
+            self.add(value(), *additions(value, weakref.ref))
         elif isinstance(value, type):
             self._class(value)
         elif isinstance(value, PurePath):
             self._mark("path", str(value).encode(errors="surrogateescape"))
+            self.add(*additions(value, PurePath))
         elif isinstance(value, re.Pattern):
             self._mark("pattern")
             self.add(value.pattern, value.flags)
@@ -258,20 +261,19 @@ class Digest:
             self._mark("named", f"Logger {value.name}".encode())
         elif isinstance(value, DESCRIPTORS):
             self._mark("descriptor", value.__qualname__.encode())
-        elif isinstance(value, property | staticmethod | classmethod | functools.cached_property):
+        elif isinstance(value, ACCESSORS):
             self._mark(type(value).__name__)
             names = ("fget", "fset", "fdel", "func", "__func__")
-            self.add([getattr(value, name) for name in names if hasattr(value, name)])
-        elif hasattr(value, "__wrapped__") and callable(value):  # functools.cache and its kind
-            self._mark("wrapper", qualified(type(value)).encode())
-            self.add(value.__wrapped__)
+            self.add([getattr(value, name) for name in names if hasattr(value, name)], *additions(value, *ACCESSORS))
+        elif not is_python(type(value)) and hasattr(value, "__wrapped__") and callable(value):
+            self._mark("wrapper", qualified(type(value)).encode())  # functools.cache and its kind
+            self.add(value.__wrapped__, *additions(value, type(value)))
         elif type(value) is types.SimpleNamespace:
             self._mark("namespace")
             self.add(dict(vars(value)))
         elif all(is_python(base) for base in type(value).__mro__) and hasattr(value, "__dict__"):
             self._mark("object")
-            slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ())]
-            if set(slots) - {"__dict__", "__weakref__"}:
+            if has_slots(type(value)):
                 raise unknown(value)
             self._kind(type(value))
             self.add(dict(vars(value)))
@@ -280,6 +282,8 @@ class Digest:
 
     def _module(self, module: nn.Module) -> None:
         self._mark("module")
+        if has_slots(type(module)):
+            raise unknown(module)
         self._kind(type(module))
         hooks = {name: held for name, held in vars(module).items() if "_hooks" in name and isinstance(held, dict)}
         order = {key: at for at, key in enumerate(sorted({key for held in hooks.values() for key in held}))}
