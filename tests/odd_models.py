@@ -419,6 +419,19 @@ class CalledByForward(Base):
         return self.head.forward(self.body.forward(x))
 
 
+@odd()
+class CallAroundForward(Base):
+    def __call__(self, x, *, scale=2.0):
+        h = self.body(x * scale)
+        return {"sum": super().__call__(x / 3) + super().__call__(h[:, :6])}
+
+
+@odd()
+class CallInsteadOfForward(Base):
+    def __call__(self, x):
+        return self.head(self.body(x).tanh())
+
+
 @odd(name="ForwardReplaced")
 def _forward_replaced():
     model = Base()

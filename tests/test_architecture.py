@@ -60,7 +60,7 @@ TABLE = {
     "splitting.plan": {"recording", "shapes.curves", "shapes.forms"},
     "splitting.joining": {"nesting", "operations", "plan", "recording", "shapes.forms", "sizes", "strangers"},
     "splitting.placeholder": {"nesting", "operations", "recording", "shapes.forms", "shell"},
-    "splitting.levels": {"nesting", "operations", "plan", "recording"},
+    "splitting.levels": {"nesting", "operations", "plan", "recording", "shell"},
     "splitting.head_run": {
         "levels", "nesting", "operations", "placeholder", "plan", "recording", "shapes.forms", "shell",
     },
@@ -101,7 +101,7 @@ TABLE = {
     "splitting.matching": {"plan", "shapes.forms"},
     "splitting.replay": {
         "candidates", "halves", "inputs", "matching", "nesting", "placement", "plan", "probing.generators",
-        "recording", "shapes.curves", "shapes.forms", "shapes.padding", "stretching", "trials", "variations",
+        "reasons", "recording", "shapes.curves", "shapes.forms", "shapes.padding", "stretching", "trials", "variations",
     },
     # What it said: read, checked, kept, fed.
     "samples.watching": set(),

@@ -801,6 +801,55 @@ def test_what_trains_may_take_another_path_once_nothing_is_frozen():
         odd_models.compare(model(x), _joined(parts, x), "loops")
 
 
+class Shrinks(Base):
+    """Runs a frozen layer until a batch is small enough."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = frozen(nn.Linear(6, 6, bias=False))
+        nn.init.eye_(self.step.weight).mul_(0.5)
+
+    def forward(self, x):
+        while x.norm() > 1:
+            x = self.step(x)
+        return self.head(self.body(x))
+
+
+def _of_other_rows(parts, x):
+    return parts.rows((torch.cat([x, x * 900]),), {})
+
+
+def _of_other_weights(parts, _):
+    nn.init.eye_(parts.model.step.weight).mul_(0.9)
+    return parts.trunk.fingerprint
+
+
+@pytest.mark.parametrize("ask", [_of_other_rows, _of_other_weights])
+def test_rows_of_a_loop_that_values_end_are_refused_with_its_cause(ask):
+    """Batches that leave a frozen loop sooner or later share no frontier: what decides is named, and the fix."""
+    torch.manual_seed(0)
+    model, x = Shrinks(), torch.randn(3, 6)
+    parts = ft.split(model, x)
+    assert torch.equal(_joined(parts, x * 50), model(x * 50))
+    with pytest.raises((ShapeError, SplitError), match=r"Tensor\.__bool__ in the model's own.*module of their own"):
+        ask(parts, x)
+
+
+def test_a_split_of_what_reads_another_file_now_says_so(tmp_path):
+    """A path that a file decides is another one once the file is: the refusal names files among the causes."""
+    file = tmp_path / "deep"
+
+    class Reads(Base):
+        def forward(self, x):
+            h = self.body(x)
+            return self.head(h.tanh() if file.exists() else h)
+
+    parts = ft.split(Reads(), torch.randn(3, 6))
+    file.touch()
+    with pytest.raises(SplitError, match="what its forward reads: a file"):
+        parts.trunk.fingerprint  # noqa: B018
+
+
 @pytest.mark.parametrize(
     "edit",
     [

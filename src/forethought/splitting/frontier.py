@@ -52,7 +52,7 @@ from forethought.splitting.recording import (
     forbid_leaks,
     position,
 )
-from forethought.splitting.shell import active, names_of
+from forethought.splitting.shell import active, calls_itself, names_of
 from forethought.splitting.wholes import is_whole
 
 
@@ -92,7 +92,7 @@ class Recorder(TorchFunctionMode):
         self._noted = Noted(self._holdings.notes)
         self._root = Call("", model, None)
         self._here = self._root
-        self._begun = False
+        self._begun = calls_itself(model)  # then its forward is a call inside
         self._operations: list[Operation] = []
         self._strangers: list[tuple[Tensor, Operation]] = []
         self._asked: list[tuple[Read, Call]] = []  # whose size Python was told, and where
@@ -106,6 +106,8 @@ class Recorder(TorchFunctionMode):
         noted = self._noted = self._noted.now()
         with torch.enable_grad(), active(self), self:
             output = self._model(*args, **kwargs)
+        if calls_itself(self._model):
+            self._root.made, self._root.result = self._results(output, inputs)
         notes = self._holdings.notes if noted.is_changed() else []
         self._check_at()
         _check_output(output)

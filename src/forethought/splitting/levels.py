@@ -11,6 +11,7 @@ from forethought.errors import ReplayDriftError
 from forethought.splitting.operations import Function, is_turned, shown_name
 from forethought.splitting.plan import CallStep, OperationStep, Plan
 from forethought.splitting.recording import Position
+from forethought.splitting.shell import calls_itself
 
 
 class Level:
@@ -108,7 +109,7 @@ class Walk(TorchFunctionMode):
         self._plan = plan
         self._batch = batch
         self._level = Level(plan.root)
-        self._begun = False
+        self._begun = calls_itself(plan.recording.root.module)
         self._inside = False  # a call in which there is nothing to watch
 
     def call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

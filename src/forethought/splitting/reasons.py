@@ -67,6 +67,17 @@ def by_values(model: nn.Module, decision: Operation) -> ReplayDriftError:
     )
 
 
+def crossing_otherwise(model: nn.Module, verb: str, frontiers: Sequence[Sequence[str]], decision: Operation) -> str:
+    """Say that batches cross different tensors because Python decides by their values how far the frozen part goes."""
+    expected, got = frontiers
+    return (
+        f"Cannot {verb} {type(model).__name__}: expected every batch to cross the same frontier, {list(expected)}, got "
+        f"one that crosses {list(got)}: Python decides by frozen values how much of what is frozen runs ({decision}). "
+        "Put what decides and what it decides about into a frozen module of their own, whose output alone then "
+        "crosses, or cut before it: ft.split(model, x, at=<an earlier module>)"
+    )
+
+
 def decides(operations: Sequence[Operation]) -> Operation | None:
     """Find the last operation by which Python reads a frozen value where both halves run."""
     return next((op for op in reversed(operations) if op.in_head and op.reads_values), None)

@@ -27,6 +27,7 @@ from forethought.splitting.inputs import batch_of, check_arguments, check_cut, i
 from forethought.splitting.matching import fitting, is_same_geometry, shown_shape
 from forethought.splitting.placement import placed
 from forethought.splitting.plan import Plan
+from forethought.splitting.reasons import crossing_otherwise, decides
 from forethought.splitting.recording import Label
 from forethought.splitting.stretching import Stretch
 from forethought.splitting.trials import record_plan
@@ -180,6 +181,9 @@ class Split:
             args, kwargs = nesting.replace((args, kwargs), lambda tensor: _joined(tensor, next(company), batch))
             values, plan = self._values(args, kwargs)
             if _names(plan.frontier) != _names(self.frontier):
+                if (decision := decides(plan.recording.operations)) is not None:
+                    names = _names(self.frontier), _names(plan.frontier)
+                    raise ShapeError(crossing_otherwise(self.model, "store features of", names, decision))
                 raise ShapeError(
                     f"Cannot store features of {type(self.model).__name__}: expected inputs that cross the same "
                     f"frontier as the first ones, {_names(self.frontier)}, got another one, {_names(plan.frontier)}. "
@@ -245,14 +249,18 @@ class Split:
         self._follow()
         self.trunk.rebuild()
         self.forget()
-        self._check_frontier("the model has changed since")
+        self._check_frontier(
+            "the model has changed since, or what its forward reads: a file, a global, a variable of the environment"
+        )
 
     def _check_frontier(self, why: str) -> None:
-        names = _names(self.plan.frontier)
-        if names != _names(self.frontier):
+        names, known = _names(self.plan.frontier), _names(self.frontier)
+        if names != known:
+            if (decision := decides(self.plan.recording.operations)) is not None:
+                raise SplitError(crossing_otherwise(self.model, "use this split of", (known, names), decision))
             raise SplitError(
                 f"Cannot use this split of {type(self.model).__name__}: expected the frontier "
-                f"{_names(self.frontier)}, as it was split, got {names}: {why}. Split it again: ft.split(model, x)"
+                f"{known}, as it was split, got {names}: {why}. Split it again: ft.split(model, x)"
             )
 
     def forget(self) -> None:

@@ -103,6 +103,11 @@ def shell(model: nn.Module, tensors: Callable[[Tensor], Tensor] | None = None) -
     return _Copier(model, tensors).root(model)
 
 
+def calls_itself(model: nn.Module) -> bool:
+    """Say whether a model's class has a `__call__` of its own: it may run before, after or instead of `forward`."""
+    return type(model).__call__ is not nn.Module.__call__
+
+
 def own_modules(value: Any) -> Any:
     """Put a model's own modules, and methods of these, in the place of those of a shell that a value holds."""
 
