@@ -700,6 +700,20 @@ def _channels(batch):
     return (x.to(memory_format=torch.channels_last) if batch > 3 else x,), {}
 
 
+@odd(feed=tokens)
+class AttentionOfConstants(nn.Module):
+    """A decoder's own attention reads nothing but frozen queries: torch has a faster kernel for it, unwatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(4, 6), requires_grad=False)
+        self.layer = frozen(nn.TransformerDecoderLayer(6, 2, 12, batch_first=True).eval())
+        self.layer.norm3.requires_grad_(True)
+
+    def forward(self, x):
+        return self.layer(self.queries.expand(len(x), 4, 6), x)
+
+
 @odd(_channels)
 class ContiguousAlias(nn.Module):
     """`contiguous` gives the tensor itself or a copy, by the strides of the input; then one of the two is written."""

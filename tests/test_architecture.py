@@ -77,7 +77,7 @@ TABLE = {
     "identifying.identity": {"additions", "contents", "marks", "sources", "tensors"},
     "identifying.numerics": set(),
     "splitting.inputs": {"identifying.identity", "nesting", "shapes.padding"},
-    "splitting.running": {"head_run", "inputs", "nesting", "plan", "shell", "trunk_run", "untouched"},
+    "splitting.running": {"head_run", "inputs", "levels", "nesting", "plan", "shell", "trunk_run", "untouched"},
     "identifying.deciders": {"nesting", "sources", "splitting.recording"},
     "identifying.unseen": {"sources"},
     "identifying.fingerprint": {
@@ -98,7 +98,7 @@ TABLE = {
         "families", "inputs", "nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms",
         "shapes.padding", "trials",
     },
-    "splitting.matching": {"plan", "shapes.forms"},
+    "splitting.matching": {"plan", "recording", "shapes.forms"},
     "splitting.replay": {
         "candidates", "halves", "inputs", "matching", "nesting", "placement", "plan", "probing.generators",
         "reasons", "recording", "shapes.curves", "shapes.forms", "shapes.padding", "stretching", "trials", "variations",

@@ -105,6 +105,32 @@ def test_rows_of_features_may_be_mixed():
     assert torch.equal(parts.head(parts.trunk(x)[rows]), model(x)[rows])
 
 
+class Pair(Base):
+    def forward(self, x, y, gain=1.0):
+        return self.head(self.body(x) - self.body(y)) * gain
+
+
+def test_inputs_by_position_and_by_name_are_one_form():
+    """Features of inputs that were given by name go to the head of a split that was given them by position."""
+    model, x, y = Pair(), torch.randn(5, 6), torch.randn(5, 6)
+    parts = ft.split(model, (x[:3], y[:3]))
+    values = parts.trunk(x=x, y=y)
+    assert torch.equal(parts.head(values.clone()), model(x, y))
+    parts.trunk(x, y, 2.0)  # another number: another form
+    with pytest.raises(ShapeError, match="several numbers"):
+        parts.head(values.clone())
+
+
+def test_a_model_that_tells_names_from_positions_is_asked_for_one_form():
+    """Where a hook makes another model of inputs by name, features that do not tell which are refused."""
+    model, x, y = Pair(), torch.randn(5, 6), torch.randn(5, 6)
+    model.register_forward_hook(lambda _, args, named, out: out * 2 if named else out, with_kwargs=True)
+    parts = ft.split(model, (x[:3], y[:3]))
+    assert torch.equal(_joined(parts, x=x, y=y), model(x=x, y=y))
+    with pytest.raises(ShapeError, match="one shape"):
+        parts.head(parts.trunk(x=x, y=y).clone())
+
+
 def test_one_tensor_given_twice():
     class Model(Base):
         def forward(self, a, b):

@@ -13,6 +13,9 @@ from forethought.splitting.plan import CallStep, OperationStep, Plan
 from forethought.splitting.recording import Position
 from forethought.splitting.shell import calls_itself
 
+FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+"""Modules of torch's that run other kernels when nobody watches."""
+
 
 class Level:
     """Where a run is in one level of the plan."""

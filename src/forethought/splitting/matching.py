@@ -1,11 +1,13 @@
 """Which recorded path features of some shapes belong to, and how many samples they hold."""
 
+import inspect
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from forethought.shapes.forms import FrontierTensor
 from forethought.splitting.plan import Plan
+from forethought.splitting.recording import Operation, Recording
 
 
 def fitting(plans: Sequence[Plan], values: tuple[Tensor, ...]) -> list[tuple[Plan, int]]:
@@ -29,9 +31,39 @@ def batch_of_values(plan: Plan, values: tuple[Tensor, ...]) -> int | None:
 
 
 def is_same_geometry(a: tuple[Plan, int], b: tuple[Plan, int]) -> bool:
-    """Say whether two plans, with their batch sizes, are for inputs of the same shapes and plain values."""
+    """Say whether two plans, with their batch sizes, are for inputs of the same shapes and plain values.
+
+    Inputs given by position, and the same by name, are the same if the model does the same with them.
+    """
     shapes = [[form.at(batch) for _, form in plan.inputs] for plan, batch in (a, b)]
-    return shapes[0] == shapes[1] and repr(a[0].arguments) == repr(b[0].arguments)
+    if shapes[0] != shapes[1]:
+        return False
+    if repr(a[0].arguments) == repr(b[0].arguments):
+        return True
+    named = [_named(plan) for plan, _ in (a, b)]
+    return named[0] is not None and named[0] == named[1] and _does_the_same(a[0].recording, b[0].recording)
+
+
+def _named(plan: Plan) -> str | None:
+    """Write the arguments of a plan by the names that the model's forward has for them; None if it does not tell."""
+    args, kwargs = plan.arguments
+    try:
+        return repr(inspect.signature(plan.recording.root.module.forward).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return None
+
+
+def _does_the_same(a: Recording, b: Recording) -> bool:
+    same = len(a.operations) == len(b.operations)
+    return same and all(_told(*pair) for pair in zip(a.operations, b.operations, strict=True))
+
+
+def _told(a: Operation, b: Operation) -> bool:
+    if (a.func, a.call.path, a.label) != (b.func, b.call.path, b.label):
+        return False
+    return [read.value for read in a.reads] == [read.value for read in b.reads] and repr(a.arguments) == repr(
+        b.arguments
+    )
 
 
 def shown_shape(tensor: FrontierTensor) -> str:

@@ -54,6 +54,11 @@ class CallStep:
     binds: dict[Value, int] | None  # given these arguments from the frontier, nothing inside needs watching in the head
     draws: Sequence[OperationStep] = ()  # of random numbers, by constants alone, in order
 
+    @property
+    def is_constant(self) -> bool:
+        """Say whether nothing in it is frozen, trains or is drawn, up to where the trunk ends."""
+        return all(one.whole is None and not (one.touching or one.trainable or one.draws) for one in self.walk())
+
     def walk(self) -> Iterator["CallStep"]:
         """Go through this call and every call inside."""
         yield self

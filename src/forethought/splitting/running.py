@@ -12,12 +12,11 @@ from forethought import nesting
 from forethought.errors import ForethoughtError, InvisibleOperationError, ReplayDriftError
 from forethought.splitting.head_run import HeadRun
 from forethought.splitting.inputs import batch_of
+from forethought.splitting.levels import FAST
 from forethought.splitting.plan import Plan
 from forethought.splitting.shell import active, modules_of
 from forethought.splitting.trunk_run import Finished, TrunkRun
 from forethought.splitting.untouched import kept
-
-_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -88,4 +87,4 @@ def eagerly() -> AbstractContextManager[Any]:
 
 def has_fast_path(model: nn.Module) -> bool:
     """Say whether torch may choose another kernel for a module when nobody watches."""
-    return any(isinstance(module, _FAST) for module in model.modules())
+    return any(isinstance(module, FAST) for module in model.modules())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forethought import nesting
 from forethought.errors import ShapeError
-from forethought.splitting.levels import Level, Walk, filled
+from forethought.splitting.levels import FAST, Level, Walk, filled
 from forethought.splitting.operations import Function, draws, func_name, is_about, shape_only
 from forethought.splitting.placeholder import Placeholder, run_on
 from forethought.splitting.plan import CallStep, OperationStep, Plan, Step
@@ -61,6 +61,8 @@ class TrunkRun(Walk):
             with torch._C.DisableTorchFunction():
                 self._noted(step.whole, nesting.tensors((args, kwargs)), nesting.tensors(result))
             return result
+        if isinstance(module, FAST) and step.is_constant:
+            return self._unseen(module, args, kwargs)
         level = Level(step)
         self._open.append(level)
         try:
