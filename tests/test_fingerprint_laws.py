@@ -438,6 +438,31 @@ def test_autocast_inside_the_forward_counts(dtypes):
     assert len(set(found)) == len(found)
 
 
+class Mapped(nn.Module):
+    """Looks rows up, and goes on in code that torch maps over a batch of weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 6).requires_grad_(False)
+        self.weights = nn.Parameter(torch.randn(3, 6, 4), requires_grad=False)
+
+    def forward(self, ids):
+        h = self.table(ids)
+        return torch.vmap(lambda weight: (h @ weight).tanh())(self.weights).mean(0)
+
+
+def test_what_lies_before_mapped_code_counts_and_no_value_of_the_example_does():
+    """Where torch's vmap hides which operation gave a value, the module stands for it: not the value itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Mapped(), nn.Linear(4, 2))
+    one, other = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+    first = ft.split(model, one).trunk.fingerprint
+    assert ft.split(model, other).trunk.fingerprint == first
+    assert "0.weights" in ft.split(model, one).trunk_tensors()
+    nudge(model[0].table.weight[8])  # a row that neither example looks up
+    assert ft.split(model, one).trunk.fingerprint != first
+
+
 def test_the_code_of_a_custom_operator_counts():
     """Its name does not say what it does."""
     from torch.library import custom_op

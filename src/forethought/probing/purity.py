@@ -313,7 +313,8 @@ def _check_rows(split: Split) -> None:
     fix = (
         "put the packing, the recurrent layer and the unpacking into one frozen module, whose output alone then crosses"
         if packs
-        else "use split.trunk live, or cut elsewhere with at="
+        else "use split.trunk live, cut elsewhere with at=, or put what makes and reads it into one frozen module, "
+        "whose output alone then crosses"
     )
     for tensor in split.frontier:
         if tensor.row_axis is None:

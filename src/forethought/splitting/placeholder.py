@@ -53,7 +53,7 @@ class Placeholder(Tensor):
         raise InvisibleOperationError(
             f"Cannot replay: expected to see every operation on frozen values, got '{func}' from code that torch "
             "functions do not show (scripted or compiled code, an extension, vmap). "
-            "Cut after it: ft.split(model, x, at=<a later module>)"
+            "Put that code into a frozen module of its own, or cut after it: ft.split(model, x, at=<a later module>)"
         )
 
     def call_again(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

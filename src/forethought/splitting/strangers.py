@@ -4,7 +4,7 @@ import torch
 
 from forethought.errors import InvisibleOperationError
 from forethought.splitting.operations import bare
-from forethought.splitting.recording import Recording
+from forethought.splitting.recording import Label, Recording
 
 
 def check_strangers(a: Recording, b: Recording) -> None:
@@ -21,6 +21,9 @@ def check_strangers(a: Recording, b: Recording) -> None:
             "torch functions do not show (scripted code, a C++ extension, numpy, vmap). "
             "Cut before it: ft.split(model, x, at=<an earlier module>)"
         )
+    for op in a.operations:
+        if any(read.label is Label.FROZEN and read.value is None for read in op.reads):
+            op.call.opaque = True  # what vmap gives: its memory is known, but not the operation that made it
 
 
 def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
