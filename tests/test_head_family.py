@@ -422,6 +422,21 @@ def test_pooling_is_isotonic_regression(points):
     assert mine == pytest.approx(theirs, abs=1e-9)
 
 
+def test_several_columns_are_no_score():
+    """A calibrator of bare scores says what to pass, where features came."""
+    with pytest.raises(ShapeError, match=r"score=module"):
+        AnchorCalibrator(ANCHORS).calibrate(torch.randn(30, 5), torch.arange(30) % 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_numbers_have_an_inverse(dtype):
+    """In the head's own precision, on a line and on a circle."""
+    for head in (AnchorSpline(2, [60.0, 62.0, 67.1], dtype=dtype), CircularSpline(2, [1.1, 5.0], 9.0, dtype=dtype)):
+        for y in (head.anchors[-1].item(), float(head.anchors[0])):
+            assert torch.equal(head.inverse(y), head.inverse(torch.tensor(y, dtype=dtype)))
+        assert head.inverse(head.anchors.tolist()).tolist() == [float(k) for k in range(len(head.anchors))]
+
+
 def test_a_module_gives_the_score():
     """Any frozen score: a classifier's expected class, here a linear layer."""
     score = nn.Linear(5, 1)

@@ -246,6 +246,8 @@ def test_wrong_features_and_targets_are_refused(head):
         head(torch.randn(3, 2, 3))
     with pytest.raises(FitError, match=r"features\.float\(\)"):
         head(torch.ones(3, 6, dtype=torch.long))
+    with pytest.raises(FitError, match=r"torch\.as_tensor\(features\)"):
+        head(torch.ones(3, 6).numpy())
     with pytest.raises(FitError, match=r"squeeze\(1\)"):
         head.loss(torch.randn(3, 6), torch.randn(3, 1))
 
@@ -834,6 +836,8 @@ def test_unknown_options_are_refused():
         lambda: HistogramHead(3, [0, 1], trim=0.2, decode="local"),
         lambda: HistogramHead(3, [0, 1], sigma=0.0),
         lambda: HistogramHead(3, [0, 1], window=-1),
+        lambda: HistogramHead(3, [0, 1, 2], pad=-1),
+        lambda: HistogramHead(3, [0, 1], pad=0.5),
     ):
         with pytest.raises(FitError, match="expected"):
             build()

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from forethought.errors import FitError
-from forethought.heads import AnchorCalibrator, AnchorSpline, CircularSpline, CornHead, class_means, conformalize
+from forethought.heads import (
+    AnchorCalibrator,
+    AnchorSpline,
+    CircularSpline,
+    CornHead,
+    MultiHead,
+    class_means,
+    conformalize,
+)
 from forethought.heads.means import student_t
 
 ANCHORS = [0.0, 1.0, 4.0, 5.0]
@@ -172,3 +180,11 @@ def test_class_means_of_nonsense_are_refused():
         class_means(nn.Flatten(0), x, torch.zeros(5, dtype=torch.long))
     with pytest.raises(FitError, match="confidence"):
         class_means(head, x, torch.zeros(5, dtype=torch.long), confidence=95)
+
+
+def test_several_targets_get_their_intervals_one_by_one():
+    """A head of several is told so; each of its heads has intervals."""
+    head = MultiHead({"a": AnchorSpline(3, [0.0, 1.0])})
+    with pytest.raises(FitError, match=r"one by one: conformalize\(head\.heads"):
+        conformalize(head, torch.randn(50, 3), torch.rand(50))
+    assert conformalize(head.heads["a"], torch.randn(50, 3), torch.rand(50)).rows == 50

@@ -9,6 +9,8 @@ from forethought.errors import FitError
 
 pytest.importorskip("sklearn")
 import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -168,3 +170,52 @@ def test_unknown_heads_are_refused():
     """A FitError lists them."""
     with pytest.raises(FitError, match="'pwl', 'rqs'"):
         AnchorRegressor("tree").fit(*_rows())
+
+
+def test_labels_are_scored_as_what_they_stand_for():
+    """Searches and cross-validation of labels score values against values, whole numbers too."""
+    x = np.random.RandomState(0).randn(90, 3)
+    for labels in (np.where(x[:, 0] > 0, "high", "low"), (x[:, 0] > 0).astype(int)):
+        anchors = dict(zip(sorted(set(labels.tolist())), (5.0, 2.0), strict=True))
+        reg = AnchorRegressor("corn", anchors=anchors, random_state=0)
+        values = np.array([anchors[label] for label in labels.tolist()])
+        assert reg.fit(x, labels).score(x, labels) == r2_score(values, reg.predict(x))
+        assert (cross_val_score(reg, x, labels, cv=3) > 0.5).all()
+
+
+def test_labels_are_not_taken_for_values():
+    """Whole numbers from 0 to K - 1 under other anchors are refused; as floats, or where they are anchors, they stand."""
+    x, labels = np.random.RandomState(0).randn(60, 3), np.arange(60) % 3
+    with pytest.raises(FitError, match="whole numbers from 0 to 2, as class labels are"):
+        AnchorRegressor(anchors=[10.0, 20.0, 40.0]).fit(x, labels)
+    AnchorRegressor(anchors=[10.0, 20.0, 40.0], max_iter=1).fit(x, labels.astype(float))
+    AnchorRegressor(anchors=[0.0, 1.0, 2.0], max_iter=1).fit(x, labels)
+    AnchorRegressor(anchors=[10.0, 20.0, 40.0], max_iter=1).fit(x, labels * 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"monotonic_cst": [1, 0, 0]}, "monotonic_cst, not all 0, with head='partial' and with no other"),
+        ({"head": "partial"}, "got head='partial', monotonic_cst=None"),
+        ({"head": "partial", "monotonic_cst": [0, 0, 0]}, "not all 0"),
+        ({"head": "partial", "monotonic_cst": {"a": 1}}, "expected a DataFrame"),
+        ({"period": 360.0}, "head='circular' only"),
+    ],
+)
+def test_options_that_a_head_would_leave_aside_are_refused(options, says):
+    """Asking a head for what it does not do is an error, not a promise."""
+    x = np.random.RandomState(0).randn(60, 3)
+    with pytest.raises(FitError, match=says):
+        AnchorRegressor(**options).fit(x, x[:, 0])
+    AnchorRegressor(monotonic_cst=[0, 0, 0], max_iter=1).fit(x, x[:, 0])
+
+
+def test_intervals_need_rows_of_their_own():
+    """Before `conformalize` the error names it; targets that cannot be written to are taken as they are."""
+    x = np.random.RandomState(0).randn(60, 3)
+    reg, targets = AnchorRegressor().fit(x, x[:, 0]), x[:, 0].copy()
+    with pytest.raises(NotFittedError, match=r"reg\.conformalize"):
+        reg.predict_interval(x)
+    targets.flags.writeable = False
+    assert reg.conformalize(x, targets).predict_interval(x)[1].shape == (60, 2)

@@ -27,6 +27,7 @@ from forethought.heads import (
     fold_standardisation,
 )
 from forethought.heads.penalised import train_penalised
+from forethought.heads.values import NO_INTERVALS, anchors_for, check_options, check_values, period_of, valued
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin
@@ -37,7 +38,6 @@ except ImportError as err:
     ) from err
 
 Array = NDArray[np.float64]
-_FEW = 20  # distinct targets up to which each is an anchor
 
 
 class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -247,8 +247,9 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
             y: Targets (N,).
             sample_weight: (N,), what each row counts, as if it were there so many times; None: all the same.
         """
+        check_options(self.head, self.monotonic_cst, self.period, X)
         if isinstance(self.anchors, Mapping):
-            y = _valued(y, self.anchors)
+            y = valued(y, self.anchors)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], y_numeric=True)
         features, targets = np.asarray(X, np.float64), np.asarray(y, np.float64)
         weights, counted = None, None
@@ -262,7 +263,8 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         self.mean_ = np.average(features, 0, counted)
         spread = np.sqrt(np.average(np.square(features - self.mean_), 0, counted))
         self.scale_ = np.where(spread > 1e-12 * np.abs(self.mean_), spread, 1.0)
-        self.anchors_ = _anchors(self.anchors, targets)
+        self.anchors_ = anchors_for(self.anchors, targets)
+        check_values(y, self.anchors_, self.anchors)
         x, t = torch.from_numpy(self._standardised(features)), torch.from_numpy(targets.copy())
         seed = np.random.RandomState(self.random_state).randint(2**31 - 1)
         with torch.random.fork_rng(devices=[]):
@@ -273,6 +275,11 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         self.n_iter_ = train_penalised(self.head_, x, t, weights, self.alpha, self.max_iter)
         self.certificate_ = self.head_.eval().certify()
         return self
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R^2 of the values; `y` may hold class labels, where `anchors` gives them values."""
+        y = valued(y, self.anchors) if isinstance(self.anchors, Mapping) else y
+        return float(super().score(X, y, sample_weight))
 
     def predict(self, X: Any) -> Array:
         """Return values (N,)."""
@@ -295,13 +302,14 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
 
     def conformalize(self, X: Any, y: Any, confidence_level: float = 0.9) -> "AnchorRegressor":
         """Make intervals from rows that trained nothing, and return self."""
-        y = _valued(y, self.anchors) if isinstance(self.anchors, Mapping) else np.asarray(y, np.float64)
+        y = valued(y, self.anchors) if isinstance(self.anchors, Mapping) else np.array(y, np.float64)
         self.intervals_ = conformalize(self.head_, self._features(X), torch.from_numpy(y), confidence_level)
         return self
 
     def predict_interval(self, X: Any) -> tuple[Array, Array]:
         """Return values (N,) and their intervals (N, 2)."""
-        check_is_fitted(self, "intervals_")
+        check_is_fitted(self)
+        check_is_fitted(self, "intervals_", msg=NO_INTERVALS)
         with torch.no_grad():
             low, y, high = self.intervals_(self._features(X))
         return y.double().numpy(), torch.stack([low, high], 1).double().numpy()
@@ -328,7 +336,7 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
         width, hidden = x.shape[1], tuple(self.hidden)
         if self.head == "circular":
             latent = "mlp" if hidden else "linear"
-            period = _period(self.period)
+            period = period_of(self.period)
             return CircularSpline(
                 width, self.anchors_, period, start=self.start, latent=latent, hidden=hidden, **shared
             )
@@ -355,31 +363,3 @@ class AnchorRegressor(RegressorMixin, BaseEstimator):
             )
         made: Head = kinds[self.head](width, self.anchors_, hidden=hidden, **shared)
         return made
-
-
-def _period(period: float | None) -> float:
-    if period is None:
-        raise FitError(
-            "Cannot fit a circle: expected after how much values come round, got None. "
-            "AnchorRegressor('circular', anchors, period=360.0)"
-        )
-    return float(period)
-
-
-def _valued(y: Any, anchors: Mapping[Any, float]) -> Array:
-    labels = np.asarray(y).tolist()
-    unknown = [label for label in labels if label not in anchors]
-    if unknown:
-        raise FitError(f"Cannot fit: expected labels among {list(anchors)[:8]}, got {unknown[0]!r}. anchors={{...}}")
-    return np.array([float(anchors[label]) for label in labels])
-
-
-def _anchors(given: Any, targets: Array) -> list[float]:
-    if isinstance(given, Mapping):
-        return sorted({float(value) for value in given.values()})
-    if given is not None:
-        return [float(value) for value in given]
-    distinct = np.unique(targets)
-    if len(distinct) == 1:
-        return [float(distinct[0]) - 0.5, float(distinct[0]) + 0.5]
-    return [float(value) for value in (distinct if len(distinct) <= _FEW else distinct[[0, -1]])]

@@ -20,16 +20,17 @@ from forethought.fitting.identities import identify
 from forethought.fitting.inputs import prepare
 from forethought.fitting.kinds import Setting, features_shape
 from forethought.fitting.loop import Loop
-from forethought.fitting.measures import Measure, name_of
+from forethought.fitting.measures import Measure, last_of, name_of
 from forethought.fitting.options import NAMES, MakeOptimizer, Metric, PerHead, check_count
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.raw import accepts_raw
 from forethought.fitting.results import HeadResult, Results, rank
-from forethought.fitting.rows import Batches, all_targets, as_batches, check_targets, fed, known_targets
+from forethought.fitting.rows import Batches, all_targets, as_batches, check_targets, fed, known_targets, pick_target
 from forethought.fitting.specs import Candidate, expand
 from forethought.fitting.standardizing import Standard, folded
 from forethought.fitting.timesheet import Timesheet
 from forethought.fitting.trainee import Trainee
+from forethought.heads.reach import beyond, check_unit
 
 Rows = Batches | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
@@ -139,7 +140,7 @@ def fit(
     sides |= {} if test is None else {"test": as_batches(test, "test")}
     order = _order_seed(seed)
     candidates = expand(heads, given, cache(lambda: _setting(sides["train"], batch_size)))
-    _check_targets(candidates, sides)
+    said = _check_targets(candidates, sides)
     where = torch.device(device) if device is not None else _device_of(candidates)
     sheet, interrupted = Timesheet(), False
     with phase_for(train) as phase, random_state_kept(order, where):
@@ -168,7 +169,7 @@ def fit(
         test_score=next(iter(tests.values())) if len(tasks) == 1 and tests else None,
         is_comparable=len(tasks) == 1,
         test_scores=tests,
-        notes=tuple(loop.notes),
+        notes=(*said, *loop.notes),
         timesheet=sheet.entries(),
     )
 
@@ -188,13 +189,21 @@ def _setting(train: Batches, batch_size: int) -> Setting:
     return Setting(features_shape(first[0]), first[1] if targets is None else targets, len(train))
 
 
-def _check_targets(candidates: Sequence[Candidate], sides: Mapping[str, Batches]) -> None:
-    """Refuse targets that are missing or no numbers, before anything is trained on them."""
+def _check_targets(candidates: Sequence[Candidate], sides: Mapping[str, Batches]) -> list[str]:
+    """Refuse targets that are missing, no numbers, or labels for values; return what is to be said of the others."""
+    notes: list[str] = []
     for target in dict.fromkeys(candidate.options.target for candidate in candidates):
+        heads = {each.name: last_of(each.module) for each in candidates if each.options.target == target}
         for side, rows in sides.items():
             targets = known_targets(rows)
-            if targets is not None:
-                check_targets(targets, target, side)
+            if targets is None:
+                continue
+            check_targets(targets, target, side)
+            numbers = pick_target(targets, target)
+            for name, head in heads.items():
+                check_unit(name, head, numbers)
+            notes += beyond(heads, numbers, f"{side}=")
+    return notes
 
 
 def _device_of(candidates: Sequence[Candidate]) -> torch.device:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from forethought.errors import FitError
+from forethought.errors import FitError, ShapeError
 from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import LATENT, Claim
 from forethought.heads.falsification import Hit, Walk
-from forethought.heads.interface import Head
+from forethought.heads.interface import Head, places_of
 from forethought.heads.latents import cannot_describe, read_latent
 from forethought.heads.layers import dtype_of, robust_loss
 from forethought.heads.line import AnchorCurve
@@ -115,6 +115,7 @@ class AnchorCalibrator(Head):
                 "Pass one a row"
             )
         if labels is not None:
+            labels = labels if self.classes is None else places_of(labels, self.classes, len(self.scale))
             self._place_classes(scores, _checked_labels(labels, len(self.scale)), middle)
         else:
             self._place_values(scores, given.detach().double().cpu() * self.scale.sign)
@@ -126,8 +127,9 @@ class AnchorCalibrator(Head):
         middles = [float(of_class[k].mean() if middle == "mean" else of_class[k].quantile(0.5)) for k in present]
         blocks = pool(middles, [len(of_class[k]) for k in present])
         _check_rising(blocks)
-        self.pooled = tuple(tuple(present[i] for i in block) for block, _ in blocks if len(block) > 1)
-        self.missing = tuple(k for k, held in enumerate(of_class) if not len(held))
+        number = range(len(self.scale)) if self.classes is None else self.classes
+        self.pooled = tuple(tuple(number[present[i]] for i in block) for block, _ in blocks if len(block) > 1)
+        self.missing = tuple(number[k] for k, held in enumerate(of_class) if not len(held))
         anchors = self.scale.values.double().cpu()
         places = torch.tensor(_spread(blocks), dtype=torch.float64)
         self.line.place(
@@ -147,6 +149,11 @@ class AnchorCalibrator(Head):
 
     def latent(self, features: Tensor) -> Tensor:
         """Return the scores (B,), float32 or wider."""
+        if not self.is_custom and features.shape[1:].numel() != 1:
+            raise ShapeError(
+                f"Cannot read scores: expected one a sample, (B, 1), got {tuple(features.shape)}. "
+                "Pass features[:, :1], or the module that makes the score: AnchorCalibrator(anchors, score=module)"
+            )
         s = read_latent(self.score, features, None)
         return s.to(torch.promote_types(s.dtype, self.scale.values.dtype))
 
@@ -165,7 +172,7 @@ class AnchorCalibrator(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the class whose knot is nearest to the score."""
-        return self.line.nearest(self.latent(features))
+        return self.numbered(self.line.nearest(self.latent(features)))
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss against targets (B,), a scalar: a measure, as nothing here trains but the score."""
@@ -195,6 +202,7 @@ class AnchorCalibrator(Head):
             raise cannot_describe(self.score)
         return {
             "kind": self.kind,
+            **self.numbering(),
             "anchors": self.scale.numbers,
             "between": self.line.between,
             "extrapolate": self.line.extrapolate,

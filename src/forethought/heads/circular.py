@@ -146,6 +146,7 @@ class CircularSpline(Head):
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return the place on the circle of classes (same shape as y) that has the value y, from 0 to K."""
+        y = y if isinstance(y, Tensor) else torch.as_tensor(y, dtype=self.scale.values.dtype)
         dtype = torch.promote_types(y.dtype, self.scale.values.dtype)
         knots, values = self._around(dtype)
         turned = y.to(dtype) * self.scale.sign
@@ -160,7 +161,7 @@ class CircularSpline(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the nearest class on the circle."""
-        return (self.latent(features) + 0.5).floor().long() % len(self.scale)
+        return self.numbered((self.latent(features) + 0.5).floor().long() % len(self.scale))
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the mean squared distance of the points from those of the targets (B,) on the unit circle, a scalar.
@@ -222,6 +223,7 @@ class CircularSpline(Head):
             raise cannot_describe(self.net)
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "period": self.period,

@@ -122,10 +122,12 @@ def conformalize(
         answers = head(features)
     errors = (answers.double() - targets.double()).abs()
     if answers.shape != targets.shape or not errors.isfinite().all():
-        got = "one that is not finite" if answers.shape == targets.shape else f"answers {tuple(answers.shape)}"
+        got, fix = "one that is not finite", "Leave out rows whose targets are not finite"
+        if answers.shape != targets.shape:
+            got = f"answers {tuple(answers.shape)}"
+            fix = "Take the heads of several targets one by one: conformalize(head.heads['pitch'], ...)"
         raise FitError(
-            f"Cannot make intervals: expected a finite error for each of {len(targets)} rows, got {got}. "
-            "Check the targets"
+            f"Cannot make intervals: expected a finite error for each of {len(targets)} rows, got {got}. {fix}"
         )
     rank = math.ceil((len(targets) + 1) * confidence - 1e-9)
     radius = float(errors.sort().values[rank - 1])

@@ -67,7 +67,8 @@ def as_regressor(
 
     Returns:
         A new head on the classifier's device, in its dtype. Train it on values, on class labels
-        (head.anchors[labels]), or on both.
+        (head.values_of(labels)), or on both. Where classes were left out or given in another order, `head.classes`
+        says which class each anchor is of; `predict_class` and `values_of` number classes as the classifier does.
 
     Raises:
         AnchorError: unusable anchors, or not one per class.
@@ -84,19 +85,23 @@ def as_regressor(
     check_option("latent", latent, ("classifier", "linear"))
     check_option("activation", activation, ("softmax", "sigmoid"))
     check_anchored(anchors)
+    features, labels = (None if given is None else torch.as_tensor(given) for given in (features, labels))
     example = features[:2] if example is None and features is not None else example
     found = classifier_of(classifier, example, None if isinstance(anchors, Mapping) else len(anchors))
-    kept, values = anchored_classes(anchors, found.linear.out_features)
+    total = found.linear.out_features
+    kept, values = anchored_classes(anchors, total)
     found.keep(kept)
     if kind == "rqs":
         options["between"] = "rational"
-    source = _Source(found, values, kept, activation, features, labels, options)
+    source = _Source(found, values, kept, total, activation, features, labels, options)
     plain: Callable[[_Source], Head] = _straight if latent == "linear" else _expected
     makers = {
         "pwl": plain, "rqs": plain, "cumulative": _cumulative, "corn": _corn, "histogram": _histogram,
         "prototype": _prototype, "calibrator": _calibrator, "circular": _circular, "mlp": _mlp,
     }  # fmt: skip
-    return makers[kind](source).to(found.linear.weight.device)
+    head = makers[kind](source).to(found.linear.weight.device)
+    head.classes = source.numbers
+    return head
 
 
 class _Source:
@@ -107,6 +112,7 @@ class _Source:
         found: Classifier,
         anchors: list[float],
         kept: list[int],
+        total: int,
         activation: str,
         features: Tensor | None,
         labels: Tensor | None,
@@ -119,7 +125,12 @@ class _Source:
             activation,
             options,
         )
-        self._kept, self._features, self._labels = kept, features, labels
+        self._kept, self._total, self._features, self._labels = kept, total, features, labels
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """Which class each anchor is of, or None where these are all, in order."""
+        return None if self._kept == list(range(self._total)) else tuple(self._kept)
 
     @property
     def width(self) -> int:
@@ -138,6 +149,11 @@ class _Source:
                 f"Cannot convert classifier to {what}: expected features (N, D) to fit it on, got {got}. "
                 "Pass some of yours: as_regressor(classifier, anchors, ..., features=features[:1000])"
             )
+        if not given.isfinite().all():
+            raise FitError(
+                f"Cannot convert classifier to {what}: expected finite features, got some that are not. "
+                "features=features[features.isfinite().all(1)]"
+            )
         weight = self.found.linear.weight
         return given.detach().to(weight.device, weight.dtype)
 
@@ -151,7 +167,13 @@ class _Source:
                 "as_regressor(classifier, anchors, ..., features=features, labels=labels)"
             )
         labels = self._labels.detach().to(features.device)
-        places = torch.full((max([*self._kept, int(labels.max())]) + 1,), -1, device=features.device)
+        strange = labels[(labels < 0) | (labels >= self._total)]
+        if len(strange):
+            raise FitError(
+                f"Cannot convert classifier to {what}: expected labels from 0 to {self._total - 1}, as the classifier "
+                f"numbers its classes, got {strange[0].item()}. Leave these rows out: labels[labels >= 0]"
+            )
+        places = torch.full((self._total,), -1, device=features.device)
         places[self._kept] = torch.arange(len(self._kept), device=features.device)
         mine = places[labels]
         return features[mine >= 0], mine[mine >= 0]
@@ -160,6 +182,10 @@ class _Source:
         """Return the classifier's weights (N, K) of the classes that have an anchor."""
         with in_evaluation(self.net), torch.no_grad():
             return class_weights(run_in_full(self.net, features), self.activation)
+
+    def values(self, features: Tensor) -> Tensor:
+        """Return the classifier's expected anchor (N,), float64."""
+        return self.weights(features).double() @ torch.tensor(self.anchors, dtype=torch.float64, device=features.device)
 
     def spanning(self, features: Tensor) -> Tensor:
         """Return the classifier's expected class (N,), scaled to -1..1."""
@@ -225,10 +251,7 @@ def _prototype(source: _Source) -> Head:
     features, labels = source.labelled("kind='prototype'")
     means = class_prototypes(features, labels, len(source.anchors))
     head = PrototypeExact(features.shape[1], source.anchors, means, dtype=features.dtype, **source.options)
-    follower = nn.Linear(features.shape[1], 1, dtype=features.dtype, device=features.device)
-    _fit_ridge(follower, features, source.spanning(features))
-    with torch.no_grad():
-        head.direction.copy_(torch.cat([follower.weight[0], follower.bias]))
+    head.follow(features, exceedances_of(source.weights(features)).sum(-1))
     return head
 
 
@@ -236,7 +259,8 @@ def _calibrator(source: _Source) -> Head:
     features, labels = source.labelled("kind='calibrator'")
     score = ExpectedClass(source.net, source.activation)
     head = AnchorCalibrator(source.anchors, score, dtype=source.dtype, **source.options)
-    return head.to(features.device).calibrate(features, labels)
+    head.classes = source.numbers
+    return head.to(features.device).calibrate(features, head.numbered(labels))
 
 
 def _circular(source: _Source) -> Head:
@@ -261,10 +285,11 @@ def _mlp(source: _Source) -> Head:
             f"Cannot convert classifier to kind 'mlp': expected Linear layers with ReLU between them, "
             f"got {type(source.net).__name__}. Use kind='pwl' or kind='histogram'"
         )
-    wanted = source.spanning(features)
     body = nn.Sequential(*source.net.children(), nn.ReLU())
     classes = len(source.anchors)
     head = MLPHead(source.width, source.anchors, hidden=(*hidden, classes), dtype=features.dtype, **source.options)
+    ends = head.scale.values[[0, -1]].double()  # its output -1..1 spans the anchors' range, evenly spaced or not
+    wanted = (source.values(features).cpu() * head.scale.sign - ends.mean()) / (ends.diff() / 2)
     final = nn.Linear(classes, 1, dtype=features.dtype, device=features.device)
     _fit_ridge(final, run_in_full(body, features).detach(), wanted)
     head.net = nn.Sequential(*body, final)

@@ -96,7 +96,7 @@ class CornHead(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the class: how many classes are more likely passed than not."""
-        return (self.rank_logits(features).sigmoid().cumprod(-1) > 0.5).sum(-1)
+        return self.numbered((self.rank_logits(features).sigmoid().cumprod(-1) > 0.5).sum(-1))
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the conditional cross-entropy against targets (B,) in the anchors' units, a scalar.
@@ -151,6 +151,7 @@ class CornHead(Head):
         """Return what `from_config` needs, as JSON types."""
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "hidden": list(self.hidden),

@@ -160,7 +160,7 @@ class CumulativeLink(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the class: the number of thresholds at or below the latent."""
-        return (self.latent(features).unsqueeze(-1) >= self.thresholds).sum(-1)
+        return self.numbered((self.latent(features).unsqueeze(-1) >= self.thresholds).sum(-1))
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the loss against targets (B,) in the anchors' units, a scalar: class labels, values, or both.
@@ -244,6 +244,7 @@ class CumulativeLink(Head):
             raise cannot_describe(self.latent_net)
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "latent": self.latent_kind,

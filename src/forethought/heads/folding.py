@@ -63,4 +63,5 @@ def _moved(head: PrototypeExact, mean: Tensor, scale: Tensor) -> PrototypeExact:
         weights = plane[:-1] / scale
         whole = torch.cat([weights, (plane[-1] - weights @ mean)[None]])
         made.direction.copy_(whole / ((len(head.scale) - 1) / 2))
+    made.classes = head.classes
     return made.train(head.training)

@@ -106,6 +106,7 @@ class HistogramHead(Head):
         check_option("decode", decode, ("mean", "local"))
         _check_width(sigma, window)
         _check_trim(trim, decode)
+        _check_pad(pad)
         self.scale = Anchors(anchors, dtype)
         self.in_features = in_features
         self.hidden = tuple(hidden)
@@ -158,7 +159,7 @@ class HistogramHead(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the most likely class; padding counts as the end class."""
-        return (self.logits(features).argmax(-1) - self.pad).clamp(0, len(self.scale) - 1)
+        return self.numbered((self.logits(features).argmax(-1) - self.pad).clamp(0, len(self.scale) - 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Predict y (B,) in the anchors' units from features (B, D)."""
@@ -249,6 +250,7 @@ class HistogramHead(Head):
             )
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "hidden": list(self.hidden),
@@ -276,6 +278,13 @@ def _check_width(sigma: float, window: int) -> None:
         raise FitError(f"Cannot build head: expected sigma > 0 classes, got {sigma}. Pass sigma=0.75")
     if window < 0:
         raise FitError(f"Cannot build head: expected window >= 0 classes, got {window}. Pass window=4")
+
+
+def _check_pad(pad: int | None) -> None:
+    if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or pad < 0):
+        raise FitError(
+            f"Cannot build head: expected pad to be None or whole classes from 0 up, got {pad!r}. Pass pad=3"
+        )
 
 
 def _checked_correction(width: float) -> float:

@@ -27,6 +27,7 @@ class Head(nn.Module, ABC):
 
     kind: ClassVar[str]
     free: ClassVar[tuple[str, ...]] = ("net", "latent_net")  # parts of which the claims say nothing
+    classes: tuple[int, ...] | None = None  # which class of a classifier each anchor is of; None: 0 to K - 1, in order
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
@@ -53,6 +54,28 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def trials(self) -> tuple[Sequence[Walk], Sequence[Hit]]:
         """Return what `falsify` is to run: the variables of the claims, and the places of the anchors."""
+
+    def values_of(self, labels: Tensor) -> Tensor:
+        """Return the anchors (B,) of class labels (B,), as the classifier numbers them: targets to train on.
+
+        Raises:
+            FitError: labels that are no whole numbers, or of a class that has no anchor.
+        """
+        anchors = getattr(self, "anchors", None)
+        if not isinstance(anchors, Tensor):
+            raise FitError(
+                f"Cannot give labels values: expected a head with one row of anchors, got a {type(self).__name__}. "
+                "Ask each of its heads: head.heads['pitch'].values_of(labels)"
+            )
+        return anchors[places_of(labels, self.classes, len(anchors)).to(anchors.device)]
+
+    def numbered(self, places: Tensor) -> Tensor:
+        """Return the numbers (B,) of the classes at places (B,) among the anchors. Undone by `places_of`."""
+        return places if self.classes is None else torch.tensor(self.classes, device=places.device)[places]
+
+    def numbering(self) -> dict[str, Any]:
+        """Return what `config` says of the classes' numbers: nothing where they are the anchors' places."""
+        return {} if self.classes is None else {"classes": list(self.classes)}
 
     @abstractmethod
     def runs_in(self) -> torch.dtype:
@@ -116,6 +139,42 @@ class Head(nn.Module, ABC):
             The number of inputs run, and the counterexamples: finding none proves nothing, finding one refutes.
         """
         return hunt(self, *self.trials(), tries, seed)
+
+
+def places_of(labels: Tensor, classes: Sequence[int] | None, count: int) -> Tensor:
+    """Return the places (B,) among `count` anchors of class labels (B,), on the CPU.
+
+    Args:
+        labels: Whole numbers.
+        classes: Which class each anchor is of; None: 0 to count - 1.
+        count: How many anchors.
+
+    Raises:
+        FitError: labels that are no whole numbers, or of a class that has no anchor.
+    """
+    labels = torch.as_tensor(labels).detach().cpu()
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise FitError(
+            f"Cannot give labels values: expected whole numbers, got {labels.dtype}. Pass labels.long(); values "
+            "between the anchors are targets as they are"
+        )
+    known = torch.arange(count) if classes is None else torch.tensor(classes)
+    most = int(known.max()) + 1
+    places = torch.full((most + 1,), -1)
+    places[known] = torch.arange(count)
+    found = places[torch.where((labels >= 0) & (labels < most), labels, most).long()]
+    if bool((found < 0).any()):
+        raise FitError(
+            f"Cannot give labels values: expected classes that have an anchor, {_listed(known)}, got "
+            f"{labels[found < 0][0].item()}. Leave the others out: labels[torch.isin(labels, "
+            f"torch.tensor({_listed(known)}))]"
+        )
+    return found
+
+
+def _listed(known: Tensor) -> str:
+    numbers = [str(number) for number in sorted(known.tolist())]
+    return f"[{', '.join(numbers if len(numbers) < 9 else [*numbers[:3], '...', numbers[-1]])}]"
 
 
 def _check_weights(head: nn.Module) -> None:

@@ -93,6 +93,11 @@ def in_evaluation(module: nn.Module) -> Iterator[None]:
 
 def check_features(features: Tensor, in_features: int) -> None:
     """Raise unless features are floating point and (B, in_features)."""
+    if not isinstance(features, Tensor):
+        raise FitError(
+            f"Cannot run head: expected features as a tensor (B, {in_features}), got a {type(features).__name__}. "
+            "Pass torch.as_tensor(features)"
+        )
     if features.ndim != 2 or features.shape[1] != in_features:
         width = features.shape[1:].numel()
         fixes = {1: "Pass features[None]", 2: f"Build the head with in_features={width}"}

@@ -169,6 +169,7 @@ class AnchorCurve(nn.Module):
         Values beyond the end anchors give the end knots, or with extrapolate="linear" the place beyond them. Undoes the
         curve up to rounding, exactly at the anchors.
         """
+        y = y if isinstance(y, Tensor) else torch.as_tensor(y, dtype=self.scale.values.dtype)
         y, knots, values = self.on_line(y * self.scale.sign)
         if self.between == "rational":
             s = unbend(y, knots, values, self.slopes(knots, values))

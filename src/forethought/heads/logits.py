@@ -137,14 +137,14 @@ def anchored_classes(anchors: Anchored, classes: int) -> tuple[list[int], list[f
         AnchorError: not one for each class, or of a class that there is not.
     """
     if isinstance(anchors, Mapping):
-        unknown = [k for k in anchors if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < classes]
+        unknown = [k for k in anchors if isinstance(k, bool) or not hasattr(k, "__index__") or not 0 <= k < classes]
         if unknown:
             raise AnchorError(
                 f"Cannot convert classifier: expected anchors by class, from 0 to {classes - 1}, got {unknown[0]!r}. "
                 "Pass anchors={0: 60.0, 1: 61.0}"
             )
         kept = sorted(anchors, key=lambda k: float(anchors[k]))
-        return kept, [float(anchors[k]) for k in kept]
+        return [int(k) for k in kept], [float(anchors[k]) for k in kept]
     if len(anchors) != classes:
         raise AnchorError(
             f"Cannot convert classifier: expected one anchor for each of its {classes} classes, "
@@ -153,6 +153,11 @@ def anchored_classes(anchors: Anchored, classes: int) -> tuple[list[int], list[f
     if isinstance(anchors, Tensor):
         return list(range(classes)), anchors.tolist()
     kept = [k for k, value in enumerate(anchors) if value is not None]
+    if len(kept) < 2:
+        raise AnchorError(
+            f"Cannot convert classifier: expected at least 2 classes with a value, got {len(kept)}. "
+            "None leaves a class out: anchors=[60.0, None, 62.0]"
+        )
     return kept, [value for value in anchors if value is not None]
 
 

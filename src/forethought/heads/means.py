@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import FitError
+from forethought.heads.interface import places_of
 from forethought.heads.layers import in_evaluation
 
 
@@ -44,8 +45,8 @@ def class_means(
     Args:
         head: (B, D) to (B,).
         features: (N, D).
-        labels: (N,) class indices from 0 to K - 1.
-        anchors: (K,); None: the head's own.
+        labels: (N,) class numbers, as the head has them: from 0 to K - 1, or `head.classes`.
+        anchors: (K,), in the order of the classes; None: the head's own.
         confidence: Of each interval, by itself: of twenty intervals at 0.95, one misses on average.
 
     Raises:
@@ -64,7 +65,10 @@ def class_means(
         raise FitError(
             "Cannot measure class means: expected anchors, got a head without. class_means(..., anchors=anchors)"
         )
+    numbers = getattr(head, "classes", None) if anchors is None else None
     labels = labels.detach().cpu()
+    if numbers is not None:
+        labels = places_of(labels, numbers, len(values))
     is_whole = not labels.is_floating_point() and labels.dtype != torch.bool
     is_known = is_whole and (not len(labels) or 0 <= int(labels.min()) <= int(labels.max()) < len(values))
     if labels.shape != features.shape[:1] or not is_known:
@@ -74,7 +78,10 @@ def class_means(
         )
     with in_evaluation(head), torch.no_grad():
         answers = head(features).double().cpu()
-    return tuple(_one(k, float(value), answers[labels == k], confidence) for k, value in enumerate(values.tolist()))
+    numbers = range(len(values)) if numbers is None else numbers
+    return tuple(
+        _one(numbers[k], float(value), answers[labels == k], confidence) for k, value in enumerate(values.tolist())
+    )
 
 
 def _one(label: int, anchor: float, answers: Tensor, confidence: float) -> ClassMean:

@@ -84,6 +84,7 @@ class MLPHead(Head):
         """Return what `from_config` needs, as JSON types."""
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "hidden": list(self.hidden),

@@ -15,6 +15,7 @@ from forethought.heads.interface import Head
 from forethought.heads.layers import check_features, dtype_name, robust_loss
 from forethought.heads.line import AnchorCurve
 
+_RIDGE = 1e-4  # of the mean variance of what is free: enough to invert
 _RANK = 1e-10  # singular values below this share of the largest say that a prototype depends on others
 _PLATEAU = 0.01  # class units that y may rest around a knot and still be said to pass through a point
 _UNIT = 2.0**-53  # half the distance from 1 to the next float64
@@ -101,6 +102,16 @@ class PrototypeExact(Head):
         free = self.direction.to(basis.dtype) * ((len(self.scale) - 1) / 2)
         return self.exact.get_buffer("base") + (free - (free @ basis.T) @ basis)
 
+    def follow(self, features: Tensor, places: Tensor) -> None:
+        """Train in closed form: bring latents of features (N, D) near to places (N,), class units, as far as is free.
+
+        Least squares in the directions that leave the prototypes' latents alone, with a small penalty.
+        """
+        exact = [self.exact.get_buffer(name).cpu() for name in ("base", "basis")]
+        with torch.no_grad():
+            wanted = _least_squares(features.double().cpu(), places.double().cpu(), *exact)
+            self.direction.copy_(wanted / ((len(self.scale) - 1) / 2))
+
     def latent(self, features: Tensor) -> Tensor:
         """Return where each sample lies on the line of classes: (B, D) -> (B,), in class units, float64."""
         check_features(features, self.in_features)
@@ -143,7 +154,7 @@ class PrototypeExact(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the class whose anchor is nearest to the prediction."""
-        return self.line.nearest(self.latent(features))
+        return self.numbered(self.line.nearest(self.latent(features)))
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar.
@@ -195,6 +206,7 @@ class PrototypeExact(Head):
         """Return what `from_config` needs, as JSON types; the prototypes come with the state."""
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "extrapolate": self.line.extrapolate,
@@ -237,6 +249,19 @@ def _checked(prototypes: Tensor, classes: int, width: int) -> Tensor:
             "Pass one a class: heads.class_prototypes(features, labels, classes)"
         )
     return prototypes.detach()
+
+
+def _least_squares(x: Tensor, places: Tensor, base: Tensor, basis: Tensor) -> Tensor:
+    """Return what to add to the plane `base` (D + 1,) to come near to places (N,), orthogonal to `basis` (K, D + 1)."""
+    rows = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    free = rows - (rows @ basis.T) @ basis
+    penalty = _RIDGE * free.square().sum() / free.shape[1] + torch.finfo(free.dtype).tiny
+    left = places - rows @ base
+    if len(free) < free.shape[1]:
+        added: Tensor = free.T @ torch.linalg.solve(free @ free.T + penalty * torch.eye(len(free)).to(x), left)
+    else:
+        added = torch.linalg.solve(free.T @ free + penalty * torch.eye(free.shape[1]).to(x), free.T @ left)
+    return added
 
 
 def _constraints(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,13 +69,31 @@ def from_config(config: Mapping[str, Any]) -> Head:
         )
     if kind == MultiHead.kind:
         return _several(options.get("heads"))
+    classes = options.pop("classes", None)
     try:
-        return KINDS[kind](**options, dtype=_DTYPES[dtype])
+        head = KINDS[kind](**options, dtype=_DTYPES[dtype])
     except TypeError as err:
         raise BundleError(
             f"Cannot build head of kind {kind!r}: expected its own options, got {sorted(options)} "
             f"({err}). Pass what head.config() returned"
         ) from err
+    head.classes = None if classes is None else _numbers(classes, len(options["anchors"]))
+    return head
+
+
+def _numbers(classes: object, count: int) -> tuple[int, ...]:
+    is_right = isinstance(classes, list | tuple) and all(type(k) is int and k >= 0 for k in classes)
+    if (
+        not is_right
+        or not isinstance(classes, list | tuple)
+        or len(set(classes)) != len(classes)
+        or len(classes) != count
+    ):
+        raise BundleError(
+            f"Cannot build head: expected classes to be {count} different numbers from 0 up, got {classes!r:.60}. "
+            "Pass what head.config() returned"
+        )
+    return tuple(classes)
 
 
 def _several(heads: object) -> Head:

@@ -143,7 +143,7 @@ class AnchorSpline(Head):
 
     def predict_class(self, features: Tensor) -> Tensor:
         """Return the index (B,) of the class whose anchor is nearest to the prediction."""
-        return self.line.nearest(self.latent(features))
+        return self.numbered(self.line.nearest(self.latent(features)))
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar.
@@ -186,6 +186,7 @@ class AnchorSpline(Head):
             raise cannot_describe(self.latent_net)
         return {
             "kind": self.kind,
+            **self.numbering(),
             "in_features": self.in_features,
             "anchors": self.scale.numbers,
             "latent": self.latent_kind,

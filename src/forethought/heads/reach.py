@@ -1,0 +1,78 @@
+"""What targets have to be for a head: in the unit of its anchors, and best where it can answer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forethought.errors import FitError
+from forethought.heads.circular import CircularSpline
+from forethought.heads.interface import Head
+from forethought.heads.mlp import MLPHead
+from forethought.heads.multi import MultiHead
+
+
+def check_unit(name: str, head: nn.Module, targets: Tensor) -> None:
+    """Raise where targets (N,) or (N, T) look like class labels and not like values.
+
+    Whole numbers from 0 to K - 1 of an integer type, where the K anchors are other numbers. As values they would
+    teach a head that answers from 60 to 67 to answer from 0 to 4, without a word.
+
+    Args:
+        name: Of the head.
+        head: Trained with them, by its own loss.
+        targets: Of all rows.
+
+    Raises:
+        FitError: they do.
+    """
+    for each, column in _columns(head, targets):
+        anchors = each.scale.given.detach().cpu().double()
+        if column.is_floating_point() or not len(column):
+            continue
+        found = column.detach().cpu().unique().double()
+        if found.min() >= 0 and found.max() < len(anchors) and not torch.isin(found, anchors).all():
+            low, high = each.scale.ends
+            raise FitError(
+                f"Cannot fit head {name!r}: expected targets in the unit of its anchors, from {low:g} to {high:g}, got "
+                f"whole numbers from {found.min():g} to {found.max():g}, as class labels are. Pass (values, "
+                "head.values_of(labels)), or extract from a data set that gives values, which computes no row again; "
+                "targets.float(), if values is what they are"
+            )
+
+
+def beyond(heads: Mapping[str, nn.Module], targets: Tensor, rows: str) -> Iterator[str]:
+    """Say how many targets (N,) or (N, T) lie where heads never answer, in a line for each set of anchors.
+
+    Args:
+        heads: By name, trained with them.
+        targets: Of all rows.
+        rows: What to call these.
+    """
+    outside: dict[tuple[int, int, float, float], list[str]] = {}
+    for name, head in heads.items():
+        for each, column in _columns(head, targets):
+            low, high = each.scale.ends
+            count = int(((column < low) | (column > high)).sum())
+            if count and getattr(each, "extrapolate", "clamp") == "clamp":
+                outside.setdefault((count, len(column), low, high), []).append(name)
+    for (count, total, low, high), names in outside.items():
+        yield (
+            f"{count:,} of {total:,} targets of {rows} are beyond {low:g} to {high:g}, the anchors of "
+            f"{_enumerated(names)}, which never answer there: anchors further out reach them"
+        )
+
+
+def _columns(head: nn.Module, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """Give the heads on a line with the targets (N,) of each."""
+    if isinstance(head, MultiHead) and targets.ndim == 2:
+        for each, column in zip(head.heads.values(), targets.unbind(-1), strict=False):
+            yield from _columns(each, column)
+    elif isinstance(head, Head) and not isinstance(head, MultiHead | MLPHead | CircularSpline) and targets.ndim == 1:
+        yield head, targets
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) < 4 else f"{shown} and {len(names) - 3} more"
