@@ -28,7 +28,7 @@ check: $(INSTALLED)
 	$(RUN)/ruff format --check src tests bench examples conftest.py
 	$(RUN)/ruff check src tests bench examples conftest.py
 	$(RUN)/mypy
-	$(RUN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test: $(INSTALLED)
 	$(RUN)/ruff format --check src tests bench examples conftest.py

@@ -178,6 +178,7 @@ def fork(work, *args):
     child = os.fork()
     if child == 0:
         os.close(reader)
+        torch.set_num_threads(1)  # OpenMP waits for ever for the threads that a fork leaves behind
         try:
             result = work(*args)
             os.write(writer, pickle.dumps(result))

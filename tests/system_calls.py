@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 FAIL, KILL, HALF, STICKY = 1, 2, 4, 8
 # Letters of calls: open to write and to read, write, read, fsync, close, truncate, rename, link, mkdir, unlink, stat and
@@ -128,6 +129,7 @@ def fork(work, *arguments):
     child = os.fork()
     if child == 0:
         os.close(reader)
+        torch.set_num_threads(1)  # OpenMP waits for ever for the threads that a fork leaves behind
         try:
             told = work(*arguments)
             with open(pipe, "wb") as file:

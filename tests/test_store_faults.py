@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -280,14 +281,14 @@ assert count_right(Store({str(path)!r}).table("ab"), range(20)) == SEGMENT_ROWS
 
 
 @pytest.fixture
-def shared(tmp_path):
-    """A folder that other users may enter."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            if folder.stat().st_uid != os.geteuid() or "pytest" not in str(folder):
-                pytest.skip(f"{folder} may not be entered by others")
-            folder.chmod(0o755)
-    return tmp_path
+def shared():
+    """A folder that other users may enter; not pytest's, which each new run of pytest closes to others."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        if closed := [str(parent) for parent in folder.parents if not parent.stat().st_mode & 0o001]:
+            pytest.skip(f"{closed[0]} may not be entered by others")
+        yield folder
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
