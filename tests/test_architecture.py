@@ -27,14 +27,14 @@ TABLE = {
     "extracting": set(),
     "nesting": set(),
     "splitting.operations": set(),
-    "splitting.held": {"nesting"},
-    "splitting.shell": {"held", "nesting"},
     "heads": set(),
     "energy": set(),
     "timing": set(),
     "order": {"nesting"},
     "parts": {"order"},
     "freezing": {"order", "parts"},
+    "splitting.held": {"freezing", "nesting"},
+    "splitting.shell": {"freezing", "held", "nesting"},
     "splitting.notes": {"freezing"},
     # What a model does: seen, planned, run in halves, identified.
     "identifying.sources": set(),
@@ -67,7 +67,7 @@ TABLE = {
     "splitting.trunk_run": {"levels", "nesting", "operations", "placeholder", "plan", "recording", "tracker"},
     "probing.chance": set(),
     "probing.dispatch": set(),
-    "probing.generators": {"dispatch", "nesting"},
+    "probing.generators": {"dispatch", "freezing", "nesting"},
     "identifying.tensors": set(),
     "splitting.untouched": {"held", "identifying.tensors", "notes", "probing.chance", "probing.generators", "shell"},
     "splitting.variations": set(),
@@ -92,7 +92,7 @@ TABLE = {
     "splitting.halves": {
         "identifying.fingerprint", "inputs", "nesting", "plan", "probing.generators", "reasons", "running", "shell",
     },
-    "splitting.placement": {"nesting"},
+    "splitting.placement": {"nesting", "shell"},
     "splitting.families": {"nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms"},
     "splitting.stretching": {
         "families", "inputs", "nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms",
@@ -100,8 +100,9 @@ TABLE = {
     },
     "splitting.matching": {"plan", "recording", "shapes.forms"},
     "splitting.replay": {
-        "candidates", "halves", "inputs", "matching", "nesting", "placement", "plan", "probing.generators",
-        "reasons", "recording", "shapes.curves", "shapes.forms", "shapes.padding", "stretching", "trials", "variations",
+        "candidates", "collecting", "halves", "inputs", "matching", "nesting", "placement", "plan",
+        "probing.generators", "reasons", "recording", "shapes.curves", "shapes.forms", "shapes.padding", "shell",
+        "stretching", "trials", "untouched", "variations",
     },
     # What it said: read, checked, kept, fed.
     "samples.watching": set(),

@@ -1,5 +1,7 @@
 """What a split costs in samples run, and when one sample may stand for two."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,79 @@ def test_a_sample_is_alike_if_it_gives_what_the_second_of_several_gave(alone, ex
     """Up to the noise of other kernels; what has no rows says nothing."""
     company = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor(1.0)][: max(len(alone), 1)]
     assert is_alike(alone, company) is expected
+
+
+class Littering(nn.Module):
+    """Leaves something on its own module in each run, which changes nothing that it gives."""
+
+    def __init__(self, leave):
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+        self.leave = leave
+        self.inside = {"a": [0]}
+        self.counts = defaultdict(int)
+        self.parts = nn.ModuleList([nn.Identity()])
+        body = self.body
+        self.shaped = lambda: body.weight.shape
+
+    def forward(self, x):
+        if self.leave is not None:
+            self.leave(self)
+        return self.head(self.body(x))
+
+
+def _leave_inside(module):
+    module.inside["a"].append(len(module.inside["a"]))
+
+
+def _leave_a_count(module):
+    module.counts["runs"] += 1
+
+
+def _leave_an_attribute(module):
+    module.left = True
+
+
+def _leave_a_module(module):
+    if len(module.parts) < 9:
+        module.parts.append(nn.ReLU())
+
+
+def _leave_a_hook(module):
+    module.body.register_full_backward_hook(lambda *_: None)
+
+
+def _leave_a_function_attribute(module):
+    module.shaped.seen = True
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        None,
+        _leave_inside,
+        _leave_a_count,
+        _leave_an_attribute,
+        _leave_a_module,
+        _leave_a_hook,
+        _leave_a_function_attribute,
+    ],
+)
+def test_what_trial_runs_leave_on_their_shell_is_not_on_that_of_a_half(leave):
+    """Either half begins as the model is, however often the model was tried."""
+    model = Littering(leave)
+    model.body.requires_grad_(False)
+    parts = ft.split(model, torch.randn(3, 4))
+    for half in (parts.trunk, parts.head):
+        body = half.body
+        assert body.inside == {"a": [0]}
+        assert body.counts == {}
+        assert not hasattr(body, "left")
+        assert len(body.parts) == 1
+        assert not body.body._backward_hooks
+        assert not vars(body.shaped)
+        assert body is not model
+        assert body.inside is not model.inside
+    x = torch.randn(5, 4)
+    assert torch.equal(parts.head(parts.trunk(x)), model(x))

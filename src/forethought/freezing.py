@@ -185,6 +185,10 @@ class _Before:
     trained: set[str] = field(default_factory=set)  # its own parameters that trained
 
 
+MARK = _Before
+"""The class of what `freeze` leaves on every module that it froze: it holds no tensor, and no forward writes to it."""
+
+
 def _before(module: nn.Module) -> _Before:
     return vars(module).get(_BEFORE) or _Before()
 

@@ -197,6 +197,22 @@ def outline(value: Any, mark: Callable[[int], Any] = lambda at: ("tensor", at)) 
     return replace(value, lambda _: mark(next(count)))
 
 
+def outlined(args: tuple[Any, ...], kwargs: dict[str, Any], mark: Callable[[int], Any]) -> Any:
+    """Outline the arguments of a call: `outline((args, kwargs), mark)`, most often at once."""
+    made, at = [], 0
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if type(value) in _ATOMS:
+            made.append(value)
+        elif isinstance(value, Tensor):
+            made.append(mark(at))
+            at += 1
+        else:
+            return outline((args, kwargs), mark)
+    if not at:
+        return args, kwargs
+    return tuple(made[: len(args)]), dict(zip(kwargs, made[len(args) :], strict=True))
+
+
 def entries(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> list[Any]:
     """List what a list or tuple holds; of a dictionary, each key and what is under it."""
     return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)

@@ -1,5 +1,6 @@
 """Whether a run draws random numbers: rare or small effects need not show in a few rows, but drawing does."""
 
+import functools
 import random
 import sys
 from collections import OrderedDict
@@ -15,9 +16,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
 from forethought.errors import ReplayDriftError
+from forethought.freezing import MARK
 from forethought.probing.dispatch import DispatchMode
 
-_WITHOUT = {type(None), bool, int, float, str, tuple, torch.Tensor}
+_WITHOUT = {type(None), bool, int, float, str, tuple, torch.Tensor, MARK}
 _CONTAINERS = {dict, OrderedDict, list, set}
 _NO_ATTRIBUTES = {"_parameters", "_modules", "_buffers", "_compiled_call_impl"}
 _RUNS_TO_BLAME = 8  # in each of which a generator moved, for it to be the run's doing
@@ -69,10 +71,15 @@ class Own:
 def generators_of(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Own]]:
     """List the generators that modules hold in their attributes, or in what these hold, each with a name."""
     found: dict[int, tuple[str, Own]] = {}
+    seen: set[int] = set()  # modules share settings, which are large
     for path, module in modules:
         for name, value in vars(module).items():
-            if type(value) in _WITHOUT or name in _NO_ATTRIBUTES or (type(value) in _CONTAINERS and not value):
+            kind = type(value)
+            if kind in _WITHOUT or name in _NO_ATTRIBUTES or (kind in _CONTAINERS and not value) or id(value) in seen:
                 continue
+            if kind is functools.partial and not value.__dict__:
+                continue  # of what `freeze` has left; it shows no generator
+            seen.add(id(value))
             for generator in nesting.tensors(value, _OWN):
                 if not isinstance(generator, random.SystemRandom):
                     text = f"the generator '{f'{path}.' if path else ''}{name}'"

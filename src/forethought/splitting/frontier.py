@@ -23,20 +23,17 @@ from torch.overrides import TorchFunctionMode
 from forethought import nesting
 from forethought.errors import SplitError
 from forethought.splitting.cut import Cut
-from forethought.splitting.held import changed_items
+from forethought.splitting.held import changed_items, holds_the_same
 from forethought.splitting.holdings import Holdings
 from forethought.splitting.moving import drawn, moving
 from forethought.splitting.notes import Noted
 from forethought.splitting.operations import (
     Function,
-    asks_size,
-    bare,
     check_unpatched,
-    counts,
-    func_name,
     is_about,
+    is_wrapped,
     packed,
-    shape_only,
+    traits_of,
 )
 from forethought.splitting.recording import (
     MIXED,
@@ -154,18 +151,20 @@ class Recorder(TorchFunctionMode):
             call.inputs = before = [self._tracker.read(tensor)[1] for tensor in given]
             direct = {id(value) for value in (*args, *kwargs.values())}
             call.direct = tuple([v for t, v in zip(given, before, strict=True) if v is not None and id(t) in direct])
-            attributes, noted = dict(vars(module)), self._noted.now()
+            attributes, noted = module.__dict__.copy(), self._noted.now()
         outside, self._here, self._noted = self._here, call, noted
         try:
             output = module._call_impl(*args, **kwargs)
         finally:
             self._here = outside
         with torch._C.DisableTorchFunction():
-            new = changed_items(vars(module), attributes)
-            holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
-            is_gone = not attributes.keys() <= vars(module).keys()
-            call.sets_attributes = holds_tensors or is_gone or noted.is_changed()
-            call.left = NOTHING if call.sets_attributes else new or NOTHING
+            call.sets_attributes = noted.is_changed()
+            if not holds_the_same(module.__dict__, attributes):
+                new = changed_items(module.__dict__, attributes)
+                holds_tensors = any(nesting.tensors(v) or nesting.tensors(v, nn.Module) for v in new.values())
+                is_gone = not attributes.keys() <= module.__dict__.keys()
+                call.sets_attributes = call.sets_attributes or holds_tensors or is_gone
+                call.left = NOTHING if call.sets_attributes else new or NOTHING
             self._close(call, output, given)
         return output
 
@@ -206,17 +205,19 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """See one call of a torch function."""
         kwargs = kwargs or {}
-        if is_about(func, args, kwargs):
-            if asks_size(func) and isinstance(args[0], Tensor):
+        traits = traits_of(func)
+        if traits.asks if traits.asks is not None else is_about(func, args, kwargs):
+            if traits.asks_size and isinstance(args[0], Tensor):
                 read = self._look(args[0])
                 self._asked.append((read, self._here))
                 if read.label is Label.FROZEN and read.value is not None:
                     self._here.asked += (read.value,)
             return func(*args, **kwargs)
-        check_unpatched(func)
+        if not traits.is_lasting:
+            check_unpatched(func)
         leaves = nesting.given(args, kwargs)
         reads = [self._look(tensor) for tensor in leaves]
-        hollow = shape_only(func)
+        hollow = traits.shape_only
         labels = [read.label for at, read in enumerate(reads) if at != hollow]
         label = max(labels, default=Label.CONSTANT)
         if self._boundary and any(read.value in self._boundary for at, read in enumerate(reads) if at != hollow):
@@ -225,23 +226,23 @@ class Recorder(TorchFunctionMode):
         if hollow is not None and hollow < len(reads):
             self._asked.append((reads[hollow], self._here))
             reads[hollow] = Read(Label.CONSTANT, None)
-        if reads and counts(func):
+        if reads and traits.counts:
             self._asked.append((reads[0], self._here))
-        versions = [_version(tensor) for tensor in leaves]
-        arguments = nesting.outline((args, kwargs), position)
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in leaves]
+        arguments = nesting.outlined(args, kwargs, position)
         # What a module with a fast path gives when watched is rounded in another way in any case: be quick about it.
         given = packed(func, args) if isinstance(self._here.module, nn.MultiheadAttention) else args
         result = func(*given, **kwargs)
-        is_iterator = func_name(func) == "__iter__"
-        result = tuple(result) if is_iterator else result
+        result = tuple(result) if traits.is_iterator else result
         outputs = nesting.tensors(result)
         drawn_for = self._drawn.get(len(self._operations)) if label is Label.CONSTANT else None
         label = drawn_for or label
-        if any(tensor.requires_grad for tensor in outputs):
-            label = Label.TRAINABLE
+        for tensor in outputs:
+            if tensor.requires_grad:
+                label = Label.TRAINABLE
         given_back = set(map(id, outputs))
         same = [at for at, leaf in enumerate(leaves) if id(leaf) in given_back]
-        if outputs and len(same) >= len(outputs) and all(_version(leaves[at]) == versions[at] for at in same):
+        if same and len(same) >= len(outputs) and all(_version(leaves[at]) == versions[at] for at in same):
             label = max(reads[at].label for at in same)  # nothing was computed: x.contiguous() gave x itself
         op = Operation(len(self._operations), func, self._here, label, arguments, reads, [], None, NOTHING, False)
         op.lends_shape, op.is_drawn = lends_shape, drawn_for is Label.FROZEN
@@ -249,7 +250,7 @@ class Recorder(TorchFunctionMode):
         self._operations.append(op)
         self._here.operations.append(op)
         self._note(op, leaves, versions, result, outputs)
-        return iter(result) if is_iterator else result
+        return iter(result) if traits.is_iterator else result
 
     def _look(self, tensor: Tensor) -> Read:
         label, value, memory = self._tracker.see(tensor)
@@ -264,22 +265,25 @@ class Recorder(TorchFunctionMode):
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
     ) -> None:
         for at, tensor in enumerate(leaves):
-            if _version(tensor) != versions[at]:
+            if (0 if tensor.is_inference() else tensor._version) != versions[at]:
                 value = (op.ordinal, -1 - at)
                 self._tracker.wrote(tensor, op.label, value, op.ordinal)
                 op.changed = {**op.changed, at: _made(tensor, value, op.label)}
         for at, tensor in enumerate(outputs):
             argument = _place(tensor, leaves)
+            label, known, memory = op.label, None, None
             if argument is None:  # what is made inside of vmap is nothing outside of it
-                self._tracker.note(tensor, op.label, (op.ordinal, at) if bare(tensor) is tensor else None)
-            label, known = self._tracker.read(tensor)
+                known = (op.ordinal, at) if not is_wrapped(tensor) else None
+                memory = self._tracker.note(tensor, label, known)
+            if argument is not None or (memory is not None and (memory.trains or memory.label > label)):
+                label, known = self._tracker.read(tensor)
             op.made.append(_made(tensor, known, label, argument))
-        op.result = nesting.outline(result, position)
+        op.result = position(0) if isinstance(result, Tensor) else nesting.outline(result, position)
+        native = self._holdings.native
         op.gives_numbers = not outputs and not op.changed and result is not None
         op.reads_values = op.gives_numbers and op.label is Label.FROZEN
         for at, read in enumerate(op.reads):
-            is_outside = read.outside is not None and read.label is Label.CONSTANT
-            if is_outside and id(read.outside) not in self._holdings.native:
+            if read.outside is not None and read.label is Label.CONSTANT and id(read.outside) not in native:
                 self._strangers.append((leaves[at], op))
         if op.reads_values:
             op.call.opaque = True

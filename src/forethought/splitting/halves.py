@@ -172,13 +172,10 @@ class Head(nn.Module):
 
     has_shell = True
 
-    def __init__(self, owner: Owner, body: nn.Module | None) -> None:
+    def __init__(self, owner: Owner, body: nn.Module | Follower) -> None:
         super().__init__()
-        self._follower: Follower | None = None  # a copy follows nobody
-        if body is None:
-            self._follower = Follower(owner.model)
-            body = self._follower.root
-        self.body = body
+        self._follower = body if isinstance(body, Follower) else None  # a copy follows nobody
+        self.body: nn.Module = body.root if isinstance(body, Follower) else body
         self._owner = [owner]
 
     def forward(self, values: Values) -> Any:

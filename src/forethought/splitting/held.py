@@ -3,17 +3,20 @@
 import functools
 import operator
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from forethought import nesting
+from forethought.freezing import MARK
 
 _ABSENT = object()
 _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 _NO_ATTRIBUTES = frozenset({"_parameters", "_modules", "_compiled_call_impl"})
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, set})  # hold no tensor that could be written into
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, set, MARK})  # hold no tensor that is written into
+
+NO_TENSORS = _ATOMS | _CONTAINERS | {tuple}
 
 
 class Held:
@@ -44,7 +47,7 @@ class Held:
         """Name the attributes that are others now, or hold others."""
         now, before = self._now, self._before
         filled = {name for name, value, held in self._filled if not _is_identical(_entries(value), _entries(held))}
-        if not filled and not any(self._empty) and _is_identical(list(now.values()), list(before.values())):
+        if not filled and not any(self._empty) and holds_the_same(now, before):
             return set()
         names = {name for name in now.keys() | before.keys() if now.get(name, _ABSENT) is not before.get(name, _ABSENT)}
         names |= {name for name, value in now.items() if any(value is one for one in self._empty if one)}
@@ -73,11 +76,7 @@ class Deep:
     """
 
     def __init__(self, module: nn.Module, but: Collection[str]) -> None:
-        self._values = [
-            value
-            for name, value in module.__dict__.items()
-            if type(value) not in _ATOMS and _may_hold(value) and name not in but and not _is_flat(value)
-        ]
+        self._values = [value for name, value in _telling(module) if name not in but and not _is_flat(value)]
         self._inside = _inside(self._values) if self._values else []
 
     def is_changed(self) -> bool:
@@ -118,13 +117,26 @@ def _inside(values: list[Any]) -> list[Any] | None:
     return found
 
 
-def tensors_of(module: nn.Module) -> list[Tensor]:
-    """List the tensors among a module's buffers and attributes, and inside these."""
+def tensors_of(modules: Iterable[nn.Module]) -> dict[int, Tensor]:
+    """List the tensors among the buffers and attributes of modules, and inside these, by their identity."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()  # modules share settings, which are large
+    for module in modules:
+        for name, value in _telling(module):
+            if name in _NO_ATTRIBUTES or id(value) in seen:
+                continue
+            seen.add(id(value))
+            for tensor in nesting.tensors(value):
+                found[id(tensor)] = tensor
+    return found
+
+
+def _telling(module: nn.Module) -> list[tuple[str, Any]]:
+    """List the attributes of a module that may hold a tensor."""
     return [
-        tensor
+        (name, value)
         for name, value in module.__dict__.items()
-        if type(value) not in _ATOMS and _may_hold(value) and name not in _NO_ATTRIBUTES
-        for tensor in nesting.tensors(value)
+        if type(value) not in _ATOMS and (type(value) is not OrderedDict or value) and _may_hold(value)
     ]
 
 
@@ -138,9 +150,18 @@ def _may_hold(value: Any) -> bool:
 
 def changed_items(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Give what is under other names than before, or is another object; what is gone is not among it."""
-    if _is_identical(list(now.values()), list(before.values())) and list(now) == list(before):
+    if holds_the_same(now, before):
         return {}
     return {name: value for name, value in now.items() if name not in before or before[name] is not value}
+
+
+def holds_the_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Say whether two dictionaries hold the very same objects, under the very same names, in the same order."""
+    return (
+        len(now) == len(before)
+        and all(map(operator.is_, now.values(), before.values()))
+        and all(map(operator.is_, now, before))
+    )
 
 
 def _entries(container: Any) -> list[Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from forethought.splitting.held import tensors_of
+from forethought.splitting.held import NO_TENSORS, tensors_of
 from forethought.splitting.notes import notes_of
 from forethought.splitting.operations import bare
 from forethought.splitting.recording import Label, Read
@@ -34,7 +34,7 @@ class Holdings:
         self._known: dict[int, Known] = {}
         self.held = self._list()
         self.homes = {id(read.outside): read.home for read in self.held}
-        self.native = self.homes.keys() | {id(tensor) for module in self.modules for tensor in tensors_of(module)}
+        self.native = self.homes.keys() | tensors_of(self.modules).keys()
         self.notes = notes_of(self.modules)
 
     def _list(self) -> list[Read]:
@@ -44,7 +44,7 @@ class Holdings:
                 continue
             for names in (module._parameters, module._buffers, module.__dict__):
                 for name, tensor in names.items():
-                    if isinstance(tensor, Tensor):
+                    if type(tensor) not in NO_TENSORS and isinstance(tensor, Tensor):
                         home = module, name
                         found.append(Read(Label.CONSTANT, None, tensor, memory=self._memory(tensor), home=home))
         return found

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forethought.freezing import freeze
+from forethought.freezing import MARK
 
 _OTHERS = (
     Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType,
@@ -23,7 +23,7 @@ _OTHERS = (
 _CONTAINERS = (list, dict, set)
 _SEQUENCES = (list, tuple)
 _NO_ATTRIBUTES = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
-_EMPTY = frozenset({type(None), bool, int, float, complex, str, set})  # neither are notes nor hold any
+_EMPTY = frozenset({type(None), bool, int, float, complex, str, set, MARK})  # neither are notes nor hold any
 
 
 def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
@@ -44,7 +44,7 @@ def notes_of(modules: Iterable[nn.Module]) -> list[Any]:
 
 def _is_ours(value: Any) -> bool:
     """Say whether `freeze` left this on a module that it froze."""
-    return (type(value) is functools.partial and not value.__dict__) or type(value).__module__ == freeze.__module__
+    return type(value) is MARK or (type(value) is functools.partial and not value.__dict__)
 
 
 class Noted:
@@ -97,7 +97,7 @@ def _differs(pair: tuple[Any, Any]) -> bool:
     if len(now) != len(before):
         return True
     if isinstance(now, dict):
-        if all(map(operator.is_, now.values(), before.values())) and list(now) == list(before):
+        if all(map(operator.is_, now.values(), before.values())) and all(map(operator.is_, now, before)):
             return False
         return any(key not in before or value is not before[key] for key, value in now.items())
     if isinstance(now, list):

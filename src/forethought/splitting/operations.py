@@ -3,6 +3,7 @@
 import functools
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -128,6 +129,32 @@ def check_alone() -> None:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the name of a torch function tells about it."""
+
+    asks: bool | None  # only about shape, dtype or place; None for `type`, which may convert
+    asks_size: bool
+    counts: bool
+    draws: bool
+    is_iterator: bool
+    shape_only: int | None
+    is_lasting: bool  # made in C: nobody has put it in the place of another
+
+
+def traits_of(func: Function) -> Traits:
+    """Give all of that at once: what is watched asks for it at each operation."""
+    return _known_traits(func) if isinstance(func, _LASTING) else _traits(func)
+
+
+def _traits(func: Function) -> Traits:
+    is_iterator, is_lasting = func_name(func) == "__iter__", isinstance(func, _LASTING)
+    return Traits(_asks(func), asks_size(func), counts(func), draws(func), is_iterator, shape_only(func), is_lasting)
+
+
+_known_traits = functools.lru_cache(maxsize=2048)(_traits)
+
+
 def func_name(func: Function) -> str:
     """Give the bare name of a torch function."""
     return getattr(func, "__name__", type(func).__name__)
@@ -140,7 +167,7 @@ def is_turned(func: Function, other: Function) -> bool:
 
 def is_about(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
     """Say whether a call only asks about shape, dtype or place, so that a placeholder can answer it."""
-    asks = _known_to_ask(func) if isinstance(func, _LASTING) else _asks(func)
+    asks = traits_of(func).asks if isinstance(func, _LASTING) else _asks(func)
     return asks if asks is not None else len(args) == 1 and not kwargs
 
 
@@ -153,9 +180,6 @@ def _asks(func: Function) -> bool | None:
         attribute = getattr(getattr(func, "__self__", None), "__name__", "")
         return not (name == "__get__" and attribute in _TENSOR_ATTRIBUTES)
     return name in _ABOUT
-
-
-_known_to_ask = functools.lru_cache(maxsize=2048)(_asks)
 
 
 def asks_size(func: Function) -> bool:

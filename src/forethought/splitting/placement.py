@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from forethought import nesting
 from forethought.errors import ForethoughtError, SplitError
+from forethought.splitting.shell import names_of
 
 _NAMED = 3
 
@@ -21,14 +22,16 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     Raises:
         SplitError: weights or inputs have no values (lazy, or on the meta device), or are on devices that do not meet.
     """
-    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
-    if lazy:
+    held = [*_held(model), *nesting.tensors((args, kwargs))]
+    if any(map(is_lazy, held)):
+        lazy = [name for name, each in (*model.named_parameters(), *model.named_buffers()) if is_lazy(each)]
         raise SplitError(
             f"Cannot split {type(model).__name__}: expected weights of known shapes, got '{lazy[0]}' of a lazy module "
             "that has not run yet. Run the model once, then freeze and split it: model(x)"
         )
-    where = _devices(model, args, kwargs)
-    if torch.device("meta") in where:
+    devices = {tensor.device for tensor in held}
+    if torch.device("meta") in devices:
+        where = _devices(model, args, kwargs)
         raise SplitError(
             f"Cannot split {type(model).__name__}: expected weights and inputs with values, got "
             f"{_said(where, [torch.device('meta')])}. Load them first: model.to_empty(device='cpu'), "
@@ -39,8 +42,9 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     except ForethoughtError:
         raise
     except (RuntimeError, NotImplementedError) as err:
-        if len(where) < 2 or "device" not in str(err):
+        if len(devices) < 2 or "device" not in str(err):
             raise
+        where = _devices(model, args, kwargs)
         home = next(iter(where))
         raise SplitError(
             f"Cannot run {type(model).__name__}: expected it to bring what it joins to one device, got "
@@ -50,7 +54,13 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
 
 def devices_of(model: nn.Module) -> set[torch.device]:
     """Give the devices that a model's parameters and buffers lie on."""
-    return {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
+    return {tensor.device for tensor in _held(model)}
+
+
+def _held(model: nn.Module) -> list[Tensor]:
+    """List parameters and buffers."""
+    held = [each for module in names_of(model) for each in (*module._parameters.values(), *module._buffers.values())]
+    return [tensor for tensor in held if tensor is not None]
 
 
 def _devices(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[torch.device, list[str]]:

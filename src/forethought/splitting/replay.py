@@ -22,6 +22,7 @@ from forethought.shapes.curves import Stairs
 from forethought.shapes.forms import FrontierTensor
 from forethought.shapes.padding import Padding
 from forethought.splitting.candidates import find_candidates, within
+from forethought.splitting.collecting import uncollected
 from forethought.splitting.halves import Head, Trunk
 from forethought.splitting.inputs import batch_of, check_arguments, check_cut, inputs_of, plain, signature_of
 from forethought.splitting.matching import fitting, is_same_geometry, shown_shape
@@ -29,8 +30,10 @@ from forethought.splitting.placement import placed
 from forethought.splitting.plan import Plan
 from forethought.splitting.reasons import crossing_otherwise, decides
 from forethought.splitting.recording import Label
+from forethought.splitting.shell import Follower, parameters_of
 from forethought.splitting.stretching import Stretch
 from forethought.splitting.trials import record_plan
+from forethought.splitting.untouched import State
 from forethought.splitting.variations import telling
 
 _MOST_PATHS = 16  # remembered for inputs of one form
@@ -73,7 +76,7 @@ def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at:
     args, kwargs = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
     check_arguments(model, args, kwargs)
     check_cut(model, at)
-    with placed(model, args, kwargs):
+    with placed(model, args, kwargs), uncollected():
         if isinstance(at, int):
             return _within(model, args, kwargs, at)
         return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
@@ -114,7 +117,7 @@ class Split:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: Sequence[str]) -> None:
         self.model = model
         self.at = tuple(at)
-        self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        self._frozen = [each for each in parameters_of(model) if not each.requires_grad]
         self._home = _home_of(model)
         self._plans: dict[Any, list[Plan]] = {}
         self._paths: Stretch | None = None  # of inputs that differ in size
@@ -126,8 +129,10 @@ class Split:
         shown = iter(telling(inputs, batch_of(inputs)))
         self._arguments = nesting.replace((args, kwargs), lambda _: next(shown).clone())
         self.trunk = Trunk(self)
-        plan = self._record(args, kwargs)
-        self.head = Head(self, None)
+        follower = Follower(model)
+        state = State(follower.root)
+        plan = self._record(args, kwargs, lent=state)
+        self.head = Head(self, follower if follower.is_seen and state.is_left() else Follower(model))
         self.frontier: tuple[FrontierTensor, ...] = plan.frontier
 
     def __reduce__(self) -> Any:
@@ -275,8 +280,10 @@ class Split:
             return plan
         return self._record(args, kwargs, as_given=True)
 
-    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False) -> Plan:
-        plan = record_plan(self.model, self.at, args, kwargs, as_given)
+    def _record(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False, lent: State | None = None
+    ) -> Plan:
+        plan = record_plan(self.model, self.at, args, kwargs, as_given, lent)
         plans = self._plans.setdefault(self._signature(args, kwargs), [])
         plans.append(plan)
         del plans[1:-_MOST_PATHS]  # the first is the example's

@@ -14,14 +14,14 @@ from forethought.splitting.head_run import HeadRun
 from forethought.splitting.inputs import batch_of
 from forethought.splitting.levels import FAST
 from forethought.splitting.plan import Plan
-from forethought.splitting.shell import active, modules_of
+from forethought.splitting.shell import active, modules_of, names_of, parameters_of
 from forethought.splitting.trunk_run import Finished, TrunkRun
 from forethought.splitting.untouched import kept
 
 
 def run_trunk(body: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     inputs = nesting.tensors((args, kwargs))
-    trainable: list[Tensor] = [parameter for parameter in body.parameters() if parameter.requires_grad]
+    trainable: list[Tensor] = [each for each in parameters_of(body) if each.requires_grad]
     trainable += [tensor for tensor in (read.now() for read in plan.moving) if tensor is not None]
     run = TrunkRun(plan, batch_of(inputs), trainable)
     modules = modules_of(body) if plan.recording.replaces else ()
@@ -87,4 +87,4 @@ def eagerly() -> AbstractContextManager[Any]:
 
 def has_fast_path(model: nn.Module) -> bool:
     """Say whether torch may choose another kernel for a module when nobody watches."""
-    return any(isinstance(module, FAST) for module in model.modules())
+    return any(isinstance(module, FAST) for module in names_of(model))

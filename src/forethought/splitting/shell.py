@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 
 from forethought import nesting
+from forethought.freezing import MARK
 from forethought.splitting.held import Held
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size})
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size, MARK})
 SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")  # the shell has the very same
 # Wrappers that change where or how fast a model runs, not what it computes: the shell is of what they hold.
 _WRAPPERS = {
@@ -123,7 +124,7 @@ def own_modules(value: Any) -> Any:
 def modules_of(body: nn.Module) -> list[nn.Module]:
     """List every module of a shell, those in plain lists and other attributes, too."""
     call = body.__dict__.get("_compiled_call_impl")
-    known = [*(call.tree if isinstance(call, _Call) else ()), *body.modules()]
+    known = [*(call.tree if isinstance(call, _Call) else ()), *names_of(body)]
     return [m for m in {id(m): m for m in known}.values() if not isinstance(m, torch.jit.ScriptModule)]
 
 
@@ -139,6 +140,12 @@ def names_of(model: nn.Module) -> dict[nn.Module, str]:
 
     name(model, "")
     return found
+
+
+def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """List every parameter once, as `parameters` does, whatever a class of the user's lets that show."""
+    held = [each for module in names_of(model) for each in module._parameters.values() if each is not None]
+    return list({id(each): each for each in held}.values())
 
 
 @dataclass(slots=True)
@@ -164,6 +171,11 @@ class Follower:
         self._copier = _Copier(model, None)
         self.root = self._copier.root(model)
         self._pairs = [_Pair(*entry, Held(entry[1], SHARED)) for entry in self._copier.made.values()]
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether all that a run may leave on the shell shows in the attributes of its modules."""
+        return not self._copier.functions
 
     def follow(self, paths: Collection[str] | None = None) -> set[str]:
         """Bring the shell up to date; name the attributes that have changed ("_modules": a module itself).
@@ -218,6 +230,7 @@ class _Copier:
         self._names = {id(module): name for module, name in names_of(model).items()}
         self._scripted: dict[int, Scripted] = {}
         self.made: dict[int, tuple[str, nn.Module, nn.Module]] = {}
+        self.functions: list[types.FunctionType] = []  # made anew: a run may leave something on one
 
     def root(self, model: nn.Module) -> nn.Module:
         made = self.module(model, "")
@@ -227,7 +240,7 @@ class _Copier:
         return made
 
     def module(self, module: nn.Module, path: str) -> nn.Module:
-        while (inner := _wraps(module)) is not None:
+        while type(module).__name__ in _WRAPPERS and (inner := _wraps(module)) is not None:
             path = _join(self._names.get(id(module), path), inner)
             module = getattr(module, inner)
         if isinstance(module, torch.jit.ScriptModule):
@@ -240,14 +253,15 @@ class _Copier:
         made = object.__new__(type(module))
         self.made[id(module)] = path, module, made
         held = made.__dict__
+        held.update(module.__dict__)
         for name, value in module.__dict__.items():
             kind = type(value)
-            if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
-                held[name] = value
-            elif kind is OrderedDict and not value and name not in SHARED:
+            if kind in _ATOMS:
+                continue
+            if kind is OrderedDict and not value and name not in SHARED:
                 held[name] = OrderedDict()  # one of the many that are there for hooks
-            elif kind is list and _ATOMS.issuperset(map(type, value)):
-                held[name] = value.copy()
+            elif (kind is tuple or kind is list) and _ATOMS.issuperset(map(type, value)):
+                held[name] = value[:]
             else:
                 held[name] = self.attribute(name, value, path)
         held["_compiled_call_impl"] = _Call(made, path, self._origin(module, made))
@@ -268,7 +282,8 @@ class _Copier:
         if name in SHARED and self._tensors is None:
             return value
         if name == "_modules":
-            return {key: self._value(child, _join(path, key)) for key, child in value.items()}
+            path = f"{path}." if path else ""
+            return {key: None if child is None else self._value(child, path + key) for key, child in value.items()}
         return self._value(value, _join(path, name))
 
     def _script(self, module: nn.Module, path: str) -> nn.Module:
@@ -296,7 +311,11 @@ class _Copier:
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.module(value.__self__, path))
         if kind is functools.partial:
-            args = [self._value(arg, f"{path}[1][{at}]") for at, arg in enumerate(value.args)]
+            known = [self.made.get(id(arg)) if isinstance(arg, nn.Module) else None for arg in value.args]
+            args = [
+                self._value(arg, f"{path}[1][{at}]") if there is None else there[2]
+                for at, (arg, there) in enumerate(zip(value.args, known, strict=True))
+            ]
             keywords = self._value(value.keywords, f"{path}[2]") if value.keywords else {}
             return functools.partial(self._value(value.func, f"{path}[0]"), *args, **keywords)
         if kind is types.FunctionType and value.__closure__:
@@ -320,6 +339,7 @@ class _Copier:
         )
         made.__kwdefaults__ = function.__kwdefaults__
         made.__dict__.update(function.__dict__)
+        self.functions.append(made)
         return made
 
 

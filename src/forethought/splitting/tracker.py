@@ -56,12 +56,16 @@ class Tracker:
 
     def memory(self, tensor: Tensor, label: Label | None = None) -> Memory | None:
         """Find the memory behind a tensor; with a label, begin to know it."""
-        storage = storage_of(bare(tensor) if is_wrapped(tensor) else tensor)
+        return self._memory(bare(tensor) if is_wrapped(tensor) else tensor, label)
+
+    def _memory(self, tensor: Tensor, label: Label | None) -> Memory | None:
+        storage = storage_of(tensor)
         if storage is None:
             return None
-        known = self._memories.get(storage._cdata)
+        address = storage._cdata
+        known = self._memories.get(address)
         if known is None and label is not None:
-            known = self._memories[storage._cdata] = Memory(StorageWeakRef(storage), label)
+            known = self._memories[address] = Memory(StorageWeakRef(storage), label)
         return known
 
     def read(self, tensor: Tensor) -> tuple[Label, Value | None]:
@@ -90,7 +94,7 @@ class Tracker:
         """Remember a tensor that an operation has just given."""
         tensor = bare(tensor)
         self._known[id(tensor)] = weakref.ref(tensor), (label, value)
-        memory = self.memory(tensor, label)
+        memory = self._memory(tensor, label)
         if memory is not None and value is not None:
             memory.views[_view(tensor)] = value
         return memory

@@ -45,18 +45,19 @@ _FAR = 5  # samples from which sizes that do not grow evenly stand out; recorded
 
 @uncollected()
 def record_plan(
-    model: nn.Module, at: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False
+    model: nn.Module, at: Sequence[str], args: Any, kwargs: Any, as_given: bool = False, lent: State | None = None
 ) -> Plan:
     """Record a model on small variations of its inputs, join what was seen, and check it.
 
     Args:
         model: The model; it is not changed.
         at: Paths of modules at which to cut.
-        args: Example inputs.
-        kwargs: Example keyword inputs.
+        args, kwargs: Example inputs.
         as_given: Record the path of this very batch, not of its first samples.
+        lent: A shell of the model, just made, for the first trials to run on.
     """
     trials = _Trials(model, at, args, kwargs)
+    trials.lent = lent
     for _ in range(_MOST_SIZES):
         try:
             plan = _recorded(trials, as_given)
@@ -120,14 +121,14 @@ class _Trials:
         self.drawn: dict[int, Label] = {}  # operations that draw random numbers: for what is frozen, or for the head
         self.told: Operation | None = None  # tells Python such a number, where both halves run
         self.stale: list[str] = []  # their names, where the split would be empty if they counted
+        self.lent: State | None = None  # a new shell, to be used first
         self._body: nn.Module | None = None
         self._state: State  # of the body, as no trial has left it
         self._kept: untouched | None = None
         self._holdings: Holdings | None = None  # of the body
-        self._draws = False
+        self._draws = self._keeps_state = False
         self._draws_elsewhere = False  # in Python, numpy, or by a generator of a module
         self._ended: Any = None  # what these generators held after the last run
-        self._keeps_state = False
         self._leaves_notes = False  # on plain objects that modules hold
         self._writes: set[str] = set()
         self._next: list[list[Tensor]] = []  # what the example gave when it was recorded, and in the next runs
@@ -179,9 +180,6 @@ class _Trials:
             return self._thorough(example, batch)
         except (NothingFrozenError, DoubtedError):
             raise
-        except ForethoughtError:
-            if self._batch >= _FEW:
-                raise
         except Exception:
             if self._batch >= _FEW:
                 raise
@@ -235,9 +233,10 @@ class _Trials:
                 self._holdings = Holdings(body)
             recorder = Recorder(body, self._at, self.is_thrifty, self.sizes, moved, self.drawn, self._holdings)
             recording = recorder.record(args, kwargs)
-        if is_example and self._state.changed():
-            self._next = [[tensor.clone() for tensor in recording.outputs], *self._afterwards(body, tensors)]
-        self._note_state()
+        if self._state.changed():
+            if is_example:
+                self._next = [[tensor.clone() for tensor in recording.outputs], *self._afterwards(tensors)]
+            self._note_state()
         self._leaves_notes = self._leaves_notes or bool(recording.notes)
         moving = [] if self.stale else recording.moving
         apart, told = drawn_apart(recording.operations[: recording.last + 1])
@@ -343,10 +342,9 @@ class _Trials:
         if not self._leaves_notes and (is_known or not self._keeps_state):
             return
         self._body = None
-        body = self._fresh()
-        noted = Noted(notes_of(modules_of(body)))
+        noted = Noted(notes_of(modules_of(self._fresh())))
         try:
-            runs = [self._outputs(body, self.inputs, noted.notes), *self._afterwards(body, self.inputs, noted.notes)]
+            runs = [self._outputs(self.inputs, noted.notes), *self._afterwards(self.inputs, noted.notes)]
             names = (self._writes - {"_buffers"}) | noted.changed()
         finally:
             noted.put_back()
@@ -354,17 +352,16 @@ class _Trials:
         if not all(all_same(runs[0], other) for other in runs):
             raise remembering(self._model, names)
 
-    def _afterwards(self, body: nn.Module, inputs: list[Tensor], notes: Sequence[Any] = ()) -> list[list[Tensor]]:
-        """Run a body on the same inputs as in the run before, and once more after a run on others."""
-        again = self._outputs(body, inputs, notes)
+    def _afterwards(self, inputs: list[Tensor], notes: Sequence[Any] = ()) -> list[list[Tensor]]:
+        """Run the body on the same inputs as in the run before, and once more after a run on others."""
+        again = self._outputs(inputs, notes)
         batch = batch_of(inputs)
-        self._outputs(body, varied(rolled(inputs, batch), batch), notes)  # a mean of equals is equal: not so of others
-        return [again, self._outputs(body, inputs, notes)]
+        self._outputs(varied(rolled(inputs, batch), batch), notes)  # a mean of equals is equal: not so of others
+        return [again, self._outputs(inputs, notes)]
 
-    def _outputs(self, body: nn.Module, inputs: list[Tensor], notes: Sequence[Any] = ()) -> list[Tensor]:
-        """Run a body as the run before has left it, with nobody watching; leave on plain objects what it leaves."""
-        self._kept = self._kept or untouched(body)
-        with torch.inference_mode(False), eagerly(), self._kept:
+    def _outputs(self, inputs: list[Tensor], notes: Sequence[Any] = ()) -> list[Tensor]:
+        """Run the body as the run before has left it, with nobody watching; leave on plain objects what it leaves."""
+        with self._trial() as (body, _):
             args, kwargs = self._filled(inputs)
             found = [tensor.detach().clone() for tensor in nesting.tensors(body(*args, **kwargs))]
             left = Noted(notes)
@@ -383,8 +380,8 @@ class _Trials:
     def _fresh(self) -> nn.Module:
         """Give a body as the model is: the last trial's, where that left nothing on it."""
         if self._body is None:
-            self._body, self._kept, self._holdings = shell(self._model), None, None
-            self._state = State(self._body)
+            self._state, self.lent = self.lent or State(shell(self._model)), None
+            self._body, self._kept, self._holdings = self._state.body, None, None
         return self._body
 
     def _note_state(self) -> None:

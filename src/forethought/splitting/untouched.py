@@ -12,24 +12,39 @@ from torch import Tensor, nn
 from forethought.identifying.tensors import as_numbers
 from forethought.probing.chance import Alone
 from forethought.probing.generators import Elsewhere, generators_of
-from forethought.splitting.held import Deep, Held, tensors_of
+from forethought.splitting.held import Deep, Held, holds_the_same, tensors_of
 from forethought.splitting.notes import Noted, notes_of
-from forethought.splitting.shell import SHARED, modules_of
+from forethought.splitting.shell import SHARED, modules_of, parameters_of
 
+_COMPARED = (torch.float32, torch.int64, torch.bool)  # as they are, most of what there is
 _HELD_ELSEWHERE = ("_parameters", "_modules")
 
 
 class State:
-    """What the modules of a shell hold beside tensors in place."""
+    """What the modules of a shell hold beside tensors in place.
+
+    Attributes:
+        body: The shell.
+    """
 
     def __init__(self, body: nn.Module) -> None:
         modules = modules_of(body)
+        self.body = body
+        self._inner = [(module._modules, module._modules.copy()) for module in modules]
         self._held = [Held(module, _HELD_ELSEWHERE) for module in modules]
         self._deep = [Deep(module, (*_HELD_ELSEWHERE, *SHARED)) for module in modules]
 
     def changed(self) -> set[str]:
         """Name the attributes that are not what they were."""
         return {name for held in self._held for name in held.changed()}
+
+    def is_left(self) -> bool:
+        """Say whether the shell is as good as a new one: nothing was left anywhere on it."""
+        return (
+            all(holds_the_same(now, before) for now, before in self._inner)
+            and not self.changed()
+            and not any(deep.is_changed() for deep in self._deep)
+        )
 
     def put_back(self, changed: set[str]) -> bool:
         """Give the modules what they held, where all that may have changed is seen; say so.
@@ -59,11 +74,10 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
             for held in (module._buffers, module._parameters, module._non_persistent_buffers_set)
         ]
         self._noted = Noted(notes_of(modules))
-        tensors = {id(tensor): tensor for module in modules for tensor in tensors_of(module)}
-        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors_of(modules).values()]
         self._generators = [own for _, own in generators_of(("", module) for module in modules)]
         self.elsewhere = Elsewhere(self._generators)
-        self._devices = sorted({p.device.index or 0 for p in body.parameters() if p.device.type == "cuda"})
+        self._devices = sorted({p.device.index or 0 for p in parameters_of(body) if p.device.type == "cuda"})
 
     def __enter__(self) -> None:
         self._alone = Alone()
@@ -133,6 +147,8 @@ def is_same(a: Tensor, b: Tensor) -> bool:
     """Compare two tensors, not-a-number equal to itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.dtype in _COMPARED and a.layout is b.layout is torch.strided and torch.equal(a, b):
+        return True
     if a.layout is not torch.strided or b.layout is not torch.strided:
         return a.layout is b.layout and is_same(a.to_dense(), b.to_dense())
     a, b = as_numbers(a), as_numbers(b)
