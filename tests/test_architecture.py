@@ -82,7 +82,7 @@ TABLE = {
     "identifying.unseen": {"sources"},
     "identifying.fingerprint": {
         "deciders", "identity", "nesting", "numerics", "shapes.curves", "shapes.forms", "sources",
-        "splitting.operations", "splitting.plan", "splitting.recording", "unseen",
+        "splitting.operations", "splitting.plan", "splitting.recording", "tensors", "unseen",
     },
     "splitting.collecting": set(),
     "splitting.trials": {
@@ -170,8 +170,8 @@ TABLE = {
         "samples.precedents", "samples.unevenness", "shapes.forms", "shapes.padding", "soundness", "store",
     },
     "extracting.standing": {
-        "identifying.fingerprint", "kinship", "nesting", "precision", "samples.batch", "samples.dataset",
-        "samples.unevenness", "shapes.padding", "store",
+        "identifying.fingerprint", "identifying.tensors", "kinship", "nesting", "precision", "samples.batch",
+        "samples.dataset", "samples.unevenness", "shapes.padding", "store",
     },
     "extracting.frozen": {
         "accuracy", "calibration", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace", "precision",

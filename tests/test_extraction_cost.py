@@ -9,6 +9,7 @@ from odd_models import Net
 
 import forethought as ft
 from forethought.extracting import extraction, frozen
+from forethought.identifying.tensors import TensorHash
 
 LARGE = """
 import sys, torch, forethought as ft
@@ -77,3 +78,46 @@ def test_a_trunk_is_probed_once_in_a_process(tmp_path, monkeypatch):
     assert len(probed) == 2
     ft.extract(net, torch.randn(20, 4), tmp_path / "f")
     assert len(probed) == 3
+
+
+def test_an_extraction_hashes_each_weight_once(tmp_path, monkeypatch):
+    """What a store knows a model by and what its rows are features of are made of the same hashes of weights."""
+    hashed = []
+    whole = TensorHash._hashed
+    monkeypatch.setattr(
+        TensorHash, "_hashed", lambda self, head, tensor: hashed.append(id(tensor)) or whole(self, head, tensor)
+    )
+    net = Net()
+    split = ft.split(net, torch.randn(2, 4))
+    ft.extract(split, torch.randn(40, 4), tmp_path, batch_size=8)
+    frozen_weights = {id(each) for each in net.parameters() if not each.requires_grad}
+    assert sorted(each for each in hashed if each in frozen_weights) == sorted(frozen_weights)
+
+
+@pytest.mark.parametrize("write", ["plain", "past the counter"])
+def test_a_weight_written_between_two_extractions_is_seen(write, tmp_path):
+    """Hashes are kept for one extraction only: none outlives it, whatever torch counts."""
+    net, x = Net(), torch.randn(12, 4)
+    split = ft.split(net, x[:2])
+    ft.extract(split, x, tmp_path)
+    weight = next(each for each in net.parameters() if not each.requires_grad)
+    if write == "plain":
+        with torch.no_grad():
+            weight.mul_(1 + 2**-20)
+    else:
+        weight.data.numpy()[...] *= 1 + 2**-20
+    again = ft.extract(split, x, tmp_path)
+    assert again.report.rows_computed == 12
+    assert torch.equal(torch.from_numpy(again.numpy().copy()), split.trunk(x).detach())
+
+
+def test_a_remembered_hash_follows_writes():
+    """A tensor written into has another hash, and has its own again when the numbers are back."""
+    once, x = TensorHash(remembers=True), torch.randn(5)
+    first = once(b"head", x)
+    assert once(b"head", x) == first == TensorHash()(b"head", x)
+    assert once(b"other", x) != first
+    x += 1
+    assert once(b"head", x) == TensorHash()(b"head", x) != first
+    x.data = torch.zeros(5)
+    assert once(b"head", x) == TensorHash()(b"head", torch.zeros(5))

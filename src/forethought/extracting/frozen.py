@@ -178,7 +178,7 @@ class FrozenPart:
 
     def _fingerprint(self, split: Split, example: Batch) -> tuple[str, dict[str, str]]:
         try:
-            return fingerprint_with_parts(split.plan, self.model)
+            return fingerprint_with_parts(split.plan, self.model, self.standing.hash_tensor)
         except IdentityError:
             probe(split, example.to(self.device))  # what draws or counts is said to, rather than to have no identity
             raise
@@ -253,8 +253,13 @@ class FrozenPart:
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
-        self.standing.forget()
-        if self._facts is not None and self._example is not None and not self._reads_files:
+        if (
+            self._facts is not None
+            and self._example is not None
+            and not self._reads_files
+            and self.standing.has_moved()
+        ):
+            self.standing.forget()
             self._write_note(store, self.standing.key(self._example), self._facts)
         if self.refused is not None:
             warn_not_kept(self.refused)

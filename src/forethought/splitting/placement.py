@@ -22,15 +22,14 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     Raises:
         SplitError: weights or inputs have no values (lazy, or on the meta device), or are on devices that do not meet.
     """
-    held = [*_held(model), *nesting.tensors((args, kwargs))]
+    held = _held(model)
     if any(map(is_lazy, held)):
         lazy = [name for name, each in (*model.named_parameters(), *model.named_buffers()) if is_lazy(each)]
         raise SplitError(
             f"Cannot split {type(model).__name__}: expected weights of known shapes, got '{lazy[0]}' of a lazy module "
             "that has not run yet. Run the model once, then freeze and split it: model(x)"
         )
-    devices = {tensor.device for tensor in held}
-    if torch.device("meta") in devices:
+    if any(tensor.is_meta for tensor in (*held, *nesting.tensors((args, kwargs)))):
         where = _devices(model, args, kwargs)
         raise SplitError(
             f"Cannot split {type(model).__name__}: expected weights and inputs with values, got "
@@ -42,9 +41,9 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     except ForethoughtError:
         raise
     except (RuntimeError, NotImplementedError) as err:
-        if len(devices) < 2 or "device" not in str(err):
-            raise
         where = _devices(model, args, kwargs)
+        if len(where) < 2 or "device" not in str(err):
+            raise
         home = next(iter(where))
         raise SplitError(
             f"Cannot run {type(model).__name__}: expected it to bring what it joins to one device, got "
