@@ -221,13 +221,97 @@ class _Large(TorchDispatchMode):
         return out
 
 
-def test_a_step_on_wide_features_makes_one_tensor_of_their_size():
-    """What costs on 768 columns is passes over them: centring makes the only one, and the product reads it."""
+@pytest.mark.parametrize(("odd", "made"), [(None, []), (3e6, ["sub"]), (math.nan, ["sub"])])
+def test_a_step_on_wide_features_makes_no_tensor_of_their_size(odd, made):
+    """What costs on 768 columns is passes over them: the product reads them as they are, unless a value is too far."""
     head = PartialMonotone(768, ANCHORS, {0: 1, 700: -1}).train()
     x, y = torch.randn(512, 768), torch.rand(512)
+    if odd is not None:
+        x[77, 5] = odd
     with _Large(512 * 700) as seen:
         head.loss(x, y).backward()
-    assert seen.made == ["sub"]
+    assert seen.made == made
+
+
+_KINDS = {
+    "usual": lambda draw: torch.randn(200, generator=draw),
+    "constant": lambda draw: torch.full((200,), 0.1),
+    "constant, large": lambda draw: torch.full((200,), 12345.678),
+    "far middle": lambda draw: 1e5 + torch.randn(200, generator=draw),
+    "tiny": lambda draw: 1e-25 * torch.randn(200, generator=draw),
+    "tiny about one": lambda draw: 1 + 1e-4 * torch.randn(200, generator=draw),
+    "huge": lambda draw: 1e15 * torch.randn(200, generator=draw),
+    "nearly dead": lambda draw: (torch.arange(200) == 3).float(),
+    "vanishing": lambda draw: 1e-42 * torch.randn(200, generator=draw),
+}
+
+
+@settings(deadline=None, max_examples=80)
+@drawn(
+    st.lists(st.sampled_from(sorted(_KINDS)), min_size=3, max_size=12),
+    st.lists(st.sampled_from([math.inf, -math.inf, 3e38, -1e30, 2e6, math.nan]), max_size=3),
+    st.sampled_from([(), (4,), (9, 5)]),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.sampled_from([3, 200]),
+    st.integers(0, 99),
+)
+def test_odd_features_train_as_they_are_evaluated(kinds, odd, hidden, dtype, rows, seed):
+    """Whatever features are like: the same numbers up to rounding, and infinities give no NaN, in value or gradient."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.stack([_KINDS[kind](draw) for kind in kinds], 1).to(dtype).nan_to_num(posinf=6e4, neginf=-6e4)
+    head = PartialMonotone(len(kinds), ANCHORS, {0: 1, 1: -1}, hidden=hidden, extrapolate="linear").place(x)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _shaken(head, 0.3)
+    x = x[:rows].clone()
+    for value in odd:
+        x[int(torch.randint(rows, (), generator=draw)), int(torch.randint(len(kinds), (), generator=draw))] = value
+    evaluated, trained = head.latent(x).detach(), head.train().latent(x)
+    middle, spread = (head.net.exact.get_buffer(name) for name in ("middle", "spread"))
+    size = ((x.float() - middle) / spread).abs().clamp(max=1e6).nan_to_num().amax(1)
+    is_known = ~x.isnan().any(1)
+    assert (trained.isnan() == evaluated.isnan()).all()
+    assert trained[is_known].isfinite().all()
+    assert ((trained - evaluated).abs() <= 3e-5 * (64 + size))[is_known].all()
+    head.loss(x[is_known], torch.zeros(int(is_known.sum()))).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+    assert head.eval().certify().holds
+    assert not head.falsify(2_000).found
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_an_ensemble_the_compiler_and_autocast_train_the_same_sums():
+    """Whether features may be multiplied as they are is no question where nothing can be asked of them."""
+    torch.manual_seed(0)
+    x = torch.randn(100, 9) + torch.arange(9)
+    held = [PartialMonotone(9, ANCHORS, {0: 1}).place(x).train() for _ in range(3)]
+    single = torch.stack([head.latent(x) for head in held])
+    tensors, buffers = torch.func.stack_module_state(held)
+    call = torch.func.vmap(lambda p, b: torch.func.functional_call(held[0], (p, b), (x,)))
+    torch.testing.assert_close(call(tensors, buffers), torch.stack([head(x) for head in held]))
+    compiled = torch.compile(held[0].latent, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), single[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(held[0].latent(x), single[0])
+
+
+def test_many_features_are_made_into_few_units():
+    """Where they would take the time: more than 64 free ones; what is asked for goes first, and is rebuilt."""
+    for free, given, units in ((64, None, 32), (65, None, 7), (65, 20, 20), (0, 5, 0)):
+        head = PartialMonotone(free + 1, ANCHORS, {0: 1}, free_units=given)
+        assert head.net.free_units == units
+        assert (head.net.embed is None) == (units == 0)
+        again = from_config(json.loads(json.dumps(head.config())))
+        again.load_state_dict(head.state_dict())
+    assert PartialMonotone(99, ANCHORS, {0: 1}, hidden=(3,)).net.free_units == 3
+    assert PartialMonotone(99, ANCHORS, {0: 1}, hidden=(), free_units=9).net.free_units == 0
+
+
+@pytest.mark.parametrize("value", [0.1, 12345.678, 1e-42, 3.3e30])
+def test_a_constant_feature_is_not_magnified(value):
+    """The rounding of its mean is no spread: another value later counts as that much more, not a million times."""
+    x = torch.stack([torch.randn(1000), torch.full((1000,), value)], 1)
+    assert PartialMonotone(2, ANCHORS, {0: 1}).place(x).net.exact.spread[1] == 1
 
 
 @settings(deadline=None, max_examples=100)
@@ -241,7 +325,7 @@ def test_corners_are_distinct_quantiles_and_the_ends(values, count):
     corners = corners_at(given, count)
     assert len(corners) == count
     assert (corners.diff() > 0).all()
-    if given.max() > given.min():
+    if given.std(unbiased=False) > 0:
         assert (corners[0], corners[-1]) == (given.min(), given.max())
     if (spread := given.std(unbiased=False)) > 0:
         held = (given - given.mean()) / spread
@@ -343,6 +427,7 @@ def test_a_monotone_network_learns_an_interaction():
         ({"monotone": [1, 0, 0], "keypoints": 0}, "sizes from 1 up"),
         ({"monotone": [1, 0, 0], "hidden": (0,)}, "sizes from 1 up"),
         ({"monotone": [1, 0, 0], "free_keypoints": -1}, "free_keypoints=-1"),
+        ({"monotone": [1, 0, 0], "free_units": 0}, "free_units=0"),
     ],
 )
 def test_signs_that_make_no_sense_are_refused(options, says):

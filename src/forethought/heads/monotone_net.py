@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forethought.heads import quick
 from forethought.heads.corners import corners_at
 from forethought.heads.exact import Exact
 from forethought.heads.proofs import not_at_least
 from forethought.heads.steady import dot, softsign
 
 _FARTHEST = 1e6  # spreads: beyond it a feature counts as that far, so that no product or sum is infinite
+_LEAST = 1e8  # of the tiniest number: a weight over a smaller spread could be infinite
 _LARGEST = 1e20  # buffers above it could make one all the same
+_MANY = 64  # free features: of more, a product with as many units as there are in a layer takes most of the time
+_UNITS_OF_MANY = 7  # with the one of the sum eight, as products go
 _HEAVIEST = 1e9  # weights above it could: a line's slope, a layer and its sum multiply up
 
 
@@ -31,6 +35,7 @@ class MonotoneNet(nn.Module):
         hidden: Sizes of the layers in which features interact; none: a sum of one term a feature.
         keypoints: Pieces of the broken line of each monotone feature.
         free_keypoints: Pieces of the broken line, of any shape, of each free feature; 0: they come in straight.
+        free_units: Units that all free features are made into, for the layers; None: what `units_for` says.
         dtype: Of the parameters, float32 or float64.
     """
 
@@ -40,6 +45,7 @@ class MonotoneNet(nn.Module):
         hidden: Sequence[int],
         keypoints: int,
         free_keypoints: int = 0,
+        free_units: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -47,6 +53,7 @@ class MonotoneNet(nn.Module):
         named = [i for i, sign in enumerate(signs) if sign]
         free = [i for i, sign in enumerate(signs) if not sign]
         self.named, self.others = named, free
+        self.free_units = units_for(hidden, len(free)) if free_units is None or not hidden or not free else free_units
         self.is_baked = False
         wide = torch.promote_types(dtype or torch.float32, torch.float32)
         lines = {"corners": torch.linspace(-2, 2, keypoints + 1, dtype=wide).repeat(len(named), 1)}
@@ -66,8 +73,7 @@ class MonotoneNet(nn.Module):
 
     def _add_layers(self, dtype: torch.dtype | None) -> None:
         """Draw the weights of the layers in which features interact."""
-        named, free, hidden = len(self.named), len(self.others), self.hidden
-        beside = hidden[0] if hidden and free else 0
+        named, free, hidden, beside = len(self.named), len(self.others), self.hidden, self.free_units
         self.embed: nn.Parameter | None = None
         self.embed_bias: nn.Parameter | None = None
         if beside:
@@ -97,21 +103,24 @@ class MonotoneNet(nn.Module):
         """
         x = features.detach().double().cpu()
         middle, spread = x.mean(0), x.std(0, unbiased=False)
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        least = torch.finfo(self.exact.get_buffer("spread").dtype).tiny * _LEAST
+        # The mean of one value many times is off by rounding, which is no spread.
+        is_constant = (x.amax(0) == x.amin(0)) | ~(spread > least)
+        spread = torch.where(is_constant, torch.ones_like(spread), spread)
         self.exact.get_buffer("middle").copy_(middle)
         self.exact.get_buffer("spread").copy_(spread)
         lines = [("corners", self.named)] + ([] if self.bends is None else [("free_corners", self.others)])
         for name, columns in lines:
             corners = self.exact.get_buffer(name)
             for row, i in enumerate(columns):
-                values = ((x[:, i] - middle[i]) / spread[i]) * (self.signs[i] or 1)
+                values = ((x[:, i] - middle[i]) / spread[i]) * (self.signs[i] or 1) * ~is_constant[i]
                 corners[row].copy_(corners_at(values, corners.shape[1]))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return a number (B,) for each row."""
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         m, beside = self._quick(features.to(dtype)) if self.training else self._ordered(features.to(dtype))
-        s = self._sum(m, self._positive(self.slopes, dtype)) + self.bias.to(dtype)
+        s = self._sum(m, self._positive(self.slopes, dtype), self.bias.to(dtype))
         if beside is not None:
             s = s + beside[:, :1]
         if not self.hidden:
@@ -119,7 +128,7 @@ class MonotoneNet(nn.Module):
         e = None
         if beside is not None and self.embed_bias is not None:
             e = self._squashed(beside[:, 1:] + self.embed_bias.to(dtype))
-        return (s + self._sum(self._layers(m, e), self._positive(self.rising[-1], dtype))).squeeze(-1)
+        return self._sum(self._layers(m, e), self._positive(self.rising[-1], dtype), s).squeeze(-1)
 
     def _ordered(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the bent named features (B, M), and what the free ones add (B, 1 + E), sums in a fixed order."""
@@ -130,23 +139,16 @@ class MonotoneNet(nn.Module):
         return self._bent(x[:, self.named]), torch.cat(sums, 1) if sums else None
 
     def _quick(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the same by one matrix product, for training.
-
-        Each pass over (B, D), and above all a choice of its columns, takes longer than the product. So what a column is
-        divided by goes into its weight, and named columns get a weight of 0.
-        """
+        """Return the same by one matrix product over all columns, for training."""
         middle, spread = (self.exact.get_buffer(name).to(features.dtype) for name in ("middle", "spread"))
-        reach = _FARTHEST * spread
-        x = (features - middle).clamp_(-reach, reach)
-        m, weights = self._bent(x[:, self.named] / spread[self.named]), self._free_weights(x.dtype)
+        m, weights = self._bent(_standardised(features, self.named, middle, spread)), self._free_weights(features.dtype)
         if not weights:
             return m, None
         narrow = torch.cat(weights)
         if self.bends is not None:
-            return m, F.linear(self._bent_freely(x[:, self.others] / spread[self.others]), narrow)
-        places = torch.tensor(self.others, device=x.device)
-        wide = narrow.new_zeros(len(narrow), len(self.signs)).index_copy(1, places, narrow)
-        return m, F.linear(x, wide / spread)
+            return m, F.linear(self._bent_freely(_standardised(features, self.others, middle, spread)), narrow)
+        columns = torch.tensor(self.others, device=features.device)
+        return m, quick.product(features, narrow, columns, middle, spread, _FARTHEST).T
 
     def _free_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Return what free features are multiplied by: for the sum (1, F), and for the layers (E, F)."""
@@ -155,8 +157,8 @@ class MonotoneNet(nn.Module):
     def _layers(self, h: Tensor, e: Tensor | None) -> Tensor:
         """Return the last layer's units (B, H) from the bent named features and the free ones' units (B, E)."""
         for i, offset in enumerate(self.offsets):
-            z = self._sum(h, self._positive(self.rising[i], h.dtype)) + offset.to(h.dtype)
-            h = self._squashed(z if e is None else z + self._sum(e, self.beside[i].to(h.dtype)))
+            z = self._sum(h, self._positive(self.rising[i], h.dtype), offset.to(h.dtype))
+            h = self._squashed(z if e is None else self._sum(e, self.beside[i].to(h.dtype), z))
         return h
 
     def _bent(self, x: Tensor) -> Tensor:
@@ -194,8 +196,12 @@ class MonotoneNet(nn.Module):
         """Return weights that cannot be negative."""
         return parameter.to(dtype) if self.is_baked else F.softplus(parameter.to(dtype))
 
-    def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
-        return F.linear(x, weights) if self.training else dot(x, weights)
+    def _sum(self, x: Tensor, weights: Tensor, more: Tensor) -> Tensor:
+        """Return x @ weights.T + more, (B, V) and (H, V) -> (B, H)."""
+        if not self.training:
+            return dot(x, weights) + more
+        # Units before rows: products of few units with many rows are faster so, above all backwards.
+        return torch.addmm(torch.atleast_2d(more).T, weights, x.T).T
 
     def _squashed(self, x: Tensor) -> Tensor:
         return F.softsign(x) if self.training else softsign(x)
@@ -223,6 +229,17 @@ class MonotoneNet(nn.Module):
             if not bool((tensor.abs() <= most).all()):
                 return f"a number of '{name}' is not finite, or above {most:g}"
         return None
+
+
+def units_for(hidden: Sequence[int], free: int) -> int:
+    """Return how many units free features are made into: as many as there are in the first layer, fewer of many."""
+    most = _UNITS_OF_MANY if free > _MANY else math.inf
+    return int(min(hidden[0], most)) if hidden and free else 0
+
+
+def _standardised(features: Tensor, columns: list[int], middle: Tensor, spread: Tensor) -> Tensor:
+    """Return columns (B, C) of features (B, D) as spreads from their middles, held within reach."""
+    return ((features[:, columns] - middle[columns]) / spread[columns]).clamp(-_FARTHEST, _FARTHEST)
 
 
 def _unsoft(height: float) -> float:

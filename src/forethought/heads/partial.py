@@ -11,7 +11,7 @@ from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import LATENT, MONOTONE, Claim
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.layers import check_features, dtype_name, dtype_of, robust_loss
+from forethought.heads.layers import check_features, dtype_name, dtype_of, robust_loss, without_autocast
 from forethought.heads.line import AnchorCurve
 from forethought.heads.monotone_net import MonotoneNet
 
@@ -40,6 +40,8 @@ class PartialMonotone(Head):
         keypoints: Pieces of a named feature's broken line.
         free_keypoints: Pieces of a broken line, of any shape, of each other feature; 0: they come in straight. Columns
             of a table gain by it, above all with outliers; deep features do not need it.
+        free_units: Units that the other features are made into where they meet the layers; None: hidden[0], but 7 at
+            most where there are more than 64 of them, where the product of these would take most of the time.
         between: Pieces of the curve through the anchors: 'linear' or 'rational'.
         extrapolate: Beyond the end anchors: 'clamp' or 'linear'.
         dtype: Of the parameters; sums run in float32 or wider.
@@ -69,6 +71,7 @@ class PartialMonotone(Head):
         hidden: Sequence[int] = (32, 32),
         keypoints: int = 16,
         free_keypoints: int = 0,
+        free_units: int | None = None,
         between: str = "linear",
         extrapolate: str = "clamp",
         dtype: torch.dtype | None = None,
@@ -77,12 +80,16 @@ class PartialMonotone(Head):
         self.in_features = in_features
         self.names = None if names is None else tuple(names)
         self.signs = signs_of(monotone, in_features, self.names)
-        if keypoints < 1 or free_keypoints < 0 or any(size < 1 for size in hidden):
-            got = f"keypoints={keypoints}, free_keypoints={free_keypoints}, hidden={tuple(hidden)}"
+        if (
+            keypoints < 1
+            or free_keypoints < 0
+            or any(size < 1 for size in (*hidden, 1 if free_units is None else free_units))
+        ):
+            got = f"keypoints={keypoints}, free_keypoints={free_keypoints}, hidden={tuple(hidden)}, {free_units=}"
             raise FitError(f"Cannot build head: expected sizes from 1 up, got {got}. keypoints=16, free_keypoints=0")
         self.line = AnchorCurve(anchors, between=between, extrapolate=extrapolate, dtype=dtype)
         self.keypoints, self.free_keypoints = keypoints, free_keypoints
-        self.net = MonotoneNet(self.signs, hidden, keypoints, free_keypoints, dtype)
+        self.net = MonotoneNet(self.signs, hidden, keypoints, free_keypoints, free_units, dtype)
 
     @property
     def scale(self) -> Anchors:
@@ -114,7 +121,8 @@ class PartialMonotone(Head):
         reach = (len(self.scale) - 1) / 2
         # Falling anchors: the network rises along the line, so that y, not the line, follows the signs. Half: targets
         # seldom fill the range of the anchors, and layers fit best what is as large as their units.
-        s: Tensor = reach + reach / 2 * self.scale.sign * self.net(features)
+        with without_autocast(features.device):
+            s: Tensor = reach + reach / 2 * self.scale.sign * self.net(features)
         return s.to(torch.promote_types(s.dtype, self.scale.values.dtype))
 
     def curve(self, s: Tensor) -> Tensor:
@@ -185,6 +193,7 @@ class PartialMonotone(Head):
             "hidden": list(self.net.hidden),
             "keypoints": self.keypoints,
             "free_keypoints": self.free_keypoints,
+            "free_units": self.net.free_units or None,
             "between": self.line.between,
             "extrapolate": self.line.extrapolate,
             "dtype": dtype_name(self),
