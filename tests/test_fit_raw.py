@@ -261,8 +261,7 @@ def test_own_head_is_trained_where_none_is_given(tmp_path, how):
         **OWN,
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    split = ft.split(model, images[:4])
-    results.best.apply_to(split.head)
+    results.best.apply_to(model)
     assert not torch.equal(model[-1].weight, before["7.weight"])
     correct = (model(data_of(N_VAL, 2)[0]).argmax(1) == data_of(N_VAL, 2)[1]).float().mean()
     assert float(correct) == pytest.approx(results.best.score)

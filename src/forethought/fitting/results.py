@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forethought.errors import FitError, MissingExtraError
 from forethought.fitting.timesheet import Entry
@@ -69,21 +69,38 @@ class HeadResult:
     def apply_to(self, module: nn.Module) -> None:
         """Copy the trained weights and buffers into a module that has all of them under the same names.
 
+        What was trained behind a split, as `features.head` is, goes into the model that was split just as well, or into
+        another one whose frozen part is the same: in evaluation it then gives what the trained head gives.
+
         Raises:
             FitError: a name is missing or its shape differs; then nothing is copied.
+            SplitError: the model's frozen part is not the one that was split; then nothing is copied.
         """
-        source = {**dict(self.head.named_parameters()), **dict(self.head.named_buffers())}
-        into = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        if not isinstance(module, nn.Module):
+            raise FitError(
+                f"Cannot apply head {self.name!r}: expected a module, got {type(module).__name__}. Pass the module "
+                "that was given to fit, of a split its head: result.apply_to(split.head)"
+            )
+        source, into = _tensors(self.head), self._places_in(module)
         for name, tensor in source.items():
             if name not in into or into[name].shape != tensor.shape:
                 got = tuple(into[name].shape) if name in into else "nothing"
                 raise FitError(
                     f"Cannot apply head {self.name!r}: expected {name!r} of shape {tuple(tensor.shape)} "
-                    f"in {type(module).__name__}, got {got}. Pass the module that was given to fit"
+                    f"in {type(module).__name__}, got {got}. Pass the module that was given to fit; to make one model "
+                    f"of this head and a trunk: ft.assemble(split, {{{self.name!r}: result.head}})"
                 )
         with torch.no_grad():
             for name, tensor in source.items():
                 into[name].copy_(tensor)
+
+    def _places_in(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the module's tensors by their names in the head."""
+        of_model = getattr(self.head, "tensors_in", None)  # the head is what a split left to train of a whole model
+        if of_model is None or isinstance(module, type(self.head)):
+            return _tensors(module)
+        found: dict[str, Tensor] = of_model(module)
+        return found
 
 
 @dataclass(frozen=True)
@@ -231,6 +248,10 @@ class Results:
         whole = {k: v for k, v in vars(self).items() if k not in ("ranked", "timesheet")}
         timesheet = [asdict(entry) for entry in self.timesheet]
         return json.dumps(finite({**whole, "timesheet": timesheet, "heads": heads}), allow_nan=False)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def rank(results: Sequence[HeadResult]) -> tuple[HeadResult, ...]:

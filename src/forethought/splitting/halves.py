@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 
 from forethought import nesting
-from forethought.errors import InvisibleOperationError, ReplayDriftError, ShapeError
+from forethought.errors import InvisibleOperationError, ReplayDriftError, ShapeError, SplitError
 from forethought.identifying.fingerprint import fingerprint_of
 from forethought.probing.generators import Elsewhere, Redraws, generators_of
 from forethought.splitting.inputs import batch_of, plain
@@ -211,6 +211,31 @@ class Head(nn.Module):
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
             if parameter.requires_grad:
                 yield name, parameter
+
+    def tensors_in(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the parameters and buffers of a whole model by this head's names for them.
+
+        Args:
+            model: The model that was split, or another one like it.
+
+        Raises:
+            SplitError: what is frozen here is not in the model, or is not the same there.
+        """
+        body = shell(model)
+        named = [*body.named_parameters(remove_duplicate=False), *body.named_buffers(remove_duplicate=False)]
+        found = {f"body.{name}": tensor for name, tensor in named}
+        for name, own in self.body.named_parameters():
+            there = found.get(f"body.{name}")
+            if own.requires_grad or there is own:
+                continue
+            if there is None or there.shape != own.shape or not torch.equal(own, there.to(own.device)):
+                got = "nothing of this name" if there is None else "another one"
+                raise SplitError(
+                    f"Cannot put a head back into {type(model).__name__}: expected the frozen {name!r} that it was "
+                    f"trained behind, got {got}. Pass the model that was split, or split this one and train its head: "
+                    "ft.split(model, inputs).head"
+                )
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Head":
         buffers = {id(buffer) for buffer in self.body.buffers()}

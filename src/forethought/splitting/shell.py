@@ -249,7 +249,7 @@ class _Copier:
             return module  # a half of another split: it runs on a shell of its own
         if id(module) in self.made:
             return self.made[id(module)][2]
-        path = self._names.get(id(module), path)
+        path = self._path(module, path)
         made = object.__new__(type(module))
         self.made[id(module)] = path, module, made
         held = made.__dict__
@@ -266,6 +266,11 @@ class _Copier:
                 held[name] = self.attribute(name, value, path)
         held["_compiled_call_impl"] = _Call(made, path, self._origin(module, made))
         return made
+
+    def _path(self, module: nn.Module, path: str) -> str:
+        """Give a module's path in the model: that of a shell's is the one it was made with, in wrappers it has not."""
+        call = module.__dict__.get("_compiled_call_impl")
+        return call.path if isinstance(call, _Call) else self._names.get(id(module), path)
 
     def _origin(self, module: nn.Module, made: nn.Module) -> nn.Module:
         """Give the module that a user knows: that of the model; of a copy with tensors of its own, the copy's."""
@@ -289,7 +294,7 @@ class _Copier:
     def _script(self, module: nn.Module, path: str) -> nn.Module:
         if id(module) not in self._scripted:
             self._scripted[id(module)] = made = Scripted(module)
-            made.__dict__["_compiled_call_impl"] = _Call(made, self._names.get(id(module), path), module)
+            made.__dict__["_compiled_call_impl"] = _Call(made, self._path(module, path), module)
         return self._scripted[id(module)]
 
     def _own(self, named: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
