@@ -80,8 +80,9 @@ TABLE = {
     "splitting.running": {"head_run", "inputs", "levels", "nesting", "plan", "shell", "trunk_run", "untouched"},
     "identifying.deciders": {"nesting", "sources", "splitting.recording"},
     "identifying.unseen": {"sources"},
+    "identifying.patches": {"additions", "sources"},
     "identifying.fingerprint": {
-        "deciders", "identity", "nesting", "numerics", "shapes.curves", "shapes.forms", "sources",
+        "deciders", "identity", "nesting", "numerics", "patches", "shapes.curves", "shapes.forms", "sources",
         "splitting.operations", "splitting.plan", "splitting.recording", "tensors", "unseen",
     },
     "splitting.collecting": set(),
@@ -107,7 +108,7 @@ TABLE = {
     # What it said: read, checked, kept, fed.
     "samples.watching": set(),
     "identifying.past": {"sources"},
-    "identifying.account": {"identity", "marks", "past", "sources", "unseen"},
+    "identifying.account": {"identity", "marks", "past", "patches", "sources", "unseen"},
     "samples.measuring": {"nesting", "shapes.padding"},
     "samples.search": {"measuring", "nesting", "shapes.padding"},
     "samples.reading": {"measuring", "nesting", "probing.chance", "watching"},

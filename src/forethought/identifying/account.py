@@ -17,6 +17,7 @@ from forethought.errors import IdentityError
 from forethought.identifying.identity import Digest
 from forethought.identifying.marks import SCALARS
 from forethought.identifying.past import CONSTRUCTORS, past_methods
+from forethought.identifying.patches import patches_in_data
 from forethought.identifying.sources import imported, is_shipped, looks_up, names, read_globals, texts, version
 from forethought.identifying.unseen import KNOWN, check_function, check_item, check_module, has_unseen_backend, refusal
 
@@ -47,7 +48,7 @@ def parts_of(dataset: Any, collate: Callable[..., Any], rest: Any) -> dict[str, 
     try:
         parts = dict(_parts(dataset))
         parts["collate_fn"] = _digest(None if collate is default_collate else collate)
-        parts["reading"] = _digest((rest, _versions()))
+        parts["reading"] = _digest((rest, _versions(), patches_in_data()))
     except IdentityError:
         return None
     return parts

@@ -6,7 +6,6 @@ operations cannot tell (Python read a value to decide), the module's code and st
 what is covered and what cannot be seen.
 """
 
-import functools
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
@@ -21,7 +20,8 @@ from forethought.errors import IdentityError
 from forethought.identifying.deciders import asked_by_values, codes, decisions
 from forethought.identifying.identity import Digest
 from forethought.identifying.numerics import numeric_state
-from forethought.identifying.sources import is_library, is_made_by, is_shipped, names, numerics_version
+from forethought.identifying.patches import patches
+from forethought.identifying.sources import names, numerics_version
 from forethought.identifying.tensors import TensorHash
 from forethought.identifying.unseen import HERE_AND_NOW, is_clock
 from forethought.shapes.curves import Stairs
@@ -104,7 +104,7 @@ def state_of(model: nn.Module, device: str, hash_tensor: TensorHash | None = Non
     digest = _ModelDigest(skip=lambda tensor: id(tensor) in trains)
     digest.hash_tensor = hash_tensor or digest.hash_tensor
     digest.add("forethought model", NOTES, str(torch.__version__), numeric_state(device), model)
-    return digest.add(_patched(), _global_hooks()).hex()
+    return digest.add(patches(model), _global_hooks()).hex()
 
 
 def key_in(state: str, at: tuple[Any, ...], forms: Any) -> str:
@@ -138,23 +138,6 @@ def _global_hooks() -> list[Any]:
     """List the hooks that torch calls around every module of the process."""
     held = sorted((name, value) for name, value in vars(nn.modules.module).items() if name.startswith("_global_"))
     return [(name, list(value.values())) for name, value in held if isinstance(value, dict)]
-
-
-def _patched() -> list[Any]:
-    """List what was put in the place of torch's own functions, whose code its version tells otherwise."""
-    places = (torch, torch.nn.functional, torch.Tensor)
-    items = [(place.__name__, name, item) for place in places for name, item in vars(place).items()]
-    return [each for each in items if _is_brought(each[2])]
-
-
-def _is_brought(item: Any) -> bool:
-    """Say whether something in torch that can be called is not torch's own."""
-    if isinstance(item, types.FunctionType):
-        return not is_made_by(item, is_library)
-    if isinstance(item, functools.partial | types.MethodType):
-        return True
-    is_object = callable(item) and not isinstance(item, type)
-    return is_object and not is_shipped(type(item).__module__) and not type(item).__module__.startswith("typing")
 
 
 class _Writer:

@@ -36,6 +36,7 @@ from forethought.identifying.sources import (
     is_heap,
     is_library,
     is_made_by,
+    is_patched,
     is_python,
     is_shipped,
     names,
@@ -309,8 +310,7 @@ class Digest:
                 self._mark("library", f"{qualified(base)} {version(base.__module__)}".encode())
             for name, item in sorted(vars(base).items()):
                 if library:
-                    is_patched = isinstance(item, types.FunctionType) and not is_made_by(item, self._is_library)
-                    if not is_patched:
+                    if not is_patched(base, item, self._is_library):
                         continue
                 elif name in CLASS_BOOKKEEPING or self._is_past(cls, name):
                     continue

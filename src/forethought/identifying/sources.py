@@ -96,7 +96,7 @@ def _is_standard(root: str) -> bool:
     return file is None or os.path.dirname(file).startswith(_STANDARD)
 
 
-def _is_installed(module: types.ModuleType) -> bool:
+def is_installed(module: types.ModuleType) -> bool:
     """Say whether a module lies where packages are installed: some decorate or patch what others made."""
     return os.path.abspath(str(getattr(module, "__file__", None))).startswith(_INSTALLED)
 
@@ -111,11 +111,20 @@ def is_made_by(value: types.FunctionType | type, is_library: Callable[[str | Non
     if isinstance(value, types.FunctionType):
         scope = value.__globals__
         module = sys.modules.get(str(scope.get("__name__")))
-        return module is not None and vars(module) is scope and (is_shipped(module.__name__) or _is_installed(module))
+        return module is not None and vars(module) is scope and (is_shipped(module.__name__) or is_installed(module))
     found: Any = sys.modules.get(value.__module__)
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is value or not is_heap(value)
+
+
+def is_patched(cls: type, item: Any, is_library: Callable[[str | None], bool]) -> bool:
+    """Say whether something in a library's class is a function of somebody else's, or of another class."""
+    if not isinstance(item, types.FunctionType):
+        return False
+    owner = item.__qualname__.rpartition(".")[0]
+    is_own = owner == cls.__qualname__ or "<locals>" in owner or (not owner and item.__module__ == cls.__module__)
+    return not is_own or not is_made_by(item, is_library)
 
 
 def wrapped_by(function: types.FunctionType, is_library: Callable[[str | None], bool]) -> list[Any] | None:
