@@ -8,6 +8,7 @@ from torch import Tensor
 
 from forethought.errors import FitError
 from forethought.fitting.introduction import check_range
+from forethought.fitting.nonfinite import cause_in
 from forethought.fitting.rows import Batch, Batches, all_targets, fed, pick_target
 from forethought.fitting.standardizing import Standard, learn_standard
 from forethought.fitting.trainee import Trainee
@@ -93,7 +94,13 @@ def prepare(trainees: Sequence[Trainee], train: Batches, batch_size: int, device
     """Learn from the training rows what heads want to know before they are trained."""
     standard = None
     if any(trainee.options.standardize for trainee in trainees):
-        standard = learn_standard(fed(train, batch_size, device, epoch=0))
+        try:
+            standard = learn_standard(fed(train, batch_size, device, epoch=0))
+        except FitError as err:
+            cause = cause_in(train, "train", batch_size, device, 0)
+            if cause is None:
+                raise
+            raise FitError(f"Cannot standardise features: expected finite values, got others: {cause}") from err
     wanted = {t.name: t for t in trainees if t.options.class_weight is not None}
     counted: dict[Any, Tensor] = {}
     weights: dict[str, Tensor] = {}

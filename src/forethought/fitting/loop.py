@@ -1,5 +1,6 @@
 """The loop: every batch once, every group on it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from forethought.fitting.groups import Group, Sums, Work
 from forethought.fitting.inputs import Inputs, Preparation
 from forethought.fitting.introduction import check_range, introduce
 from forethought.fitting.measures import per_sample
+from forethought.fitting.nonfinite import BLAME, cause_in
 from forethought.fitting.rows import Batch, Batches, check_targets, fed, known_targets, pick_target, rows_in
 from forethought.fitting.stack import is_out_of_memory, said_of
 from forethought.fitting.timesheet import Timesheet
@@ -57,9 +59,12 @@ class Loop:
         self._groups: list[Group] = []
         self._classes: dict[str, int | None] = {}
         self.notes: list[str] = []
+        self._sides: dict[str, Batches] = {}
+        self._causes: dict[str, str | None] = {}
 
     def run(self, train: Batches, val: Batches, board: Board) -> None:
         """Train until every head is done. What was begun before goes on where it stood."""
+        self._sides = {"train": train, "val": val}
         found = self._checkpoint.load(self._trainees) if self._checkpoint is not None else None
         if found is not None and not found.groups:
             return
@@ -183,8 +188,18 @@ class Loop:
                 loss, *scores = next(numbers)
                 if trainee.close_epoch(epoch, loss, tuple(scores)):
                     improved.append(at)
+                elif trainee.failed:
+                    self._explain(trainee, epoch, "val" if math.isfinite(loss) else "train")
             group.keep(improved)
             group.close_pass()
+
+    def _explain(self, trainee: Trainee, epoch: int, where: str) -> None:
+        """Say of a head that failed whether its features were to blame. They are looked through once."""
+        if where not in self._causes:
+            rows = self._sides[where]
+            self._causes[where] = cause_in(rows, where, self._batch_size, self._device, epoch)
+        if self._causes[where] is not None:
+            trainee.failed = f"{trainee.failed}, {BLAME}: {self._causes[where]}"
 
     def _dismiss(self, epoch: int) -> None:
         """Let go the heads that take no part in an epoch."""

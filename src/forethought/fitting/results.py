@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import FitError, MissingExtraError
+from forethought.fitting.nonfinite import BLAME
 from forethought.fitting.timesheet import Entry
 
 
@@ -162,10 +163,11 @@ class Results:
         check_comparable(self.is_comparable, "name the best head")
         first = self.ranked[0]
         if first.score is None or first.failed:
+            fix = "Train for longer, or lower the learning rate: fit(..., lr=1e-4)"
+            failed = first.failed or "no finished epoch"
             raise FitError(
-                "Cannot name the best head: expected one with a finite score, got "
-                f"{first.failed or 'no finished epoch'} for {first.name!r}. Train for longer, or lower the "
-                "learning rate: fit(..., lr=1e-4)"
+                f"Cannot name the best head: expected one with a finite score, got {first.name!r}: {failed}"
+                + ("" if BLAME in failed else f". {fix}")
             )
         return first
 
