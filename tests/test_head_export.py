@@ -1,5 +1,6 @@
 """A head gives the same answers in another runtime, and what is proved of it is seen to hold there."""
 
+import copy
 import json
 
 import pytest
@@ -49,6 +50,29 @@ HEADS = {
     "several": MultiHead({"a": AnchorSpline(6, ANCHORS), "b": CornHead(6, [3.0, 2.0, 0.0])}),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
+
+
+def test_what_is_no_head_is_not_exported(tmp_path):
+    """An assembled model, or any other module, is told to give its head."""
+    with pytest.raises(FitError, match=r"full\.heads\['head'\]"):
+        export(nn.Linear(3, 1), tmp_path / "head.onnx")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [k for k in HEADS if k not in ("calibrator", "several")])
+def test_half_precision_is_baked_without_rounding(kind, dtype):
+    """What is computed in float32 from half-precision parameters is held in float32: the same bits as the head's."""
+    head = copy.deepcopy(HEADS[kind]).to(dtype).eval()
+    x = torch.randn(200, 6)
+    assert torch.equal(head.baked()(x), head(x))
+
+
+def test_the_number_of_rows_is_free_whatever_the_example(tmp_path):
+    """An example of as many rows as a layer is wide, or of one, is no constant; nor where a proof is carried over."""
+    head = PartialMonotone(4, ANCHORS, [1, -1, 0, 0], hidden=(4,), keypoints=3).eval()
+    for rows in (1, 4):
+        assert export(head, tmp_path / "head.pt2", example=torch.randn(rows, 4)).largest_difference == 0
+    assert head.certify(through=exported_program, tries=500).holds
 
 
 @every_head

@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -600,6 +601,27 @@ def test_padding_keeps_the_mean_of_smooth_targets_at_the_ends(targets, sigma):
     if (targets, sigma) == ("hl-gauss", 0.75):
         bare = hl_gauss(torch.zeros(1).double(), 11, sigma)
         assert abs((bare @ torch.arange(11.0).double()).item() - 0.37) < 0.01
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.75, 2.0])
+def test_smooth_targets_are_the_mass_of_a_normal_distribution(sigma):
+    """Farebrother et al.: differences of its distribution function at the cells' edges, over their sum; to 1e-14."""
+    places = torch.tensor([-1.0, 0.0, 0.3, 2.5, 6.0], dtype=torch.float64)
+    below = [[NormalDist(place, sigma).cdf(k - 0.5) for k in range(8)] for place in places.tolist()]
+    mass = torch.tensor(below, dtype=torch.float64).diff(dim=1)
+    torch.testing.assert_close(hl_gauss(places, 7, sigma), mass / mass.sum(1, keepdim=True), rtol=0, atol=1e-14)
+
+
+def test_classes_of_ordinal_models_are_by_the_authors_rule():
+    """CORAL: how many sigmoids are above a half; CORN: how many products of them are."""
+    x = torch.randn(2000, 6, dtype=torch.float64)
+    link, chain = CumulativeLink(6, RISING, dtype=torch.float64), CornHead(6, RISING, dtype=torch.float64)
+    above = link.rank_logits(link.latent(x)).sigmoid()
+    passed = chain.rank_logits(x).sigmoid()
+    for j in range(1, passed.shape[1]):
+        passed[:, j] *= passed[:, j - 1]
+    assert torch.equal(link.predict_class(x), (above > 0.5).sum(1))
+    assert torch.equal(chain.predict_class(x), (passed > 0.5).sum(1))
 
 
 @settings(deadline=None, max_examples=60)

@@ -194,15 +194,15 @@ def _check_targets(candidates: Sequence[Candidate], sides: Mapping[str, Batches]
     notes: list[str] = []
     for target in dict.fromkeys(candidate.options.target for candidate in candidates):
         heads = {each.name: last_of(each.module) for each in candidates if each.options.target == target}
-        for side, rows in sides.items():
-            targets = known_targets(rows)
-            if targets is None:
-                continue
-            check_targets(targets, target, side)
-            numbers = pick_target(targets, target)
-            for name, head in heads.items():
-                check_unit(name, head, numbers)
-            notes += beyond(heads, numbers, f"{side}=")
+        known = {side: known_targets(rows) for side, rows in sides.items()}
+        for side, targets in known.items():
+            if targets is not None:
+                check_targets(targets, target, side)
+        numbers = {side: pick_target(targets, target) for side, targets in known.items() if targets is not None}
+        for name, head in heads.items():
+            for column in numbers.values():
+                check_unit(name, head, column)
+        notes += beyond(heads, numbers)
     return notes
 
 

@@ -18,6 +18,7 @@ from forethought.heads.interface import Head
 from forethought.heads.layers import dtype_of, in_evaluation
 
 _ROWS = (1, 2, 3, 17, 1000)  # batches that an exported head is run on: the number of rows must be free
+_TRACED = 1013
 _TOLERANCE = 1e-5  # of the range of the answers: a product of matrices is summed in another order elsewhere
 
 
@@ -63,6 +64,11 @@ def export(head: Head | Conformal, path: str | os.PathLike[str], example: Tensor
         0.0
     """
     path = Path(path)
+    if not isinstance(head, Head | Conformal):
+        raise FitError(
+            f"Cannot export: expected a head of forethought, or what conformalize made, got a {type(head).__name__}. "
+            "Of an assembled model: heads.export(full.heads['head'], path)"
+        )
     features = _example(head) if example is None else example.detach()
     about = _about(head)
     with in_evaluation(head):
@@ -104,8 +110,7 @@ def exported_program(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _exported(module: nn.Module, example: Tensor) -> Any:
-    # Two rows at least: torch.export takes a size of 1 for a constant.
-    return torch.export.export(module, (_two(example),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    return torch.export.export(module, (_traced(example),), dynamic_shapes=({0: torch.export.Dim("rows")},))
 
 
 def _onnx_program(module: nn.Module, example: Tensor) -> Any:
@@ -116,7 +121,7 @@ def _onnx_program(module: nn.Module, example: Tensor) -> Any:
     with torch.no_grad():
         return torch.onnx.export(
             module,
-            (_two(example),),
+            (_traced(example),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("rows")},),
             input_names=["features"],
@@ -149,8 +154,11 @@ def _missing(what: str, err: ImportError) -> MissingExtraError:
     return MissingExtraError(f"Cannot export to ONNX: expected {what}, got {err}. pip install 'forethought[export]'")
 
 
-def _two(example: Tensor) -> Tensor:
-    return example if len(example) > 1 else torch.cat([example, example])
+def _traced(example: Tensor) -> Tensor:
+    """Return the example in as many rows as no layer is wide: torch.export takes 1 row, or as many rows as a layer has
+    units, for a constant.
+    """
+    return example[torch.arange(_TRACED, device=example.device) % len(example)]
 
 
 def _about(head: Head | Conformal) -> dict[str, Any]:

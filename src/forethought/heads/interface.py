@@ -112,6 +112,7 @@ class Head(nn.Module, ABC):
         for part in made.modules():
             bake = getattr(part, "bake", None)
             if bake is not None and type(part).__module__.startswith("forethought.heads."):
+                _widen(part, self.runs_in())
                 bake(self.runs_in())
         return made
 
@@ -139,6 +140,14 @@ class Head(nn.Module, ABC):
             The number of inputs run, and the counterexamples: finding none proves nothing, finding one refutes.
         """
         return hunt(self, *self.trials(), tries, seed)
+
+
+def _widen(part: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a part's own parameters, in half precision, to the type in which it computes: no number changes."""
+    lists = [child for child in part.children() if isinstance(child, nn.ParameterList)]
+    for holder in (part, *lists):
+        for parameter in holder.parameters(recurse=False):
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, dtype))
 
 
 def places_of(labels: Tensor, classes: Sequence[int] | None, count: int) -> Tensor:

@@ -42,26 +42,28 @@ def check_unit(name: str, head: nn.Module, targets: Tensor) -> None:
             )
 
 
-def beyond(heads: Mapping[str, nn.Module], targets: Tensor, rows: str) -> Iterator[str]:
-    """Say how many targets (N,) or (N, T) lie where heads never answer, in a line for each set of anchors.
+def beyond(heads: Mapping[str, nn.Module], sides: Mapping[str, Tensor]) -> list[str]:
+    """Say how many targets lie where heads never answer, in a line for each set of anchors.
 
     Args:
-        heads: By name, trained with them.
-        targets: Of all rows.
-        rows: What to call these.
+        heads: By name, trained with these targets.
+        sides: Targets (N,) or (N, T) of all rows, by what to call them.
     """
-    outside: dict[tuple[int, int, float, float], list[str]] = {}
+    counts: dict[tuple[float, float], dict[str, str]] = {}
+    names: dict[tuple[float, float], list[str]] = {}
     for name, head in heads.items():
-        for each, column in _columns(head, targets):
-            low, high = each.scale.ends
-            count = int(((column < low) | (column > high)).sum())
-            if count and getattr(each, "extrapolate", "clamp") == "clamp":
-                outside.setdefault((count, len(column), low, high), []).append(name)
-    for (count, total, low, high), names in outside.items():
-        yield (
-            f"{count:,} of {total:,} targets of {rows} are beyond {low:g} to {high:g}, the anchors of "
-            f"{_enumerated(names)}, which never answer there: anchors further out reach them"
-        )
+        for side, targets in sides.items():
+            for each, column in _columns(head, targets):
+                low, high = each.scale.ends
+                outside = int(((column < low) | (column > high)).sum())
+                if outside and getattr(each, "extrapolate", "clamp") == "clamp":
+                    counts.setdefault((low, high), {})[side] = f"{outside:,} of {len(column):,} targets of {side}="
+                    names.setdefault((low, high), []).append(name)
+    return [
+        f"{', '.join(found.values())} are beyond {low:g} to {high:g}, the anchors of "
+        f"{_enumerated(list(dict.fromkeys(names[low, high])))}, where no answer goes: anchors further out reach them"
+        for (low, high), found in counts.items()
+    ]
 
 
 def _columns(head: nn.Module, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
