@@ -83,7 +83,7 @@ TABLE = {
     "identifying.patches": {"additions", "sources"},
     "identifying.fingerprint": {
         "deciders", "identity", "nesting", "numerics", "patches", "shapes.curves", "shapes.forms", "sources",
-        "splitting.operations", "splitting.plan", "splitting.recording", "tensors", "unseen",
+        "splitting.operations", "splitting.plan", "splitting.recording", "unseen",
     },
     "splitting.collecting": set(),
     "splitting.trials": {
@@ -171,8 +171,8 @@ TABLE = {
         "samples.precedents", "samples.unevenness", "shapes.forms", "shapes.padding", "soundness", "store",
     },
     "extracting.standing": {
-        "identifying.fingerprint", "identifying.tensors", "kinship", "nesting", "precision", "samples.batch",
-        "samples.dataset", "samples.unevenness", "shapes.padding", "store",
+        "identifying.fingerprint", "kinship", "nesting", "precision", "samples.batch", "samples.dataset",
+        "samples.unevenness", "shapes.padding", "store",
     },
     "extracting.frozen": {
         "accuracy", "calibration", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace", "precision",

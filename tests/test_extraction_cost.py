@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from odd_models import Net
+from torch import nn
 
 import forethought as ft
 from forethought.extracting import extraction, frozen
@@ -80,23 +81,59 @@ def test_a_trunk_is_probed_once_in_a_process(tmp_path, monkeypatch):
     assert len(probed) == 3
 
 
-def test_an_extraction_hashes_each_weight_once(tmp_path, monkeypatch):
-    """What a store knows a model by and what its rows are features of are made of the same hashes of weights."""
+def test_an_extraction_hashes_each_weight_twice(tmp_path, monkeypatch):
+    """Before the model runs, to see whether the store knows it, and after: a run may write into it, counted or not."""
     hashed = []
-    whole = TensorHash._hashed
+    whole = TensorHash.__call__
     monkeypatch.setattr(
-        TensorHash, "_hashed", lambda self, head, tensor: hashed.append(id(tensor)) or whole(self, head, tensor)
+        TensorHash, "__call__", lambda self, head, tensor: hashed.append(id(tensor)) or whole(self, head, tensor)
     )
     net = Net()
     split = ft.split(net, torch.randn(2, 4))
     ft.extract(split, torch.randn(40, 4), tmp_path, batch_size=8)
     frozen_weights = {id(each) for each in net.parameters() if not each.requires_grad}
-    assert sorted(each for each in hashed if each in frozen_weights) == sorted(frozen_weights)
+    assert sorted(each for each in hashed if each in frozen_weights) == sorted([*frozen_weights] * 2)
+
+
+class Prepared(nn.Module):
+    """Prepares its frozen weight when it is first run, in a way that torch may not count."""
+
+    def __init__(self, way, is_ready=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(4, 4, bias=False).requires_grad_(False), nn.Linear(4, 2)
+        self.way, self.is_ready = way, is_ready
+
+    def features(self, x):
+        if not self.is_ready:
+            weight = self.body.weight.detach().clamp(-0.1, 0.1)  # twice is as once
+            if self.way == "numpy":
+                self.body.weight.detach().numpy()[:] = weight.numpy()
+            elif self.way == "data":
+                self.body.weight.data.copy_(weight)
+            else:
+                with torch.no_grad():
+                    self.body.weight.copy_(weight)
+            self.is_ready = True
+        return torch.tanh(self.body(x))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("way", ["numpy", "data", "counted"])
+def test_a_weight_that_the_first_run_writes_is_hashed_as_it_is_used(way, tmp_path):
+    """A model with the weight of before has rows of its own."""
+    x = torch.randn(12, 4)
+    for is_ready in (False, True):
+        found = ft.extract(Prepared(way, is_ready), x, tmp_path, progress=False)
+        assert found.report.rows_computed == 12
+        torch.testing.assert_close(torch.tensor(found.numpy()), Prepared(way, is_ready).features(x))
 
 
 @pytest.mark.parametrize("write", ["plain", "past the counter"])
 def test_a_weight_written_between_two_extractions_is_seen(write, tmp_path):
-    """Hashes are kept for one extraction only: none outlives it, whatever torch counts."""
+    """No hash outlives an extraction, whatever torch counts."""
     net, x = Net(), torch.randn(12, 4)
     split = ft.split(net, x[:2])
     ft.extract(split, x, tmp_path)
@@ -109,15 +146,3 @@ def test_a_weight_written_between_two_extractions_is_seen(write, tmp_path):
     again = ft.extract(split, x, tmp_path)
     assert again.report.rows_computed == 12
     assert torch.equal(torch.from_numpy(again.numpy().copy()), split.trunk(x).detach())
-
-
-def test_a_remembered_hash_follows_writes():
-    """A tensor written into has another hash, and has its own again when the numbers are back."""
-    once, x = TensorHash(remembers=True), torch.randn(5)
-    first = once(b"head", x)
-    assert once(b"head", x) == first == TensorHash()(b"head", x)
-    assert once(b"other", x) != first
-    x += 1
-    assert once(b"head", x) == TensorHash()(b"head", x) != first
-    x.data = torch.zeros(5)
-    assert once(b"head", x) == TensorHash()(b"head", torch.zeros(5))

@@ -178,7 +178,7 @@ class FrozenPart:
 
     def _fingerprint(self, split: Split, example: Batch) -> tuple[str, dict[str, str]]:
         try:
-            return fingerprint_with_parts(split.plan, self.model, self.standing.hash_tensor)
+            return fingerprint_with_parts(split.plan, self.model)
         except IdentityError:
             probe(split, example.to(self.device))  # what draws or counts is said to, rather than to have no identity
             raise

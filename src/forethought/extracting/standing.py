@@ -21,7 +21,6 @@ from forethought.errors import (
 from forethought.extracting.kinship import Kin, Lent
 from forethought.extracting.precision import Stored
 from forethought.identifying.fingerprint import key_in, state_of
-from forethought.identifying.tensors import TensorHash
 from forethought.samples.batch import Batch
 from forethought.samples.dataset import Samples
 from forethought.samples.unevenness import UnforeseenSizesError
@@ -35,23 +34,18 @@ class Standing:
         model: The model.
         cut: Where it is cut, as was asked for.
         device: Where it is to run.
-
-    Attributes:
-        hash_tensor: Hashes its tensors, each once while it is looked at.
     """
 
     def __init__(self, model: nn.Module, cut: tuple[Any, ...], device: torch.device) -> None:
         self._model, self._cut, self._device = model, cut, device
         self._state: str | None = None
         self._seen: list[Any] = []
-        self.hash_tensor = TensorHash(remembers=True)
         self._kin: Kin | None = None
         self._is_guided = True
 
     def forget(self) -> None:
         """Look at the model anew when it is asked of again."""
         self._state = None
-        self.hash_tensor = TensorHash(remembers=True)
 
     def has_moved(self) -> bool:
         """Say whether something shows that the model is not what it was when it was looked at."""
@@ -98,7 +92,7 @@ class Standing:
         if self._state is None:
             self._seen = _shown(self._model)
             try:
-                self._state = state_of(self._model, self._device.type, self.hash_tensor)
+                self._state = state_of(self._model, self._device.type)
             except IdentityError:
                 self._state = ""
         return key_in(self._state, self._cut, (forms, outline)) if self._state else None

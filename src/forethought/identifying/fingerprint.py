@@ -22,7 +22,6 @@ from forethought.identifying.identity import Digest
 from forethought.identifying.numerics import numeric_state
 from forethought.identifying.patches import patches
 from forethought.identifying.sources import names, numerics_version
-from forethought.identifying.tensors import TensorHash
 from forethought.identifying.unseen import HERE_AND_NOW, is_clock
 from forethought.shapes.curves import Stairs
 from forethought.shapes.forms import Form, Size, linear_size
@@ -43,17 +42,14 @@ def fingerprint_of(plan: Plan) -> str:
     return _written(plan).hex()
 
 
-def fingerprint_with_parts(
-    plan: Plan, model: nn.Module, hash_tensor: TensorHash | None = None
-) -> tuple[str, dict[str, str]]:
+def fingerprint_with_parts(plan: Plan, model: nn.Module) -> tuple[str, dict[str, str]]:
     """Give `fingerprint_of` and `parts_of`, each tensor hashed once."""
-    digest = _written(plan, hash_tensor)
+    digest = _written(plan)
     return digest.hex(), _parts(plan, model, digest)
 
 
-def _written(plan: Plan, hash_tensor: TensorHash | None = None) -> Digest:
+def _written(plan: Plan) -> Digest:
     digest = Digest()
-    digest.hash_tensor = hash_tensor or digest.hash_tensor
     digest.add("forethought trunk", VERSION, numerics_version())
     digest.add(numeric_state(plan.frontier[0].form.device.type))
     for at, tensor in enumerate(plan.frontier):
@@ -92,7 +88,7 @@ def _parts(plan: Plan, model: nn.Module, hashed: Digest) -> dict[str, str]:
     return parts
 
 
-def state_of(model: nn.Module, device: str, hash_tensor: TensorHash | None = None) -> str:
+def state_of(model: nn.Module, device: str) -> str:
     """Identify a model as it stands, without running it, so that what was once recorded of it can be believed.
 
     It counts more than the trunk needs (all code and attributes, the head's too), but not the values that train.
@@ -102,7 +98,6 @@ def state_of(model: nn.Module, device: str, hash_tensor: TensorHash | None = Non
     """
     trains = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     digest = _ModelDigest(skip=lambda tensor: id(tensor) in trains)
-    digest.hash_tensor = hash_tensor or digest.hash_tensor
     digest.add("forethought model", NOTES, str(torch.__version__), numeric_state(device), model)
     return digest.add(patches(model), _global_hooks()).hex()
 

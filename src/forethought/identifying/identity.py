@@ -82,7 +82,7 @@ class Digest:
         self._pending: dict[int, _Open] = {}  # written, but they refer to values that are still open
         self._count = 0
         self._held: list[Any] = []  # keeps ids from being used again
-        self.hash_tensor = TensorHash()  # that of another digest, where both are to hash each tensor once
+        self._hash_tensor = TensorHash()
 
     def add(self, *values: Any) -> "Digest":
         """Write values; returns itself.
@@ -149,7 +149,7 @@ class Digest:
                 self.add(parts)
                 return
             head = f" {tensor.dtype} {tuple(tensor.shape)}:".encode()
-            self._images[id(tensor)] = self.hash_tensor(head, None if self._skip(tensor) else tensor)
+            self._images[id(tensor)] = self._hash_tensor(head, None if self._skip(tensor) else tensor)
             self._held.append(tensor)
         self._mark("tensor", self._images[id(tensor)])
         self.add(*(additions_to_tensor(tensor) if self._open else ()))  # what holds it may read what is noted on it

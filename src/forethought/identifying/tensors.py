@@ -43,27 +43,13 @@ def as_numbers(tensor: Tensor) -> Tensor:
 
 
 class TensorHash:
-    """Hashes tensors, large ones with the threads that torch may use, without a copy of a whole one.
+    """Hashes tensors, large ones with the threads that torch may use, without a copy of a whole one."""
 
-    Args:
-        remembers: Hash a tensor once, until torch counts another write into it. For a moment in which nobody writes
-            past that counter.
-    """
-
-    def __init__(self, remembers: bool = False) -> None:
+    def __init__(self) -> None:
         self._many: Any = None  # made when first needed: it may begin threads of its own
-        self._known: dict[tuple[Any, ...], tuple[Tensor, bytes]] | None = {} if remembers else None
 
     def __call__(self, head: bytes, tensor: Tensor | None) -> bytes:
         """Hash a text and, after it, a tensor's bytes."""
-        if self._known is None or tensor is None or tensor.layout is not torch.strided or tensor.is_inference():
-            return self._hashed(head, tensor)
-        key = id(tensor), tensor._version, tensor.data_ptr(), head
-        if key not in self._known:
-            self._known[key] = tensor, self._hashed(head, tensor)  # held, so that its id is not used again
-        return self._known[key][1]
-
-    def _hashed(self, head: bytes, tensor: Tensor | None) -> bytes:
         is_large = tensor is not None and tensor.numel() * tensor.element_size() >= _ALONE_BYTES
         digest = self._threads() if is_large and torch.get_num_threads() > 1 else blake3.blake3()
         digest.update(head)
