@@ -413,6 +413,20 @@ def test_a_certificate_says_when_subnormal_numbers_are_taken_for_zero():
     assert "subnormal" not in usual.arithmetic
 
 
+@pytest.mark.parametrize("make", [AnchorSpline, CumulativeLink, CornHead, HistogramHead])
+def test_modes_of_the_caller_change_no_certificate(make):
+    """In inference mode, made there or before, and under another default device: the same claims, none broken."""
+    head = make(3, RISING)
+    usual = head.certify()
+    with torch.inference_mode():
+        assert head.certify() == usual
+        assert not head.falsify(2_000).found
+        assert make(3, RISING).certify().holds
+    with torch.device("meta"):
+        assert head.certify() == usual
+        assert not head.falsify(2_000).found
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_no_broken_head_is_certified(name):
     """Broken weights, code, hooks and kinds: the certificate says that it does not hold, and what is the matter."""

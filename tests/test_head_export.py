@@ -67,6 +67,12 @@ def test_half_precision_is_baked_without_rounding(kind, dtype):
     assert torch.equal(head.baked()(x), head(x))
 
 
+def test_answers_that_are_no_numbers_are_not_compared(tmp_path):
+    """What the head gives for the example has to be finite, before a file is blamed."""
+    with pytest.raises(BundleError, match="expected finite answers to the example"):
+        export(AnchorSpline(3, ANCHORS), tmp_path / "head.pt2", example=torch.full((4, 3), torch.nan))
+
+
 def test_the_number_of_rows_is_free_whatever_the_example(tmp_path):
     """An example of as many rows as a layer is wide, or of one, is no constant; nor where a proof is carried over."""
     head = PartialMonotone(4, ANCHORS, [1, -1, 0, 0], hidden=(4,), keypoints=3).eval()

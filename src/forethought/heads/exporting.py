@@ -196,7 +196,7 @@ def _example(head: nn.Module) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     device = next((tensor.device for tensor in head.state_dict().values()), torch.device("cpu"))
     dtype = torch.promote_types(dtype_of(head), torch.float32)
-    return torch.randn(max(_ROWS), width, generator=draw, dtype=torch.float64).to(device, dtype)
+    return torch.randn(max(_ROWS), width, generator=draw, dtype=torch.float64, device="cpu").to(device, dtype)
 
 
 def _config(head: Head) -> dict[str, Any] | None:
@@ -210,6 +210,11 @@ def _compared(head: Head | Conformal, run: Callable[[Tensor], Any], features: Te
     worst, rows = 0.0, 0
     with torch.no_grad():
         expected = _as_one(head(features))
+        if not expected.isfinite().all():
+            raise BundleError(
+                "Cannot export head: expected finite answers to the example, got some that are not. "
+                "Give features like those it will see: export(head, path, example=features)"
+            )
         scale = float((expected.max() - expected.min()).abs()) or 1.0
         for size in _ROWS:
             batch = features[torch.arange(size) % len(features)]

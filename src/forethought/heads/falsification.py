@@ -199,8 +199,11 @@ class _Hunt:
     def _uphill(self, start: Tensor) -> Tensor:
         """Follow the coordinate whose gradient points the most the wrong way."""
         x = torch.where(start.isfinite(), start, torch.zeros_like(start)).requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(self.walk.function(x).sum(), x, allow_unused=True)
+        try:
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(self.walk.function(x).sum(), x, allow_unused=True)
+        except RuntimeError:  # weights that were made in inference mode: the other ways of looking need no gradient
+            slope = None
         slope = torch.zeros_like(x) if slope is None else slope
         wrong = torch.where(self.signs != 0, (slope * self.signs).nan_to_num(0.0), math.inf).argmin(1)
         step = torch.zeros_like(start).scatter(1, wrong[:, None], 1.0) * self.signs

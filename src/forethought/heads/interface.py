@@ -15,7 +15,7 @@ from forethought.heads.anchors import Anchors
 from forethought.heads.certificate import AS_FUNCTION, AT_PROTOTYPES, AT_VERTICES, CODE, Certificate, Claim
 from forethought.heads.falsification import Falsification, Hit, Walk
 from forethought.heads.layers import in_evaluation
-from forethought.heads.proofs import altered, certificate_of, hunt
+from forethought.heads.proofs import altered, certificate_of, hunt, unaffected
 
 
 class Head(nn.Module, ABC):
@@ -97,11 +97,12 @@ class Head(nn.Module, ABC):
         Returns:
             A certificate; `certificate.raise_if_failed()` where it must hold.
         """
-        certificate = self._certified()
-        if through is None or not certificate.holds:
-            return certificate
-        with in_evaluation(self):
-            return carried_over(certificate, self, self.baked(), through, tries)
+        with unaffected():
+            certificate = self._certified()
+            if through is None or not certificate.holds:
+                return certificate
+            with in_evaluation(self):
+                return carried_over(certificate, self, self.baked(), through, tries)
 
     def baked(self) -> "Head":
         """Return a copy in which what is computed from parameters alone is held as numbers: what is exported.
@@ -139,7 +140,8 @@ class Head(nn.Module, ABC):
         Returns:
             The number of inputs run, and the counterexamples: finding none proves nothing, finding one refutes.
         """
-        return hunt(self, *self.trials(), tries, seed)
+        with unaffected():
+            return hunt(self, *self.trials(), tries, seed)
 
 
 def _widen(part: nn.Module, dtype: torch.dtype) -> None:

@@ -227,7 +227,9 @@ def _rows(linears: Sequence[nn.Linear]) -> list[Tensor]:
     """Return rows of every width that a Linear takes: drawn, as what is 0 comes through too many layers unchanged."""
     widths, like = dict.fromkeys(linear.in_features for linear in linears), linears[0].weight
     draw = torch.Generator().manual_seed(0)
-    return [torch.randn(16, width, generator=draw).to(like.device, dtype_of(linears[0])) for width in widths]
+    return [
+        torch.randn(16, width, generator=draw, device="cpu").to(like.device, dtype_of(linears[0])) for width in widths
+    ]
 
 
 Calls = list[tuple[str, nn.Module, Any]]

@@ -1,7 +1,8 @@
 """Certificates put together: exact checks of stored numbers, and that the code is the one that was proved."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -73,6 +74,14 @@ def _confronted(claim: Claim, seen: Sequence[Counterexample]) -> Claim:
         if (case.what, case.variable) == (claim.what, claim.variable):
             return claim.refuted(str(case))
     return claim
+
+
+@contextmanager
+def unaffected() -> Iterator[None]:
+    """Work as if the caller had set no inference mode, in which no gradient is taken, and no default device."""
+    is_usual = torch.get_default_device().type == "cpu"
+    with torch.inference_mode(False), nullcontext() if is_usual else torch.device("cpu"):
+        yield
 
 
 def hunt(
