@@ -5,12 +5,14 @@ changing    with one unit in the last place of anything that the frozen part rea
 """
 
 import copy
+import ctypes
 import os
 import subprocess
 import sys
 import textwrap
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -513,6 +515,44 @@ def test_a_module_told_by_its_code_is_told_by_all_of_it():
     found = [of(), of(member=2), of(table=3), of(added=4)]
     assert len(set(found)) == len(found)
     assert of() == found[0]
+
+
+FILLED = {
+    "numpy": "t = torch.empty(6); t.numpy()[:] = {value}",
+    "numpy that reads only": "t = torch.full((6,), {value}); t.numpy().sum()",
+    "asarray": "t = torch.zeros(6); np.asarray(t)[:] = {value}",
+    "dlpack": "t = torch.zeros(6); torch.from_dlpack(t).fill_({value})",
+    "pointer": "t = torch.zeros(6); (ctypes.c_float * 6).from_address(t.data_ptr())[:] = [{value}] * 6",
+    "another memory": "t = torch.zeros(0); t.set_(torch.full((6,), {value}).untyped_storage(), 0, (6,))",
+    "other data": "t = torch.zeros(6); t.data = torch.full((6,), {value})",
+    "in place": "t = torch.zeros(6); t.fill_({value})",
+    "through a view": "t = torch.zeros(6); t[:3] = {value}; t.view(2, 3)[1] = {value}",
+    "out": "t = torch.zeros(6); torch.full((6,), {value}, out=t)",
+}
+
+
+@pytest.mark.parametrize("way", FILLED)
+def test_what_a_constant_was_filled_with_counts(way):
+    """Also where code that no operation shows wrote into it after it was made."""
+    source = """
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__(); torch.manual_seed(0)
+            self.layer, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.layer.requires_grad_(False)
+        def forward(self, x):
+            {fill}
+            return self.head((self.layer(x) * t).relu())
+    """
+
+    def of(value, rows=2):
+        user = types.ModuleType("user_file")
+        vars(user).update(nn=nn, torch=torch, np=np, ctypes=ctypes)
+        exec(textwrap.dedent(source).format(fill=FILLED[way].format(value=value)), vars(user))
+        return told(user.M(), torch.ones(rows, 4))
+
+    assert of(1.0) != of(2.0)
+    assert of(1.0) == of(1.0) == of(1.0, rows=3)
 
 
 def test_the_number_of_hooks_in_a_process_does_not_count():

@@ -57,6 +57,15 @@ class ThroughNumpy(Base):
         return self.head(torch.from_numpy(np.tanh(self.body(x).numpy())))
 
 
+@refused("InvisibleOperationError", "they are put into another tensor's `.data` there", r"\.data in.*t = value")
+class OtherData(Base):
+    def forward(self, x):
+        h = self.body(x)
+        held = torch.zeros_like(h)
+        held.data = h
+        return self.head(held * 2)
+
+
 @refused("InvisibleOperationError", "through a vmapped function", r"functional\.linear in head, got.*vmap")
 class ThroughVmap(Base):
     def forward(self, x):

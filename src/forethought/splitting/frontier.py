@@ -206,6 +206,8 @@ class Recorder(TorchFunctionMode):
         """See one call of a torch function."""
         kwargs = kwargs or {}
         traits = traits_of(func)
+        if traits.opens and args and isinstance(args[0], Tensor):
+            self._tracker.show(args[0])
         if traits.asks if traits.asks is not None else is_about(func, args, kwargs):
             if traits.asks_size and isinstance(args[0], Tensor):
                 read = self._look(args[0])

@@ -149,6 +149,13 @@ class HeadRun(Walk):
         """Answer what is asked about a placeholder, but not the size of one whose size depends on values."""
         if asks_size(func) and any(map(_is_unshaped, nesting.tensors((args, kwargs)))):
             raise self._unshaped()
+        if func_name(func) == "__set__" and isinstance(args[1], Placeholder):  # it lies nowhere: torch would crash
+            raise InvisibleOperationError(
+                f"Cannot replay: expected frozen values in tensors of their own, got one put into another's "
+                f".data in '{self._level.step.path or 'the forward'}'. "
+                "Use the value itself: t = value in place of t.data = value, or cut after it: "
+                "ft.split(model, x, at=<a later module>)"
+            )
         return func(*args, **kwargs)
 
     def _unshaped(self) -> ForethoughtError:

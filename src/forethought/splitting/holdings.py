@@ -51,11 +51,12 @@ class Holdings:
 
     def _memory(self, tensor: Tensor) -> int | None:
         tensor = bare(tensor)
-        self._known[id(tensor)] = weakref.ref(tensor), (Label.CONSTANT, None)  # itself, not a view that shows all of it
         storage = storage_of(tensor)
-        if storage is None:
+        address: int | None = None if storage is None else storage._cdata
+        itself = Label.CONSTANT, None  # not a view that shows all of it
+        self._known[id(tensor)] = weakref.ref(tensor), itself, address
+        if storage is None or address is None:
             return None
-        address: int = storage._cdata
         if address not in self._refs:
             self._refs[address] = StorageWeakRef(storage)
         return address

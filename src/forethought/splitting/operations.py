@@ -32,6 +32,11 @@ _LIKE = {
     "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided",
 }  # fmt: skip
 
+# Methods by which code that no mode sees gets a way into a tensor's memory.
+_OPENS = {
+    "numpy", "__array__", "__dlpack__", "to_dlpack", "untyped_storage", "storage", "_typed_storage", "data_ptr",
+}  # fmt: skip
+
 # Methods whose second argument only lends its shape or type.
 _SHAPED_BY_OTHER = {"expand_as", "view_as", "reshape_as", "type_as"}
 
@@ -138,6 +143,7 @@ class Traits:
     counts: bool
     draws: bool
     is_iterator: bool
+    opens: bool  # gives code that no mode sees a way into the memory
     shape_only: int | None
     is_lasting: bool  # made in C: nobody has put it in the place of another
 
@@ -148,8 +154,14 @@ def traits_of(func: Function) -> Traits:
 
 
 def _traits(func: Function) -> Traits:
-    is_iterator, is_lasting = func_name(func) == "__iter__", isinstance(func, _LASTING)
-    return Traits(_asks(func), asks_size(func), counts(func), draws(func), is_iterator, shape_only(func), is_lasting)
+    is_iterator, opens, is_lasting = (
+        func_name(func) == "__iter__",
+        func_name(func) in _OPENS,
+        isinstance(func, _LASTING),
+    )
+    return Traits(
+        _asks(func), asks_size(func), counts(func), draws(func), is_iterator, opens, shape_only(func), is_lasting
+    )
 
 
 _known_traits = functools.lru_cache(maxsize=2048)(_traits)

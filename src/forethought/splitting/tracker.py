@@ -21,11 +21,12 @@ class Memory:
     label: Label
     written: int = -1  # the last operation that wrote into it
     trains: bool = False
+    shown: Tensor | None = None  # its bytes when code that no mode sees was given a way into it
     views: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
 
-Known = tuple["weakref.ref[Tensor]", tuple[Label, Value | None]]
-"""A tensor, its label and its value."""
+Known = tuple["weakref.ref[Tensor]", tuple[Label, Value | None], int | None]
+"""A tensor, its label and its value, and the address of the memory in which it had them."""
 
 
 class Tracker:
@@ -77,11 +78,14 @@ class Tracker:
         """Tell the label, the value and the memory of a tensor as it is now."""
         tensor = bare(tensor) if is_wrapped(tensor) else tensor
         storage = storage_of(tensor)
-        memory = None if storage is None else self._memories.get(storage._cdata)
+        address = None if storage is None else storage._cdata
+        memory = None if address is None else self._memories.get(address)
         noted = self._known.get(id(tensor))
-        known = noted[1] if noted is not None and noted[0]() is tensor else None
+        known = noted[1] if noted is not None and noted[0]() is tensor and noted[2] == address else None
         if memory is not None and memory.trains:
             return Label.TRAINABLE, known[1] if known else None, memory
+        if memory is not None and memory.shown is not None and _is_filled(memory, tensor):
+            return memory.label, None, memory
         if known is not None and memory is not None and memory.label > known[0]:
             return memory.label, _after(memory, tensor), memory  # written through another view of its memory
         if known is not None:
@@ -93,8 +97,9 @@ class Tracker:
     def note(self, tensor: Tensor, label: Label, value: Value | None) -> Memory | None:
         """Remember a tensor that an operation has just given."""
         tensor = bare(tensor)
-        self._known[id(tensor)] = weakref.ref(tensor), (label, value)
         memory = self._memory(tensor, label)
+        address = None if memory is None else memory.ref.cdata
+        self._known[id(tensor)] = weakref.ref(tensor), (label, value), address
         if memory is not None and value is not None:
             memory.views[_view(tensor)] = value
         return memory
@@ -106,6 +111,20 @@ class Tracker:
             memory.written = ordinal
             memory.label = max(memory.label, label)
             memory.trains = memory.trains or label is Label.TRAINABLE
+
+    def show(self, tensor: Tensor) -> None:
+        """Remember what a constant holds, as code that no mode sees (numpy's) is given a way into its memory.
+
+        If it holds something else later, it is no longer what the operation gave that made it.
+        """
+        label, value, memory = self.see(tensor)
+        if (
+            memory is not None
+            and label is Label.CONSTANT
+            and value is not None
+            and tensor.untyped_storage().device.type != "meta"
+        ):
+            memory.shown = _bytes(bare(tensor)).clone()
 
     def last_written(self) -> dict[int, int]:
         """Tell, for each memory, the last operation that wrote into it."""
@@ -128,6 +147,17 @@ def _after(memory: Memory, tensor: Tensor) -> Value | None:
     if key not in memory.views:
         memory.views[key] = memory.written, MIXED - len(memory.views)
     return memory.views[key]
+
+
+def _is_filled(memory: Memory, tensor: Tensor) -> bool:
+    """Say whether a constant has been written into since it was shown."""
+    is_constant = memory.shown is not None and memory.label is Label.CONSTANT
+    return is_constant and not torch.equal(_bytes(tensor), memory.shown)  # type: ignore[arg-type]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    storage = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 def _view(tensor: Tensor) -> tuple[Any, ...]:
