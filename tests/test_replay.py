@@ -827,6 +827,47 @@ def test_what_trains_may_take_another_path_once_nothing_is_frozen():
         odd_models.compare(model(x), _joined(parts, x), "loops")
 
 
+class Routes(nn.Module):
+    """Frozen, but for an expert that few batches need: below it, or only reached through a list."""
+
+    def __init__(self, expert, is_below):
+        super().__init__()
+        self.usual = frozen(nn.Linear(6, 8))
+        self.experts = nn.ModuleList([expert]) if is_below else [expert]
+
+    def forward(self, x):
+        return self.experts[0](x) if float(x.sum()) > 50 else self.usual(x)
+
+
+class Expert(Base):
+    """The expert trains, and is a part of the whole; the routes are frozen otherwise."""
+
+    def __init__(self, is_below):
+        super().__init__()
+        self.expert = nn.Linear(6, 8)
+        self.routes = Routes(self.expert, is_below)
+
+    def forward(self, x):
+        return self.head(self.body(x) + self.routes(x))
+
+
+@pytest.mark.parametrize("is_below", [True, False])
+def test_what_trains_but_was_not_used_by_the_example_is_not_frozen(is_below):
+    """A batch that uses what the example did not gives its gradients, or is refused: it is never taken as frozen."""
+    torch.manual_seed(0)
+    model, x = Expert(is_below), torch.randn(4, 6)
+    parts = ft.split(model, x)
+    assert torch.equal(_joined(parts, x), model(x))
+    x = x.abs() * 50
+    try:
+        given = torch.autograd.grad(_joined(parts, x).sum(), [*model.expert.parameters()], allow_unused=True)
+    except ForethoughtError as refused:
+        assert isinstance(refused, NothingFrozenError | ReplayDriftError)
+        return
+    wanted = torch.autograd.grad(model(x).sum(), [*model.expert.parameters()])
+    assert all(map(torch.equal, given, wanted))
+
+
 class Shrinks(Base):
     """Runs a frozen layer until a batch is small enough."""
 

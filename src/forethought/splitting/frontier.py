@@ -175,7 +175,8 @@ class Recorder(TorchFunctionMode):
             label, value = self._tracker.read(tensor)
             if value != call.inputs[at] and value is not None:
                 call.changed = {**call.changed, at: _made(tensor, value, label)}
-        call.whole = is_whole(call, output)
+        # What trains in it may be unused in this run, as an expert to which no sample went, and used in another.
+        call.whole = call.module not in self._holdings.training and is_whole(call, output)
         if call.path in self._at:
             self._reached.add(call.path)
             requires_grad = [tensor.requires_grad for tensor in nesting.tensors(output)]

@@ -24,6 +24,7 @@ class Holdings:
         homes: The same by the identity of the tensor.
         native: The identities of these and of all tensors in its modules' containers.
         notes: The plain objects.
+        training: Modules in which a parameter trains, at any depth, whether a run uses it or not.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -36,6 +37,7 @@ class Holdings:
         self.homes = {id(read.outside): read.home for read in self.held}
         self.native = self.homes.keys() | tensors_of(self.modules).keys()
         self.notes = notes_of(self.modules)
+        self.training = _in_which_something_trains(body)
 
     def _list(self) -> list[Read]:
         found = []
@@ -78,6 +80,21 @@ class Holdings:
         """
         memories = {address: Memory(ref, Label.CONSTANT) for address, ref in self._refs.items()}
         return Tracker([*(p for p in self._parameters if p.requires_grad), *moved], memories, dict(self._known))
+
+
+def _in_which_something_trains(root: nn.Module) -> frozenset[nn.Module]:
+    """Find the modules in which a parameter trains, at any depth."""
+    found: dict[nn.Module, bool] = {}
+
+    def look(module: nn.Module) -> bool:
+        if module not in found:
+            found[module] = any(p is not None and p.requires_grad for p in module._parameters.values())
+            below = [look(child) for _, child in module._modules.items() if child is not None]
+            found[module] = found[module] or any(below)
+        return found[module]
+
+    look(root)
+    return frozenset(module for module, trains in found.items() if trains)
 
 
 def _address(tensor: Tensor | None) -> int | None:

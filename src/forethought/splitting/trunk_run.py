@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
-from forethought.errors import ShapeError
+from forethought.errors import ReplayDriftError, ShapeError
 from forethought.splitting.levels import FAST, Level, Walk, filled
 from forethought.splitting.operations import Function, draws, func_name, is_about, shape_only
 from forethought.splitting.placeholder import Placeholder, run_on
@@ -36,6 +36,7 @@ class TrunkRun(Walk):
     def __init__(self, plan: Plan, batch: int, trainable: Sequence[Tensor]) -> None:
         super().__init__(plan, batch)
         self._tracker = Tracker(trainable)
+        self._trainable = {id(tensor) for tensor in trainable}
         self._open: list[Level] = []  # the levels from the outermost to this one
         self._taken: list[Tensor | None] = [None] * len(plan.frontier)
         self._draws = bool(plan.recording.drawn or plan.recording.apart)
@@ -145,13 +146,30 @@ class TrunkRun(Walk):
     def _settle(self, crossing: int) -> None:
         tensor = self._taken[crossing]
         assert tensor is not None
-        tensor = tensor.detach() if tensor.requires_grad else tensor  # set by the forward itself
+        if tensor.requires_grad:
+            self._check_untrained(tensor, self._plan.frontier[crossing].name)
+            tensor = tensor.detach()  # set by the forward itself
         self._taken[crossing] = tensor.clone() if self._plan.rewritten[crossing] else tensor
         self._final += 1
         if self._final == len(self._taken):
             for level in self._open:
                 level.check_touched(sum(step.operation.ordinal <= self._plan.last for step in level.step.touching))
             raise Finished
+
+    def _check_untrained(self, tensor: Tensor, name: str) -> None:
+        """Check that no parameter that trains is behind a value that comes out of a frozen call, run unwatched."""
+        waiting, seen = [tensor.grad_fn], set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", None)) in self._trainable:
+                raise ReplayDriftError(
+                    f"Cannot run the trunk: expected '{name}' not to depend on what trains, as when the model was "
+                    "split, got a batch for which it does. Split on such a batch: ft.split(model, x), or freeze it"
+                )
+            waiting += [following for following, _ in node.next_functions]
 
     def _left_out(self, step: OperationStep, leaves: list[Tensor]) -> Any:
         for at, (made, _) in step.changed.items():
