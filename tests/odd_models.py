@@ -700,6 +700,25 @@ def _channels(batch):
     return (x.to(memory_format=torch.channels_last) if batch > 3 else x,), {}
 
 
+def _graph(batch):
+    return (torch.randn(batch, 6), (torch.rand(batch, batch) < 0.5).float()), {}
+
+
+def _sparse_graph(batch):
+    return (torch.randn(batch, 6), (torch.rand(batch, batch) < 0.5).float().to_sparse()), {}
+
+
+class _Convolves(Base):
+    """The rows of its inputs are the nodes of one graph: two of them, without the others, are none."""
+
+    def forward(self, x, edges):
+        return self.head(edges @ torch.relu(edges @ self.body(x)))
+
+
+odd(feed=_graph, name="Graph")(_Convolves)
+odd(feed=_sparse_graph, name="SparseGraph")(_Convolves)
+
+
 @odd(feed=tokens)
 class AttentionOfConstants(nn.Module):
     """A decoder's own attention reads nothing but frozen queries: torch has a faster kernel for it, unwatched."""

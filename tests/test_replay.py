@@ -827,6 +827,35 @@ def test_what_trains_may_take_another_path_once_nothing_is_frozen():
         odd_models.compare(model(x), _joined(parts, x), "loops")
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_one_graph_has_a_fingerprint_and_is_split_again(sparse):
+    """What is recorded anew is recorded on all of the example where two of its rows mean nothing."""
+    model = odd_models._Convolves()
+    args, _ = (odd_models._sparse_graph if sparse else odd_models._graph)(6)
+    parts = ft.split(model, args)
+    before = parts.trunk.fingerprint
+    with torch.no_grad():
+        model.body[0].weight[0, 0] += 1
+    assert parts.trunk.fingerprint != before
+    other, _ = odd_models._graph(9)
+    assert torch.equal(_joined(parts, *other), model(*other))
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|CSR)")
+@pytest.mark.parametrize(
+    ("convert", "says"),
+    [
+        (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "to_padded_tensor"),
+        (torch.Tensor.to_sparse_csr, r"to_sparse_coo\(\)"),
+    ],
+    ids=["nested", "csr"],
+)
+def test_inputs_whose_samples_cannot_be_chosen_are_refused_by_name(convert, says):
+    """Trials choose samples: inputs of which torch gives no rows are refused before, with the conversion."""
+    with pytest.raises(SplitError, match=says):
+        ft.split(Base(), convert(torch.ones(3, 6)))
+
+
 class Routes(nn.Module):
     """Frozen, but for an expert that few batches need: below it, or only reached through a list."""
 

@@ -31,6 +31,17 @@ def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
             "Cannot split: expected example inputs with at least one tensor, got none. "
             "Pass some: ft.split(model, torch.randn(2, 3, 224, 224))"
         )
+    for tensor in inputs:
+        if tensor.is_nested:
+            raise SplitError(
+                "Cannot split: expected example inputs of which samples can be chosen one by one, got a nested tensor. "
+                "Pad it: x.to_padded_tensor(0.0), with a mask beside it"
+            )
+        if tensor.layout not in (torch.strided, torch.sparse_coo):
+            raise SplitError(
+                f"Cannot split: expected example inputs that are dense, or sparse by coordinates, got {tensor.layout}. "
+                "Convert it: x.to_sparse_coo()"
+            )
     return inputs
 
 
@@ -65,7 +76,7 @@ def signature_of(args: tuple[Any, ...], kwargs: dict[str, Any], padding: Padding
 
 def _order(tensor: Tensor) -> bool:
     """Tell the layouts apart in which `contiguous()` gives the tensor itself, or a copy."""
-    return tensor.is_contiguous()
+    return tensor.layout is torch.strided and tensor.is_contiguous()
 
 
 def check_cut(model: nn.Module, at: Any) -> None:

@@ -99,6 +99,7 @@ class Plan:
     written: list[Read]  # the model's own tensors that constant operations write into, where both halves walk
     told: str = ""  # the operation by which Python reads a random number of torch's before the trunk ends
     redraws: bool = False  # the trunk draws in Python where the head draws again: that has to draw the same
+    of_few: bool = False  # recorded on the two samples that show most, and on more of them
     is_stretched: bool = False  # for sizes that were not recorded: it follows from plans for others
     siblings: tuple["Plan", ...] = ()  # of the same path, recorded on inputs of other sizes
     curves: Curves | None = None  # what writes numbers seen in this plan and its siblings

@@ -32,7 +32,7 @@ from forethought.splitting.reasons import crossing_otherwise, decides
 from forethought.splitting.recording import Label
 from forethought.splitting.shell import Follower, parameters_of
 from forethought.splitting.stretching import Stretch
-from forethought.splitting.trials import record_plan
+from forethought.splitting.trials import record_once, record_plan
 from forethought.splitting.untouched import State
 from forethought.splitting.variations import telling
 
@@ -126,13 +126,13 @@ class Split:
         self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.redraws = Redraws()
         inputs = inputs_of(args, kwargs)
-        shown = iter(telling(inputs, batch_of(inputs)))
-        self._arguments = nesting.replace((args, kwargs), lambda _: next(shown).clone())
         self.trunk = Trunk(self)
         follower = Follower(model)
         state = State(follower.root)
         plan = self._record(args, kwargs, lent=state)
         self.head = Head(self, follower if follower.is_seen and state.is_left() else Follower(model))
+        few = _filled(args, kwargs, telling(inputs, batch_of(inputs)))
+        self._arguments = few if plan.of_few or self._runs_on(*few) else _filled(args, kwargs, inputs)
         self.frontier: tuple[FrontierTensor, ...] = plan.frontier
 
     def __reduce__(self) -> Any:
@@ -217,6 +217,14 @@ class Split:
                 return stretched
             self._record(args, kwargs)
         return self._plans[signature]
+
+    def _runs_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Say whether the model takes these: two rows of a graph, or of another whole, may mean nothing."""
+        try:
+            record_once(self.model, self.at, args, kwargs)
+        except Exception:  # whatever a model says of inputs that it cannot take
+            return False
+        return True
 
     def _example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the example inputs as they fit the model where it is now."""
@@ -365,6 +373,12 @@ class Split:
 def _split_again(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: tuple[str, ...]) -> Split:
     """Make a split of a copied or unpickled model: shells and recorded paths are made anew."""
     return Split(model, args, kwargs, at)
+
+
+def _filled(args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    """Put copies of these tensors in the places of those among the arguments."""
+    given = iter(tensors)
+    return nesting.replace((args, kwargs), lambda _: next(given).clone())
 
 
 def _home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:

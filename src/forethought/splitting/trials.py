@@ -163,6 +163,7 @@ class _Trials:
                 continue
             if not plan.is_even:
                 break
+            plan.of_few = True
             if not has_fast_path(self._model):
                 self._check(plan, few, _FEW, recordings[1].outputs)
             elif vary is varied:

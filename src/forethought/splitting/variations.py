@@ -11,7 +11,7 @@ def resized(inputs: list[Tensor], batch: int, wanted: int) -> list[Tensor]:
     if not batch or wanted == batch:
         return inputs
     rows = torch.arange(wanted) % batch
-    return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
+    return [_taken(t, rows) if t.ndim and t.shape[0] == batch else t for t in inputs]
 
 
 def telling(inputs: list[Tensor], batch: int) -> list[Tensor]:
@@ -20,12 +20,18 @@ def telling(inputs: list[Tensor], batch: int) -> list[Tensor]:
         return inputs
     second = 1
     for tensor in inputs:
-        if tensor.ndim > 1 and tensor.shape[0] == batch and not tensor.dtype.is_floating_point and _is_binary(tensor):
+        if (
+            tensor.ndim > 1
+            and tensor.shape[0] == batch
+            and not tensor.is_sparse
+            and not tensor.dtype.is_floating_point
+            and _is_binary(tensor)
+        ):
             counts = tensor.reshape(batch, -1).sum(1)
             second = int(counts[1:].argmin()) + 1
             break
     rows = torch.tensor([0, second])
-    return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
+    return [_taken(t, rows) if t.ndim and t.shape[0] == batch else t for t in inputs]
 
 
 def rolled(inputs: list[Tensor], batch: int) -> list[Tensor]:
@@ -37,7 +43,7 @@ def varied(inputs: list[Tensor], batch: int) -> list[Tensor]:
     """Leave the last row out and the first one in twice: other values as a whole, each of them valid."""
     rows = torch.arange(batch)
     rows[-1:] = 0
-    return [t[rows.to(t.device)] if t.ndim and t.shape[0] == batch else t for t in inputs]
+    return [_taken(t, rows) if t.ndim and t.shape[0] == batch else t for t in inputs]
 
 
 def is_alike(alone: list[Tensor], company: list[Tensor]) -> bool:
@@ -57,6 +63,13 @@ def _is_binary(tensor: Tensor) -> bool:
     return not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1)).all())
 
 
+def _taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    rows = rows.to(tensor.device)
+    return tensor.index_select(0, rows) if tensor.is_sparse else tensor[rows]
+
+
 def _roll(tensor: Tensor) -> Tensor:
+    if tensor.is_sparse:
+        return _taken(tensor, torch.arange(len(tensor)).roll(1))
     rolled = tensor.roll(1, 0)
     return tensor.flip(-1) if tensor.ndim > 1 and torch.equal(rolled, tensor) else rolled
