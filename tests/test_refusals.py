@@ -2,6 +2,7 @@
 
 import re
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,19 @@ def _lazy():
 @refused("SplitError", "weights are on the meta device", r"'body\.0\.weight'.*to_empty")
 def _meta():
     ft.split(Base().to("meta"), X)
+
+
+@refused("SplitError", "weights are sharded over processes", r"'the model' sharded.*Split it before it is sharded")
+def _sharded():
+    ft.split(type("FullyShardedDataParallel", (Base,), {"__module__": "torch.distributed.fsdp"})(), X)
+
+
+@refused("SplitError", "inputs are nested, or sparse otherwise than by coordinates", r"to_sparse_coo\(\)")
+def _sparse_by_rows():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a beta
+        x = X.to_sparse_csr()
+    ft.split(Base(), x)
 
 
 @refused("SplitError", "arguments of `forward` are missing, or too many", r"forward\(x\).*'x'")

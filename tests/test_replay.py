@@ -890,8 +890,7 @@ def test_what_trains_but_was_not_used_by_the_example_is_not_frozen(is_below):
     x = x.abs() * 50
     try:
         given = torch.autograd.grad(_joined(parts, x).sum(), [*model.expert.parameters()], allow_unused=True)
-    except ForethoughtError as refused:
-        assert isinstance(refused, NothingFrozenError | ReplayDriftError)
+    except (NothingFrozenError, ReplayDriftError):
         return
     wanted = torch.autograd.grad(model(x).sum(), [*model.expert.parameters()])
     assert all(map(torch.equal, given, wanted))

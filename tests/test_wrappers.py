@@ -8,6 +8,8 @@ import pytest
 import torch
 from odd_models import Base, Case, check, frozen, rows
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 
@@ -93,6 +95,30 @@ def test_wrappers_are_looked_through(name, group, monkeypatch):
     parts = ft.split(WRAPPERS[name](model, refuse), x)
     assert torch.equal(parts.head(parts.trunk(x)), wanted)
     assert parts.trunk.fingerprint == fingerprint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_sharded_over_processes_is_refused_by_name(group):
+    """What holds parts of weights is refused before anything looks at their memory, which would end the process."""
+    model, x = Base(), torch.randn(4, 6)
+    parts = ft.split(model, x)
+    fully_shard(model.head, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(SplitError, match=r"'head\.weight' sharded over processes"):
+        ft.split(model, x)
+    with pytest.raises(SplitError, match="Split it"):
+        parts.trunk.fingerprint  # noqa: B018
+
+
+def test_a_head_can_be_wrapped_to_average_gradients(group):
+    """What `DistributedDataParallel` makes of the head gives the gradients that it gives of the whole model."""
+    model, x = Base(), torch.randn(4, 6)
+    parts = ft.split(model, x)
+    values = parts.trunk(x)
+    DistributedDataParallel(parts.head)(values).sum().backward()
+    found = [parameter.grad.clone() for parameter in model.head.parameters()]
+    model.zero_grad()
+    DistributedDataParallel(model)(x).sum().backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(found, model.head.parameters(), strict=True))
 
 
 # Around weights -------------------------------------------------------------------------------------------------------

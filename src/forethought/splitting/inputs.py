@@ -45,6 +45,12 @@ def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     return inputs
 
 
+def filled_in(args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    """Put copies of these tensors in the places of those among the arguments."""
+    given = iter(tensors)
+    return nesting.replace((args, kwargs), lambda _: next(given).clone())
+
+
 def batch_of(inputs: Sequence[Tensor]) -> int:
     """Take the first axis of the first tensor as the batch."""
     return next((tensor.shape[0] for tensor in inputs if tensor.ndim), 0)

@@ -13,6 +13,7 @@ from forethought.errors import ForethoughtError, SplitError
 from forethought.splitting.shell import names_of
 
 _NAMED = 3
+_SHARDED = {"DTensor", "FSDPModule", "FullyShardedDataParallel"}
 
 
 @contextmanager
@@ -49,6 +50,38 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
             f"Cannot run {type(model).__name__}: expected it to bring what it joins to one device, got "
             f"{_said(where, list(where))}: {str(err).splitlines()[0]}. Put all on one: model.to('{home}')"
         ) from err
+
+
+def check_in_one_piece(model: nn.Module) -> None:
+    """Refuse a model of which this process holds parts: what torch keeps of the others is no memory to look at.
+
+    Raises:
+        SplitError: weights are sharded over processes.
+    """
+    sharded = [name for name, tensor in model.named_parameters() if _is_sharded(type(tensor))]
+    sharded += [name or "the model" for name, module in model.named_modules() if _is_sharded(type(module))]
+    if sharded:
+        raise SplitError(
+            f"Cannot split {type(model).__name__}: expected each weight whole in this process, got '{sharded[0]}' "
+            "sharded over processes (fully_shard, FullyShardedDataParallel, tensor parallelism). Split it before it is "
+            "sharded, and train the head replicated: torch.nn.parallel.DistributedDataParallel(split.head)"
+        )
+
+
+def _is_sharded(kind: type) -> bool:
+    return any(each.__name__ in _SHARDED and each.__module__.startswith("torch.distributed") for each in kind.__mro__)
+
+
+def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Tell the device and the type of a model by its first parameter that has a point."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return first.device, first.dtype
+
+
+def moved_along(tensor: Tensor, home: tuple[torch.device, torch.dtype], model: nn.Module) -> Tensor:
+    """Let an example follow its model to another device or dtype."""
+    now = home_of(model)
+    return tensor.to(now[0] if tensor.device == home[0] else None, now[1] if tensor.dtype == home[1] else None)
 
 
 def devices_of(model: nn.Module) -> set[torch.device]:

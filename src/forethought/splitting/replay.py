@@ -24,9 +24,17 @@ from forethought.shapes.padding import Padding
 from forethought.splitting.candidates import find_candidates, within
 from forethought.splitting.collecting import uncollected
 from forethought.splitting.halves import Head, Trunk
-from forethought.splitting.inputs import batch_of, check_arguments, check_cut, inputs_of, plain, signature_of
+from forethought.splitting.inputs import (
+    batch_of,
+    check_arguments,
+    check_cut,
+    filled_in,
+    inputs_of,
+    plain,
+    signature_of,
+)
 from forethought.splitting.matching import fitting, is_same_geometry, shown_shape
-from forethought.splitting.placement import placed
+from forethought.splitting.placement import check_in_one_piece, home_of, moved_along, placed
 from forethought.splitting.plan import Plan
 from forethought.splitting.reasons import crossing_otherwise, decides
 from forethought.splitting.recording import Label
@@ -118,7 +126,7 @@ class Split:
         self.model = model
         self.at = tuple(at)
         self._frozen = [each for each in parameters_of(model) if not each.requires_grad]
-        self._home = _home_of(model)
+        self._home = home_of(model)
         self._plans: dict[Any, list[Plan]] = {}
         self._paths: Stretch | None = None  # of inputs that differ in size
         self.sizes_told: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the first tensor of features -> of their inputs
@@ -126,13 +134,14 @@ class Split:
         self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.redraws = Redraws()
         inputs = inputs_of(args, kwargs)
+        check_in_one_piece(model)
         self.trunk = Trunk(self)
         follower = Follower(model)
         state = State(follower.root)
         plan = self._record(args, kwargs, lent=state)
         self.head = Head(self, follower if follower.is_seen and state.is_left() else Follower(model))
-        few = _filled(args, kwargs, telling(inputs, batch_of(inputs)))
-        self._arguments = few if plan.of_few or self._runs_on(*few) else _filled(args, kwargs, inputs)
+        few = filled_in(args, kwargs, telling(inputs, batch_of(inputs)))
+        self._arguments = few if plan.of_few or self._runs_on(*few) else filled_in(args, kwargs, inputs)
         self.frontier: tuple[FrontierTensor, ...] = plan.frontier
 
     def __reduce__(self) -> Any:
@@ -228,7 +237,7 @@ class Split:
 
     def _example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the example inputs as they fit the model where it is now."""
-        return nesting.replace(self._arguments, lambda tensor: _placed(tensor, self._home, self.model))  # type: ignore[no-any-return]
+        return nesting.replace(self._arguments, lambda tensor: moved_along(tensor, self._home, self.model))  # type: ignore[no-any-return]
 
     @property
     def is_stretched(self) -> bool:
@@ -291,6 +300,7 @@ class Split:
     def _record(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], as_given: bool = False, lent: State | None = None
     ) -> Plan:
+        check_in_one_piece(self.model)
         plan = record_plan(self.model, self.at, args, kwargs, as_given, lent)
         plans = self._plans.setdefault(self._signature(args, kwargs), [])
         plans.append(plan)
@@ -373,23 +383,6 @@ class Split:
 def _split_again(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: tuple[str, ...]) -> Split:
     """Make a split of a copied or unpickled model: shells and recorded paths are made anew."""
     return Split(model, args, kwargs, at)
-
-
-def _filled(args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
-    """Put copies of these tensors in the places of those among the arguments."""
-    given = iter(tensors)
-    return nesting.replace((args, kwargs), lambda _: next(given).clone())
-
-
-def _home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return first.device, first.dtype
-
-
-def _placed(tensor: Tensor, home: tuple[torch.device, torch.dtype], model: nn.Module) -> Tensor:
-    """Let an example follow its model to another device or dtype."""
-    now = _home_of(model)
-    return tensor.to(now[0] if tensor.device == home[0] else None, now[1] if tensor.dtype == home[1] else None)
 
 
 def _names(frontier: Sequence[FrontierTensor]) -> list[str]:
