@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -438,6 +439,29 @@ def test_autocast_inside_the_forward_counts(dtypes):
         model.dtype = dtype
         found.append(told(model, *args))
     assert len(set(found)) == len(found)
+
+
+class Pair(NamedTuple):
+    """What a frozen module below makes: a class of fields, which have no code of their own."""
+
+    left: torch.Tensor
+    right: float = 2.0
+
+
+class Pairs(nn.Module):
+    def forward(self, x):
+        pair = Pair(x.exp())
+        return pair.left * pair.right if float(x.sum()) > -1e9 else x
+
+
+def test_a_class_of_fields_is_told_by_its_fields_and_defaults(monkeypatch):
+    """Code that makes named tuples has an identity, and a default that it takes from them counts."""
+    model = nn.Sequential(nn.Linear(4, 6).requires_grad_(False), Pairs(), nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    first = ft.split(model, x).trunk.fingerprint
+    assert ft.split(model, x).trunk.fingerprint == first
+    monkeypatch.setattr(Pair.__new__, "__defaults__", (3.0,))
+    assert ft.split(model, x).trunk.fingerprint != first
 
 
 class Mapped(nn.Module):

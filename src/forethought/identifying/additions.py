@@ -1,5 +1,6 @@
 """What somebody put onto a value of a kind that is known: attributes, and a class of their own made from that kind."""
 
+import collections
 import enum
 import functools
 import types
@@ -7,7 +8,8 @@ from typing import Any
 
 from forethought.identifying.sources import CLASS_BOOKKEEPING, is_made_by, is_shipped, unknown
 
-ACCESSORS = (property, staticmethod, classmethod, functools.cached_property)
+_FIELD = type(vars(collections.namedtuple("_Row", "at"))["at"])
+_ACCESSORS = (property, staticmethod, classmethod, functools.cached_property)
 _OF_ENUMS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_"})
 _OF_WRAPPERS = frozenset({
     "__annotate__", "__annotations__", "__doc__", "__module__", "__name__", "__qualname__", "__type_params__",
@@ -30,6 +32,16 @@ def has_slots(cls: type, *known: type) -> bool:
     """Say whether objects of a class hold more than what lies in `__dict__`, or than objects of a known kind do."""
     own = [base for base in cls.__mro__ if not any(issubclass(kind, base) for kind in known)]
     return bool({name for base in own for name in vars(base).get("__slots__", ())} - {"__dict__", "__weakref__"})
+
+
+def accessed(value: Any) -> list[Any] | None:
+    """List what an accessor in a class calls, or the place in a tuple that it reads; None for anything else."""
+    if isinstance(value, _FIELD):
+        return [value.__reduce__()[1][0]]
+    if not isinstance(value, _ACCESSORS):
+        return None
+    names = ("fget", "fset", "fdel", "func", "__func__")
+    return [[getattr(value, name) for name in names if hasattr(value, name)], *additions(value, *_ACCESSORS)]
 
 
 def additions(value: Any, *kinds: type) -> list[Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from forethought.errors import IdentityError
-from forethought.identifying.additions import ACCESSORS, additions, additions_to_enum, additions_to_tensor, has_slots
+from forethought.identifying.additions import accessed, additions, additions_to_enum, additions_to_tensor, has_slots
 from forethought.identifying.contents import SCRIPTS, parts_of_script, parts_of_tensor
 from forethought.identifying.marks import CONTAINERS, NAMED_BY_STR, PLAIN, SCALARS, flat_mark, scalar_mark
 from forethought.identifying.sources import (
@@ -262,10 +262,9 @@ class Digest:
             self._mark("named", f"Logger {value.name}".encode())
         elif isinstance(value, DESCRIPTORS):
             self._mark("descriptor", value.__qualname__.encode())
-        elif isinstance(value, ACCESSORS):
+        elif (parts := accessed(value)) is not None:
             self._mark(type(value).__name__)
-            names = ("fget", "fset", "fdel", "func", "__func__")
-            self.add([getattr(value, name) for name in names if hasattr(value, name)], *additions(value, *ACCESSORS))
+            self.add(*parts)
         elif not is_python(type(value)) and hasattr(value, "__wrapped__") and callable(value):
             self._mark("wrapper", qualified(type(value)).encode())  # functools.cache and its kind
             self.add(value.__wrapped__, *additions(value, type(value)))
