@@ -639,3 +639,33 @@ def test_generated_images(store):
     features = ft.extract(Eye(), data, store)
     assert features.report.rows_computed == 10
     assert ft.extract(Eye(), data, store).report.rows_computed == 0
+
+
+class HandsOn(nn.Module):
+    """A wrapper of somebody's that names none of its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Skips()
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+class Skips(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(4, 6).requires_grad_(False)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, first, unused=None, last=None):
+        return self.head(self.trunk(first) + (0 if unused is None else 100) + self.trunk(last))
+
+
+def test_several_inputs_chosen_by_name_reach_what_a_wrapper_hands_them_to(tmp_path):
+    """Names that a wrapper does not name are those of what is inside, not places in the order in which they are listed."""
+    model, first, last = HandsOn(), torch.randn(6, 4), torch.randn(6, 4)
+    data = [{"first": a, "last": b} for a, b in zip(first, last, strict=True)]
+    features = ft.extract(model, data, tmp_path, inputs=["first", "last"])
+    values, _ = next(iter(features.batches(6)))
+    assert torch.allclose(features.head(values), model(first=first, last=last), atol=1e-6)

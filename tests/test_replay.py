@@ -856,6 +856,19 @@ def test_inputs_whose_samples_cannot_be_chosen_are_refused_by_name(convert, says
         ft.split(Base(), convert(torch.ones(3, 6)))
 
 
+def test_rows_of_fewer_inputs_than_the_example_had_say_so():
+    """A data set that leaves an input out, as labels, crosses another frontier: the message tells it from padding."""
+
+    class Weighs(Base):
+        def forward(self, x, labels=None):
+            y = self.head(self.body(x))
+            return y if labels is None else (y * labels).sum()
+
+    parts = ft.split(Weighs(), torch.randn(3, 6), {"labels": torch.randn(3, 1)})
+    with pytest.raises(ShapeError, match=r"Give all 2 tensors of the split's example, not 1: .*inputs="):
+        parts.rows((torch.randn(3, 6),), {})
+
+
 class Routes(nn.Module):
     """Frozen, but for an expert that few batches need: below it, or only reached through a list."""
 

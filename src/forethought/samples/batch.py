@@ -142,6 +142,9 @@ class Parting:
         except (TypeError, ValueError):
             parameters = {}  # type: ignore[assignment]
         self.parameters = tuple(parameters)
+        kinds = {parameter.kind for parameter in parameters.values()}
+        # A wrapper hands on what it is given: several inputs in the order of a list would be others to what is inside.
+        self._hands_on = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
         self._order = tuple(name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL)
 
     @property
@@ -215,6 +218,6 @@ class Parting:
             )
         rest = {key: item for key, item in collated.items() if key not in chosen}
         targets = None if not rest else next(iter(rest.values())) if len(rest) == 1 else rest
-        if all(key in self.parameters for key in chosen):
+        if all(key in self.parameters for key in chosen) or (self._hands_on and len(chosen) > 1):
             return (), {str(key): collated[key] for key in chosen}, targets  # type: ignore[index]
         return tuple(collated[key] for key in chosen), {}, targets  # type: ignore[index]

@@ -126,7 +126,11 @@ class HeadRun(Walk):
             if not isinstance(leaf, Placeholder) or at == hollow or (leaf.is_mixed and read.seen is not None):
                 continue
             if leaf.value != read.value:
-                raise ReplayDriftError(f"Cannot replay {op}: expected another frozen value there.")
+                raise ReplayDriftError(
+                    f"Cannot replay {op}: expected the frozen value that it read when recorded, got another one: "
+                    "values decide which. Put what decides and what it decides about into one frozen module, or cut "
+                    "before it: ft.split(model, x, at=<an earlier module>)"
+                )
         if op.label is Label.FROZEN and not op.in_head:
             if op.reads_values:
                 raise frozen_branch(op)

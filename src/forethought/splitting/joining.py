@@ -343,5 +343,6 @@ def _name(op: Operation) -> str:
 def _drift(call: Call, expected: str, got: str) -> str:
     return (
         f"Cannot split: expected {expected} in {call.path or 'the forward'}, got {got}. "
-        "Cut after the part that decides: ft.split(model, x, at=<a later module>)"
+        "Cut after the part that decides: ft.split(model, x, at=<a later module>); or before it, where it decides "
+        "about what trains: at=<an earlier module>"
     )

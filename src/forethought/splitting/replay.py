@@ -198,10 +198,15 @@ class Split:
                 if (decision := decides(plan.recording.operations)) is not None:
                     names = _names(self.frontier), _names(plan.frontier)
                     raise ShapeError(crossing_otherwise(self.model, "store features of", names, decision))
+                wanted, given = len(self.example), len(nesting.tensors((args, kwargs)))
                 raise ShapeError(
                     f"Cannot store features of {type(self.model).__name__}: expected inputs that cross the same "
                     f"frontier as the first ones, {_names(self.frontier)}, got another one, {_names(plan.frontier)}. "
-                    "Give inputs of one form (all padded, or none)."
+                    + (
+                        f"Give all {wanted} tensors of the split's example, not {given}: ft.extract(..., inputs=[...])"
+                        if given != wanted
+                        else "Give inputs of one form (all padded, or none)."
+                    )
                 )
             rows = [tensor.to_rows(value) for tensor, value in zip(plan.frontier, values, strict=True)]
             return [row[:batch] for row in rows]
