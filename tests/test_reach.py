@@ -62,6 +62,13 @@ def test_values_are_values(targets):
     assert _fitted({"a": AnchorSpline(4, [0.0, 1.0, 2.0], extrapolate="linear")}, LABELS).notes == ()
 
 
+def test_one_value_that_is_no_label_speaks_for_all_rows():
+    """A few small whole numbers to validate on are no labels, where those to train on are none."""
+    decades = {"a": AnchorSpline(4, [10.0 * k for k in range(8)])}
+    ages = torch.arange(30) * 2
+    assert ft.fit((X, ages), (X[:3], torch.tensor([1, 2, 3])), decades, epochs=1, progress=False).notes == ()
+
+
 def test_targets_out_of_reach_are_counted_and_said():
     """In one line for all heads with the same anchors, in the notes and under the table; never of other heads."""
     targets = torch.linspace(55, 65, 30)

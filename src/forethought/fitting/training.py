@@ -200,8 +200,7 @@ def _check_targets(candidates: Sequence[Candidate], sides: Mapping[str, Batches]
                 check_targets(targets, target, side)
         numbers = {side: pick_target(targets, target) for side, targets in known.items() if targets is not None}
         for name, head in heads.items():
-            for column in numbers.values():
-                check_unit(name, head, column)
+            check_unit(name, head, list(numbers.values()))
         notes += beyond(heads, numbers)
     return notes
 

@@ -13,8 +13,8 @@ from forethought.heads.mlp import MLPHead
 from forethought.heads.multi import MultiHead
 
 
-def check_unit(name: str, head: nn.Module, targets: Tensor) -> None:
-    """Raise where targets (N,) or (N, T) look like class labels and not like values.
+def check_unit(name: str, head: nn.Module, sides: Sequence[Tensor]) -> None:
+    """Raise where targets look like class labels and not like values.
 
     Whole numbers from 0 to K - 1 of an integer type, where the K anchors are other numbers. As values they would
     teach a head that answers from 60 to 67 to answer from 0 to 4, without a word.
@@ -22,16 +22,22 @@ def check_unit(name: str, head: nn.Module, targets: Tensor) -> None:
     Args:
         name: Of the head.
         head: Trained with them, by its own loss.
-        targets: Of all rows.
+        sides: Targets (N,) or (N, T) of training, validation and test rows: one that is no label speaks for all.
 
     Raises:
         FitError: they do.
     """
-    for each, column in _columns(head, targets):
-        anchors = each.scale.given.detach().cpu().double()
-        if column.is_floating_point() or not len(column):
+    columns: dict[int, list[Tensor]] = {}
+    heads: dict[int, Any] = {}
+    for targets in sides:
+        for each, column in _columns(head, targets):
+            heads[id(each)] = each
+            columns.setdefault(id(each), []).append(column.detach().cpu())
+    for key, each in heads.items():
+        found, anchors = torch.cat(columns[key]).unique(), each.scale.given.detach().cpu().double()
+        if found.is_floating_point() or not len(found):
             continue
-        found = column.detach().cpu().unique().double()
+        found = found.double()
         if found.min() >= 0 and found.max() < len(anchors) and not torch.isin(found, anchors).all():
             low, high = each.scale.ends
             raise FitError(
