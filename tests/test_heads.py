@@ -25,6 +25,7 @@ from forethought.heads import (
     from_config,
 )
 from forethought.heads.curve import interpolate, piece_of
+from forethought.heads.line import AnchorCurve
 from forethought.heads.soft_targets import hl_gauss
 
 RISING = [60.0, 61.5, 62.0, 67.25, 67.5]
@@ -316,6 +317,30 @@ def test_no_rows_cost_nothing(weights):
         assert loss.item() == 0
         assert all(p.grad is None or not p.grad.any() for p in head.parameters())
         assert head(torch.zeros(0, 6)).shape == (0,)
+
+
+@pytest.mark.parametrize("between", ["linear", "rational"])
+@pytest.mark.parametrize("knots", ["fixed", "trainable", "centres", "placed"])
+def test_what_losses_are_made_of_is_the_curve_that_goes_straight_on(knots, between):
+    """In value and in every gradient, up to rounding: inside, far beyond, and for values that are not finite."""
+    curve = AnchorCurve([50.0, 9.0, 8.5, -3.0], knots=knots, between=between, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in curve.parameters():
+            parameter.add_(torch.linspace(-0.3, 0.4, parameter.numel(), dtype=torch.float64).view_as(parameter))
+    if knots == "placed":
+        curve.place(torch.tensor([-2.0, 0.1, 0.3, 4.0]))
+    s = torch.cat(
+        [torch.linspace(-7.013, 9.02, 999, dtype=torch.float64), torch.tensor([1e30, -1e30])]
+    ).requires_grad_()
+    leaves = [s, *curve.parameters()]
+    made = []
+    for way in (curve.straight, curve.continued):
+        y = way(s)
+        made.append([y, *torch.autograd.grad(y[:999].sum(), leaves, allow_unused=True)])
+    for straight, continued in zip(*made, strict=True):
+        torch.testing.assert_close(continued, straight)
+    odd = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)
+    torch.testing.assert_close(curve.continued(odd), curve.straight(odd), equal_nan=True)
 
 
 def test_saturated_losses_still_teach():

@@ -176,7 +176,7 @@ class AnchorCalibrator(Head):
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss against targets (B,), a scalar: a measure, as nothing here trains but the score."""
-        y = self.line.straight(self.latent(features))
+        y = self.line.continued(self.latent(features))
         return robust_loss(y, targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:

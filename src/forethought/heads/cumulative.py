@@ -175,7 +175,7 @@ class CumulativeLink(Head):
         position = self.scale.position(targets).to(logits.dtype)
         costs = self._label_costs(logits, (position[:, None] - _index(logits)).clamp(0, 1))
         if self.decode == "remap":
-            errors = (self.line.straight(s) - targets * self.scale.sign) / self.scale.gap
+            errors = (self.line.continued(s) - targets * self.scale.sign) / self.scale.gap
             off = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
             costs = torch.where(position == position.round(), costs, self.value_weight * off)
         return mean_cost(costs, weights)

@@ -18,7 +18,7 @@ _FARTHEST = 1e6  # spreads: beyond it a feature counts as that far, so that no p
 _LEAST = 1e8  # of the tiniest number: a weight over a smaller spread could be infinite
 _LARGEST = 1e20  # buffers above it could make one all the same
 _MANY = 64  # free features: of more, a product with as many units as there are in a layer takes most of the time
-_UNITS_OF_MANY = 7  # with the one of the sum eight, as products go
+_UNITS_OF_MANY = 3  # with the one of the sum four, as products go
 _HEAVIEST = 1e9  # weights above it could: a line's slope, a layer and its sum multiply up
 
 
@@ -53,6 +53,7 @@ class MonotoneNet(nn.Module):
         named = [i for i, sign in enumerate(signs) if sign]
         free = [i for i, sign in enumerate(signs) if not sign]
         self.named, self.others = named, free
+        self.columns = torch.tensor(free, dtype=torch.long, device="cpu")  # of others: made once, as that takes time
         self.free_units = units_for(hidden, len(free)) if free_units is None or not hidden or not free else free_units
         self.is_baked = False
         wide = torch.promote_types(dtype or torch.float32, torch.float32)
@@ -147,8 +148,7 @@ class MonotoneNet(nn.Module):
         narrow = torch.cat(weights)
         if self.bends is not None:
             return m, F.linear(self._bent_freely(_standardised(features, self.others, middle, spread)), narrow)
-        columns = torch.tensor(self.others, device=features.device)
-        return m, quick.product(features, narrow, columns, middle, spread, _FARTHEST).T
+        return m, quick.product(features, narrow, self.columns.to(features.device), middle, spread, _FARTHEST).T
 
     def _free_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Return what free features are multiplied by: for the sum (1, F), and for the layers (E, F)."""
@@ -204,7 +204,7 @@ class MonotoneNet(nn.Module):
         return torch.addmm(torch.atleast_2d(more).T, weights, x.T).T
 
     def _squashed(self, x: Tensor) -> Tensor:
-        return F.softsign(x) if self.training else softsign(x)
+        return quick.softsign(x) if self.training else softsign(x)
 
     def matrices(self) -> list[Tensor]:
         """Return the weights that meet what comes in, as they act: what a penalty on size is about."""

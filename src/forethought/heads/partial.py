@@ -40,7 +40,7 @@ class PartialMonotone(Head):
         keypoints: Pieces of a named feature's broken line.
         free_keypoints: Pieces of a broken line, of any shape, of each other feature; 0: they come in straight. Columns
             of a table gain by it, above all with outliers; deep features do not need it.
-        free_units: Units that the other features are made into where they meet the layers; None: hidden[0], but 7 at
+        free_units: Units that the other features are made into where they meet the layers; None: hidden[0], but 3 at
             most where there are more than 64 of them, where the product of these would take most of the time.
         between: Pieces of the curve through the anchors: 'linear' or 'rational'.
         extrapolate: Beyond the end anchors: 'clamp' or 'linear'.
@@ -144,7 +144,7 @@ class PartialMonotone(Head):
 
     def loss(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the Huber loss of the straight-continued curve against targets (B,), a scalar."""
-        y = self.line.straight(self.latent(features))
+        y = self.line.continued(self.latent(features))
         return robust_loss(y, targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:

@@ -164,7 +164,7 @@ class PrototypeExact(Head):
         check_features(features, self.in_features)
         plane = self.plane().to(torch.promote_types(self.direction.dtype, torch.float32))
         s = features.to(plane.dtype) @ plane[:-1] + plane[-1]
-        return robust_loss(self.line.straight(s), targets * self.scale.sign, self.scale, weights)
+        return robust_loss(self.line.continued(s), targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
         """Return the floating type of the latent."""

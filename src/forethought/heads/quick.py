@@ -1,4 +1,6 @@
-"""The product that trains on wide features: the ordered sum of evaluation (steady.py), in one pass over them."""
+"""What training runs where evaluation sums in order (steady.py): the same up to rounding, in fewer passes."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,3 +48,28 @@ def _may_go_straight(features: Tensor, columns: Tensor, middle: Tensor, spread: 
         return bool(((features.amin(0) >= low) & (features.amax(0) <= high)).all())
     except RuntimeError:  # under vmap, each of many has an answer of its own
         return False
+
+
+class _Softsign(torch.autograd.Function):
+    """x / (1 + |x|), whose derivative torch makes of nine passes over a batch where four do."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x / (x.abs() + 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return grad / (x.abs() + 1).square()
+
+
+def softsign(x: Tensor) -> Tensor:
+    """Return x / (1 + |x|) (*)."""
+    made: Tensor = _Softsign.apply(x)
+    return made

@@ -151,7 +151,7 @@ class AnchorSpline(Head):
         The ends are continued here whatever `extrapolate` says: a clamped sample has no gradient, and a head
         whose samples all start beyond an end would never learn.
         """
-        y = self.line.straight(self.latent(features))
+        y = self.line.continued(self.latent(features))
         return robust_loss(y, targets * self.scale.sign, self.scale, weights)
 
     def runs_in(self) -> torch.dtype:
