@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import forethought as ft
 from forethought import nesting
-from forethought.errors import DataError, EmptyDatasetError
+from forethought.errors import DataError, EmptyDatasetError, StoreError
 from forethought.store import DamagedSegmentWarning
 
 EVEN = [at for at, length in enumerate(LENGTHS) if length == 16]
@@ -380,3 +380,16 @@ def test_workers_and_streams_of_any_company(how, tmp_path):
         )
         for (values, _), (others, _) in zip(fed, again.batches(2), strict=True):
             assert torch.equal(values, others)
+
+
+def test_a_store_that_is_only_read_refuses_a_data_set_that_lies_half_in_each_form(tmp_path):
+    """Copies of its rows could not be kept: it is said, and once they were made where they can be, all are served."""
+    make, dataset, collate = CASES["recurrent"]
+    even, odd = EVEN[:4], of_length(*sorted(set(LENGTHS) - {16}))[:4]
+    for numbers in (even, odd):
+        ft.extract(make(), chosen(dataset, numbers), tmp_path, collate_fn=collate)
+    readonly = ft.Store(tmp_path, readonly=True)
+    with pytest.raises(StoreError, match="writable"):
+        ft.extract(make(), chosen(dataset, even + odd), readonly, collate_fn=collate)
+    assert ft.extract(make(), chosen(dataset, even + odd), tmp_path, collate_fn=collate).report.rows_computed == 0
+    assert ft.extract(make(), chosen(dataset, even + odd), readonly, collate_fn=collate).report.rows_computed == 0

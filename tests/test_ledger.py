@@ -23,7 +23,7 @@ from forethought.energy.amounts import Amount
 from forethought.energy.meters import LABELS
 from forethought.errors import EnergyError
 from forethought.ledger import parts, phases
-from forethought.ledger.journal import Journaled, _encoded, journal_of, read_journal
+from forethought.ledger.journal import Journal, Journaled, _encoded, journal_of, read_journal
 from forethought.ledger.machine import this_machine
 from forethought.ledger.prices import Entry, avoided
 from forethought.ledger.rows import Row, read_row
@@ -839,6 +839,24 @@ def test_asides_add_up(tmp_path):
             phase.aside("write", 0.5, rows=2, note="x")
     (write,) = [row for row in rows(tmp_path) if row.phase == "write"]
     assert (write.time_s, write.facts) == (1.5, {"rows": 6, "note": "x"})
+
+
+def test_a_ledger_that_cannot_be_written_says_so_once(tmp_path, caplog, monkeypatch):
+    """Once for each time that it begins to fail, however much is done meanwhile: on a read-only mount, say."""
+    ledger, is_full = ft.Ledger(tmp_path, meter=None), [True]
+    append = Journal._append
+
+    def refuse(self, lines, meters):
+        if is_full[0]:
+            raise OSError(30, "Read-only file system")
+        append(self, lines, meters)
+
+    monkeypatch.setattr(Journal, "_append", refuse)
+    with caplog.at_level(logging.WARNING, "forethought"):
+        for is_full[0] in (True, True, True, False, True, True):
+            with ledger.phase("work"):
+                pass
+    assert caplog.text.count("is not kept") == 2
 
 
 def test_a_store_that_vanished_costs_the_account_and_not_the_fit(tmp_path, caplog):

@@ -38,10 +38,14 @@ class Journal:
     Args:
         place: A store's place, or a run's folder.
         makes_root: Make the folder itself if it is not there. A store that vanished must not come back half.
+
+    Attributes:
+        is_refused: Whether the last lines could not be written, so that this is said once.
     """
 
     def __init__(self, place: Place, *, makes_root: bool = False) -> None:
         self.place = place
+        self.is_refused = False
         self._makes_root = makes_root
         self._name = ""
         self._process = 0

@@ -152,8 +152,11 @@ class Ledger:
             try:
                 journal.append(lines, meters)
             except (OSError, ForethoughtError) as err:
-                _log.warning("The account of this work is not kept in '%s': %s", journal.place.url, err)
-                written = False
+                if not journal.is_refused:
+                    _log.warning("The account of this work is not kept in '%s': %s", journal.place.url, err)
+                journal.is_refused, written = True, False
+            else:
+                journal.is_refused = False
         return written
 
 
