@@ -127,7 +127,7 @@ TABLE = {
     "probing.rounding": {"dispatch"},
     "probing.purity": {
         "blame", "chance", "dispatch", "generators", "identifying.tensors", "nesting", "rounding", "samples.batch",
-        "splitting.operations", "splitting.recording", "splitting.replay",
+        "splitting.operations", "splitting.recording", "splitting.replay", "splitting.untouched",
     },
     "extracting.layouts": {
         "nesting", "probing.purity", "probing.rounding", "samples.batch", "samples.measuring", "shapes.forms",

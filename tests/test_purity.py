@@ -548,3 +548,24 @@ def test_nothing_of_the_users_random_states_is_used(store):
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     assert np.array_equal(before[2], after[2])
+
+
+@pytest.mark.parametrize(
+    "held", [torch.eye(6).to_sparse(), torch.full((6,), torch.nan)], ids=["sparse", "not a number"]
+)
+def test_a_buffer_that_torch_cannot_compare_is_no_reason_to_refuse(held, store):
+    """Buffers are compared as they are: sparse ones, and those with a not-a-number that no forward touched."""
+
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("held", held)
+            self.linear = nn.Linear(6, 6).requires_grad_(False)
+
+        def forward(self, x):
+            return self.linear(torch.sparse.mm(self.held, x.T).T if self.held.is_sparse else x)
+
+    model = nn.Sequential(Holds(), nn.Linear(6, 2))
+    x = torch.randn(9, 6)
+    features = ft.extract(model, x, store)
+    assert torch.allclose(features.head(next(iter(features.batches(9)))[0]), model(x), atol=1e-6)

@@ -26,6 +26,7 @@ from forethought.samples.batch import Batch
 from forethought.splitting.operations import func_name
 from forethought.splitting.recording import Call, Label
 from forethought.splitting.replay import Split
+from forethought.splitting.untouched import is_same
 
 # Units in the last place that a row may always move with its place and the number of samples: a kernel more or less.
 _EXACT = (torch.float64, torch.float32, torch.complex64, torch.complex128)
@@ -78,7 +79,7 @@ def probe(split: Split, batch: Batch) -> Purity:
         second = rows_of(split, batch)
         _check_chance(split, batch, chance, drawing.seen)
     for name, buffer, before in buffers:
-        if name.rpartition(".")[2] in split.plan.stale or not torch.equal(buffer, before):
+        if name.rpartition(".")[2] in split.plan.stale or not is_same(buffer, before):
             raise ImpureTrunkError(
                 f"Cannot store features of {_name(split)}: expected frozen buffers to stay as they are, got "
                 f"'{name}' changed by the forward. Call ft.freeze(model, until=...) or model.eval() first."
@@ -391,8 +392,7 @@ def distance(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
     if torch.equal(a.nan_to_num(), b.nan_to_num()):
         return 0.0
     largest = scale.nan_to_num().double().abs().amax(0, keepdim=True)
-    usual = float(largest.median()) or float(largest.max()) or 1.0
-    units = torch.clamp(largest, min=usual * 0.25) * eps
+    units = torch.clamp(largest, min=(float(largest.median()) or float(largest.max()) or 1.0) * 0.25) * eps
     return float(((a.double() - b.double()).abs() / units).nan_to_num(0.0, float("inf"), float("inf")).max())
 
 
