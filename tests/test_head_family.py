@@ -176,10 +176,12 @@ def test_training_and_evaluation_differ_by_rounding_only(hidden, free):
         assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_training_and_evaluation_have_the_same_gradients():
-    """In every weight and in the features, broken lines of both kinds included."""
-    x = torch.randn(50, 5, dtype=torch.float64) * torch.logspace(-2, 2, 5)
-    head = PartialMonotone(5, ANCHORS, [1, -1, 0, 0, 0], hidden=(4, 4), free_keypoints=4, dtype=torch.float64).place(x)
+@pytest.mark.parametrize(("rows", "free"), [(50, 4), (50, 0), (100, 0)])
+def test_training_and_evaluation_have_the_same_gradients(rows, free):
+    """In every weight and in the features, broken lines of both kinds included, few rows or many."""
+    x = torch.randn(rows, 5, dtype=torch.float64) * torch.logspace(-2, 2, 5) + 3
+    options = {"hidden": (4, 4), "free_keypoints": free, "dtype": torch.float64}
+    head = PartialMonotone(5, ANCHORS, [1, -1, 0, 0, 0], **options).place(x)
     head = _shaken(head, 0.5)
     found = []
     for training in (True, False):
