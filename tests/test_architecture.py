@@ -30,6 +30,7 @@ TABLE = {
     "heads": set(),
     "energy": set(),
     "timing": set(),
+    "devices": set(),
     "order": {"nesting"},
     "parts": {"order"},
     "freezing": {"order", "parts"},
@@ -152,9 +153,9 @@ TABLE = {
     "selection": {"nesting"},
     "views": set(),
     "features": {
-        "extracting.outcome", "extracting.precision", "extracting.rowbytes", "extracting.verification", "feed",
-        "ledger", "nesting", "samples.dataset", "samples.targets", "selection", "shapes.forms", "shapes.padding",
-        "splitting.halves", "splitting.replay", "store", "views",
+        "devices", "extracting.outcome", "extracting.precision", "extracting.rowbytes", "extracting.verification",
+        "feed", "ledger", "nesting", "samples.dataset", "samples.targets", "selection", "shapes.forms",
+        "shapes.padding", "splitting.halves", "splitting.replay", "store", "views",
     },
     "testing": {"store"},
     "extracting.calibration": {
@@ -175,8 +176,8 @@ TABLE = {
         "samples.unevenness", "shapes.padding", "store",
     },
     "extracting.frozen": {
-        "accuracy", "calibration", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace", "precision",
-        "probing.purity", "rowbytes", "samples.batch", "samples.dataset", "samples.unevenness",
+        "accuracy", "calibration", "devices", "feeding", "identifying.fingerprint", "kinship", "layouts", "pace",
+        "precision", "probing.purity", "rowbytes", "samples.batch", "samples.dataset", "samples.unevenness",
         "samples.watching", "shapes.forms", "splitting.placement", "splitting.replay", "standing", "store", "ways",
     },
     "extracting.manifest": {"identifying.identity", "identifying.tensors", "samples.watching"},
@@ -211,8 +212,8 @@ TABLE = {
     },
     # What is made of it.
     "fitting": {
-        "extracting.extraction", "extracting.frozen", "extracting.live", "extracting.precision",
-        "extracting.writethrough", "features", "heads", "ledger", "nesting", "samples.dataset", "splitting.replay",
+        "devices", "extracting.extraction", "extracting.frozen", "extracting.live",
+        "extracting.precision", "extracting.writethrough", "features", "heads", "ledger", "nesting", "samples.dataset", "splitting.replay",
         "store",
     },
     "savings": {"energy", "features", "fitting", "ledger", "nesting", "store"},

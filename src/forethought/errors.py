@@ -127,6 +127,14 @@ class ModelError(ForethoughtError, ValueError):
     """No model can be had by this name, or it does not run on the inputs given."""
 
 
+class InputError(ModelError, RuntimeError):
+    """The model's own forward does not run on the inputs that it was given."""
+
+
+class DeviceError(ForethoughtError, RuntimeError):
+    """A device was asked for that this machine does not have."""
+
+
 class EnergyError(ForethoughtError, ValueError):
     """A meter, a factor or a ledger cannot be used as it is given."""
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from torch.utils.weak import WeakIdKeyDictionary
 
 from forethought import nesting
+from forethought.devices import present
 from forethought.errors import DataError, StoreError
 from forethought.extracting.outcome import ExtractionReport
 from forethought.extracting.precision import Coding
@@ -169,8 +170,7 @@ class Features(Dataset[Any]):
             drop_last: Leave out a last batch that is not full.
             tier: Where rows are kept: 'device', 'ram', 'mapped' or 'streamed'; by default the best that has room.
             memory: How much rows may fill, in bytes or as "2GB"; by default half of what is available.
-            rank: Which of several processes this is; by default as torch.distributed says. Each is fed its share, in
-                equally many batches.
+            rank: Which of several processes this is, fed equally many batches; by default as torch.distributed says.
             world_size: How many processes there are.
             resume: What `state_dict()` of an earlier result gave: go on from there.
 
@@ -180,10 +180,10 @@ class Features(Dataset[Any]):
             into them changes nothing stored.
 
         Raises:
-            DataError: arguments that do not fit together.
+            DataError, DeviceError: arguments that do not fit together, or no such device.
         """
         shard, room = Shard.of(rank, world_size), None if memory is None else bytes_of(memory)
-        where = torch.device(device or "cpu")
+        where = present(device or "cpu")
         return Feed(self, Request(batch_size, shuffle, seed, epoch, where, drop_last, tier, room, shard), resume)
 
     def select(self, which: Which) -> "Features":

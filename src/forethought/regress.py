@@ -14,6 +14,9 @@ from forethought.heads.logits import Anchored, UpTo, check_anchored, in_place, l
 from forethought.splitting.recording import Position
 from forethought.splitting.replay import Split, split
 
+_FITTED = ("cumulative", "corn", "prototype", "calibrator", "mlp")  # made from rows, beside the classifier
+_ROWS = 2000  # and that many are enough
+
 
 def as_regressor(
     classifier: nn.Module | Split | Features,
@@ -33,7 +36,8 @@ def as_regressor(
             - a layer over features, such as the `nn.Linear` that gives the K logits: the result is a head,
               (B, D) -> (B,);
             - a Split or Features of a classifier: the result is a head for its features, made from the
-              classifier's last Linear;
+              classifier's last Linear. Of Features, rows serve what is fitted on rows, and whole numbers among
+              their targets as labels, unless `features=` and `labels=` are given;
             - a whole model with something frozen, with `args`: the result is a whole model again, an `Assembled`
               over the same frozen trunk. Train its head on features: `reg.heads["head"]`.
         anchors: The K classes' values in the order of the classes, None for a class that has none; or values by class.
@@ -57,6 +61,8 @@ def as_regressor(
     check_anchored(anchors)
     if isinstance(classifier, Split | Features):
         owner = classifier if isinstance(classifier, Split) else classifier.split
+        if isinstance(classifier, Features) and "features" not in options and not {"labels", "example"} & set(options):
+            options |= _fitted_on(classifier, kind, options)
         return _head_of(owner, anchors, kind, options)
     if args is not None or kwargs:
         owner = split(classifier, args if args is not None else (), kwargs)
@@ -73,6 +79,16 @@ def as_regressor(
             "frozen. ft.as_regressor(model, anchors, args=torch.randn(2, ...)), or give the split's features."
         )
     return heads.as_regressor(classifier, anchors, kind, **options)
+
+
+def _fitted_on(features: Features, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Give some of the rows, evenly spread, and their labels where the targets are such, to what is fitted on rows."""
+    if (kind not in _FITTED and options.get("latent") != "linear") or len(features.frontier) != 1:
+        return {}
+    some = features.select(slice(0, len(features), max(1, len(features) // _ROWS)))
+    labels = some.targets
+    is_labels = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    return {"features": some} | ({"labels": labels} if is_labels else {})
 
 
 def _head_of(owner: Split, anchors: Anchored, kind: str, options: dict[str, Any]) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from forethought.devices import present
 from forethought.errors import (
     IdentityError,
     SplitError,
@@ -379,7 +380,7 @@ class FrozenPart:
         if self.device == self._home:
             yield
             return
-        self.model.to(self.device)
+        self.model.to(present(self.device))
         try:
             yield
         finally:

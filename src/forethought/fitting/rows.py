@@ -1,8 +1,10 @@
 """Where batches come from: anything with `batches`, or a pair of tensors; and which target a head is given."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +75,10 @@ def as_batches(rows: object, name: str) -> Batches:
     Raises:
         FitError: no `batches`, not a pair of tensors of one length, or no rows.
     """
+    if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[0], Features):
+        rows = _with_targets(*rows, name)
+    if isinstance(rows, tuple) and any(isinstance(part, np.ndarray) for part in rows):
+        rows = tuple(torch.tensor(part) if isinstance(part, np.ndarray) else part for part in rows)
     if isinstance(rows, tuple) and len(rows) in (2, 3) and all(isinstance(part, Tensor) for part in rows):
         odd = next((part for part in rows[1:] if len(part) != len(rows[0])), None)
         if odd is not None:
@@ -94,6 +100,21 @@ def as_batches(rows: object, name: str) -> Batches:
             f"has samples: {name}=ft.extract(model, dataset, store)"
         )
     return rows
+
+
+def _with_targets(rows: Features, targets: Any, name: str) -> Features:
+    """Give features other targets than those of their data set."""
+    targets = torch.tensor(targets) if isinstance(targets, np.ndarray | list) else targets
+    found = tensors(targets)
+    odd = next((part for part in found if not part.ndim or len(part) != len(rows)), None)
+    if odd is not None or not found:
+        got = "none" if odd is None else f"shape {tuple(odd.shape)}"
+        raise FitError(
+            f"Cannot fit heads: expected a target for each of the {len(rows)} rows of {name}=, got {got}. "
+            f"Pass {name}=(features, targets) with a tensor ({len(rows)},)"
+        )
+    drawn = tuple(replace(view, targets=targets) for view in rows.drawn)
+    return replace(rows, drawn=drawn, _rows={}, _sources={}, _epochs=0, _shuffled=0)
 
 
 def _check_weights(weights: Tensor | None, name: str) -> None:
@@ -158,6 +179,11 @@ def pick_target(targets: Any, target: int | str | None) -> Tensor:
             f"Cannot pick target {target!r}: expected one of {_listed(targets)}. "
             "Pass target=... with one of them, or a dict of them by head name"
         ) from err
+    if isinstance(found, list) and found and all(isinstance(item, str) for item in found):
+        raise FitError(
+            f"Cannot read targets: expected numbers, got text such as {found[0]!r}. Number the classes, and fit "
+            "(features, labels): names = sorted(set(texts)); labels = torch.tensor([names.index(t) for t in texts])"
+        )
     if not isinstance(found, Tensor):
         raise FitError(
             f"Cannot read targets: expected a tensor (B, ...), got {_listed(targets)}. "

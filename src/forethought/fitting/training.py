@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forethought.devices import present
 from forethought.extracting.live import Live
 from forethought.extracting.writethrough import WriteThrough
 from forethought.fitting.board import Board
@@ -141,7 +142,7 @@ def fit(
     order = _order_seed(seed)
     candidates = expand(heads, given, cache(lambda: _setting(sides["train"], batch_size)))
     said = _check_targets(candidates, sides)
-    where = torch.device(device) if device is not None else _device_of(candidates)
+    where = present(device) if device is not None else _device_of(candidates)
     sheet, interrupted = Timesheet(), False
     with phase_for(train) as phase, random_state_kept(order, where):
         trainees = [Trainee(each.name, each.module, each.options, where) for each in candidates]

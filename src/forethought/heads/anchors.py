@@ -12,6 +12,7 @@ from forethought.heads.curve import interpolate
 
 _REORDER = (
     "Put the anchors, and the classes with them, in order: order = sorted(range(len(anchors)), key=anchors.__getitem__)"
+    "; as_regressor does that itself for values by class: anchors=dict(enumerate(anchors))"
 )
 
 

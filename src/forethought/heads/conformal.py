@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.errors import FitError
-from forethought.heads.layers import in_evaluation
+from forethought.heads.layers import as_rows, in_evaluation
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Conformal(nn.Module):
 
     def coverage(self, features: Tensor, targets: Tensor) -> Coverage:
         """Count how often the intervals hold on rows that neither trained nor calibrated the head."""
+        features, targets = as_rows(features), as_rows(targets)
         _check_rows(features, targets)
         with in_evaluation(self), torch.no_grad():
             low, _, high = self(features)
@@ -111,6 +112,7 @@ def conformalize(
             "Cannot make intervals: expected values on a line, got a head on a circle, where there is no lower end. "
             "Use the quantile of its own distance: head.distance(head(features), targets).quantile(0.9)"
         )
+    features, targets = as_rows(features), as_rows(targets)
     _check_rows(features, targets)
     least = math.ceil(confidence / (1 - confidence) - 1e-9)
     if len(targets) < least:

@@ -15,7 +15,7 @@ from forethought.heads.cumulative import CumulativeLink
 from forethought.heads.histogram import HistogramHead, padding
 from forethought.heads.interface import Head
 from forethought.heads.latents import ExpectedClass, class_weights, exceedances_of
-from forethought.heads.layers import dtype_of, hidden_of, in_evaluation, run_in_full
+from forethought.heads.layers import as_rows, dtype_of, hidden_of, in_evaluation, run_in_full
 from forethought.heads.logits import Anchored, Classifier, anchored_classes, check_anchored, classifier_of
 from forethought.heads.mlp import MLPHead
 from forethought.heads.options import check_option
@@ -85,7 +85,7 @@ def as_regressor(
     check_option("latent", latent, ("classifier", "linear"))
     check_option("activation", activation, ("softmax", "sigmoid"))
     check_anchored(anchors)
-    features, labels = (None if given is None else torch.as_tensor(given) for given in (features, labels))
+    features, labels = (None if given is None else as_rows(given) for given in (features, labels))
     example = features[:2] if example is None and features is not None else example
     found = classifier_of(classifier, example, None if isinstance(anchors, Mapping) else len(anchors))
     total = found.linear.out_features

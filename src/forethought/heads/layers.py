@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,6 +90,24 @@ def in_evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def as_rows(features: Any) -> Tensor:
+    """Take features for a tensor (N, D): a tensor, an array, or what `ft.extract` gives.
+
+    Raises:
+        FitError: they are several tensors, or rows that differ in size.
+    """
+    if isinstance(features, Tensor):
+        return features
+    rows = features.numpy() if hasattr(features, "numpy") else features
+    if hasattr(features, "numpy") and isinstance(rows, tuple | list):
+        raise FitError(
+            f"Cannot take features for rows of one tensor: expected (N, D), got {len(rows)} "
+            f"{'tensors a sample' if isinstance(rows, tuple) else 'rows that differ in size'}. Make one row of each: "
+            "torch.stack([pool(values) for values, _ in features])"
+        )
+    return torch.tensor(rows) if isinstance(rows, np.ndarray) else torch.as_tensor(rows)  # a store's cannot be written
 
 
 def check_features(features: Tensor, in_features: int) -> None:

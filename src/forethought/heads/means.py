@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from forethought.errors import FitError
 from forethought.heads.interface import places_of
-from forethought.heads.layers import in_evaluation
+from forethought.heads.layers import as_rows, in_evaluation
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def class_means(
             "Cannot measure class means: expected anchors, got a head without. class_means(..., anchors=anchors)"
         )
     numbers = getattr(head, "classes", None) if anchors is None else None
-    labels = labels.detach().cpu()
+    features, labels = as_rows(features), as_rows(labels).detach().cpu()
     if numbers is not None:
         labels = places_of(labels, numbers, len(values))
     is_whole = not labels.is_floating_point() and labels.dtype != torch.bool

@@ -12,7 +12,7 @@ from forethought.heads.certificate import AT_PROTOTYPES, LATENT, Claim
 from forethought.heads.exact import Exact
 from forethought.heads.falsification import Hit, Walk
 from forethought.heads.interface import Head
-from forethought.heads.layers import check_features, dtype_name, robust_loss
+from forethought.heads.layers import as_rows, check_features, dtype_name, robust_loss
 from forethought.heads.line import AnchorCurve
 
 _RIDGE = 1e-4  # of the mean variance of what is free: enough to invert
@@ -226,6 +226,7 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int, weights: Te
     Raises:
         FitError: a class has no sample.
     """
+    features, labels = as_rows(features), as_rows(labels)
     counts = torch.bincount(labels, minlength=classes)
     empty = (counts[:classes] == 0).nonzero().flatten().tolist()
     if empty or len(counts) > classes:

@@ -42,9 +42,9 @@ def check_unit(name: str, head: nn.Module, sides: Sequence[Tensor]) -> None:
             low, high = each.scale.ends
             raise FitError(
                 f"Cannot fit head {name!r}: expected targets in the unit of its anchors, from {low:g} to {high:g}, got "
-                f"whole numbers from {found.min():g} to {found.max():g}, as class labels are. Pass (values, "
-                "head.values_of(labels)), or extract from a data set that gives values, which computes no row again; "
-                "targets.float(), if values is what they are"
+                f"whole numbers from {found.min():g} to {found.max():g}, as class labels are. Pass them "
+                "as values: ft.fit((train, head.values_of(train.targets)), (val, head.values_of(val.targets)), ...), "
+                "where train and val are features or tensors; targets.float(), if values is what they are"
             )
 
 

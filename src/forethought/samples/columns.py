@@ -1,6 +1,6 @@
 """Tensors, arrays and lists in memory, seen as columns of a data set: these need no reading sample by sample."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from forethought.errors import DataError
 Column = Tensor | np.ndarray | list[Any]
 Columns = Column | tuple[Column, ...] | dict[Any, Column]
 """One column, or several by position or name; all of one length."""
+
+_TARGETS = "targets"  # under which they lie beside inputs by name
 
 _NUMBERS = {bool, int, float}
 _PLAIN = _NUMBERS | {str, bytes, type(None)}
@@ -39,6 +41,54 @@ def columns_of(dataset: Any) -> Columns | None:
     columns = [_column(part) for part in parts]
     _check_lengths(columns)
     return tuple(columns) if named is None else dict(zip(named, columns, strict=True))
+
+
+def flattened(dataset: Any, inputs: Any, parameters: Sequence[str]) -> tuple[Any, Any]:
+    """See `((a, b), targets)` or `({"a": a, "b": b}, targets)`, columns of inputs beside targets, as one level.
+
+    Args:
+        dataset: Any; anything else is given back as it is.
+        inputs: What was asked for.
+        parameters: The names in the model's `forward`.
+
+    Returns:
+        The columns, and the positions or keys of those that are inputs.
+
+    Raises:
+        DataError: columns beside what is none: no sample can be a tensor of all.
+    """
+    if not _is_tuple(dataset) or not any(isinstance(part, Tensor | np.ndarray) for part in dataset):
+        return dataset, inputs
+    first, *others = dataset
+    parts = list(first.values()) if _is_mapping(first) else list(first) if isinstance(first, tuple | list) else []
+    are_columns = bool(parts) and all(isinstance(part, Tensor | np.ndarray) and part.ndim for part in parts)
+    lengths = {len(part) for part in [*parts, *others]} if are_columns and all(map(_can_be_column, others)) else set()
+    if inputs is None and len(lengths) == 1 and (not isinstance(first, list) or len(first) not in lengths):
+        if not _is_mapping(first):
+            return (*first, *others), list(range(len(parts)))
+        if len(others) == 1 and set(first) <= set(parameters) - {_TARGETS}:
+            return {**first, _TARGETS: others[0]}, list(first)
+    odd = next(
+        (part for part in dataset if isinstance(part, tuple | list | Mapping) and not _can_be_column(part)), None
+    )
+    if odd is None:
+        return dataset, inputs
+    raise DataError(
+        f"Cannot read this tuple as a data set: expected tensors or arrays of one length, or a first element that "
+        f"holds the model's inputs so, got {', '.join(map(_described, dataset))}. Of several inputs: "
+        "((a, b), targets), or {'name': a, 'label': targets} by forward's names; of samples one by one: "
+        "list(zip(samples, targets))"
+    )
+
+
+def _described(part: Any) -> str:
+    if isinstance(part, Tensor | np.ndarray):
+        return f"{type(part).__name__} {tuple(part.shape)}"
+    if isinstance(part, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_described(value)}" for name, value in list(part.items())[:4]) + "}"
+    if isinstance(part, tuple | list):
+        return f"{type(part).__name__} of {len(part)} ({', '.join(_described(each) for each in part[:3])})"
+    return type(part).__name__
 
 
 def length_of(columns: Columns) -> int:

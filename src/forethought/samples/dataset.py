@@ -19,7 +19,7 @@ from forethought.errors import DataError, EmptyDatasetError, RandomDatasetError
 from forethought.identifying.account import parts_of, parts_of_columns
 from forethought.probing.chance import RandomStatesKept
 from forethought.samples.batch import Batch, Parting
-from forethought.samples.columns import columns_of, length_of, rows_of
+from forethought.samples.columns import columns_of, flattened, length_of, rows_of
 from forethought.samples.joints import LOOKED, Joining
 from forethought.samples.kinds import check_kind
 from forethought.samples.precedents import Guide, Precedent
@@ -77,6 +77,7 @@ class Samples:
             dataset = dataset.dataset
         if batch_size is not None and batch_size < 1:
             raise DataError(f"Cannot read batches of {batch_size}: expected at least 1. ft.extract(..., batch_size=64)")
+        dataset, inputs = flattened(dataset, inputs, Parting(model, None).parameters)
         self._columns = columns_of(dataset) if collate_fn in (None, default_collate) else None
         if self._columns is None:
             are_tensors = type(dataset) is tuple and dataset and all(isinstance(t, Tensor) for t in dataset)
@@ -107,9 +108,7 @@ class Samples:
         self._batch_size = size
 
     def __len__(self) -> int:
-        if self._columns is not None:
-            return length_of(self._columns)
-        return len(self._dataset)
+        return len(self._dataset) if self._columns is None else length_of(self._columns)
 
     @property
     def name(self) -> str:

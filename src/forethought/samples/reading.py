@@ -1,7 +1,7 @@
 """Read samples, in this process or in workers: drawn from a seed where wanted, with the files that were opened."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -194,6 +194,12 @@ class Collated:
                 "transform that makes tensors (torchvision: transform=ToTensor()), or pass collate_fn=."
             ) from err
         except RuntimeError as err:
+            if lists := _uneven_lists(samples):
+                raise DataError(
+                    f"Cannot join samples into a batch: expected lists of one length, got {lists}. Pad them: "
+                    "ft.extract(..., collate_fn=transformers.DataCollatorWithPadding(tokenizer)), or a function of "
+                    "yours that gives tensors and a mask"
+                ) from err
             shapes = {tuple(tensor.shape) for sample in samples for tensor in nesting.tensors(sample)[:1]}
             if len(shapes) < 2:
                 raise
@@ -202,6 +208,17 @@ class Collated:
                 "them: ft.extract(..., collate_fn=...), or give them one at a time: ft.extract(..., batch_size=1), or "
                 "resize or crop them in the data set's transform."
             ) from err
+
+
+def _uneven_lists(samples: list[Any]) -> str:
+    """Name the lists of numbers among samples that differ in length; empty if there are none."""
+    first = samples[0]
+    keys = list(first) if isinstance(first, Mapping) else range(len(first)) if isinstance(first, tuple) else [None]
+    for key in keys:
+        found = [sample if key is None else sample[key] for sample in samples]
+        if all(isinstance(each, list) for each in found) and len(sizes := {len(each) for each in found}) > 1:
+            return f"{'' if key is None else f'{key!r} '}of {min(sizes)} to {max(sizes)}"
+    return ""
 
 
 class Stream(IterableDataset[Any]):

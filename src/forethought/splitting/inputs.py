@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought import nesting
-from forethought.errors import IdentityError, SplitError
+from forethought.errors import IdentityError, InputError, SplitError
 from forethought.identifying.identity import Digest
 from forethought.shapes.padding import Padding
 
@@ -120,3 +120,28 @@ def check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             f"Cannot split {type(model).__name__}: expected the arguments of forward{wanted}, got others: {err}. "
             "Give all that it needs: ft.split(model, (x, ...), {'name': ...})"
         ) from err
+
+
+def refused(model: nn.Module, inputs: Sequence[Tensor], err: RuntimeError) -> RuntimeError:
+    """Say which of a model's modules did not take these inputs, and what to give; errors that say more stay."""
+    if type(err) is not RuntimeError or "same device" in str(err):
+        return err
+    at, step = "", err.__traceback__
+    while step is not None:
+        owner = step.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and not type(owner).__module__.startswith("forethought."):
+            at = f", in {type(owner).__name__}({owner.extra_repr()})"
+        step = step.tb_next
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    odd = next((t for t in inputs if t.is_floating_point() and t.dtype != wanted), None)
+    if odd is None and ("dtype" in str(err) or "scalar type" in str(err)):
+        odd = next((t for t in inputs if t.dtype != wanted), None)
+    given = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in inputs[:4])
+    fix = "Give it what its forward takes; it must take a batch of any size"
+    if odd is not None:
+        short = str(wanted).removeprefix("torch.")
+        fix = f"Its parameters are {short}: tensor.to({wanted}), or array.astype('{short}')"
+    said = str(err).strip().partition("\n")[0]
+    refusal = InputError(f"Cannot run {type(model).__name__} on inputs such as {given}{at}: {said}. {fix}")
+    refusal.__cause__ = err
+    return refusal
