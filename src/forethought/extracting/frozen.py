@@ -254,13 +254,8 @@ class FrozenPart:
 
     def remember(self, store: Store) -> None:
         """Let the store know the model as it stands after the work: running may have moved a counter of its own."""
-        if (
-            self._facts is not None
-            and self._example is not None
-            and not self._reads_files
-            and self.standing.has_moved()
-        ):
-            self.standing.forget()
+        self.standing.forget()
+        if self._facts is not None and self._example is not None and not self._reads_files:
             self._write_note(store, self.standing.key(self._example), self._facts)
         if self.refused is not None:
             warn_not_kept(self.refused)

@@ -39,17 +39,12 @@ class Standing:
     def __init__(self, model: nn.Module, cut: tuple[Any, ...], device: torch.device) -> None:
         self._model, self._cut, self._device = model, cut, device
         self._state: str | None = None
-        self._seen: list[Any] = []
         self._kin: Kin | None = None
         self._is_guided = True
 
     def forget(self) -> None:
         """Look at the model anew when it is asked of again."""
         self._state = None
-
-    def has_moved(self) -> bool:
-        """Say whether something shows that the model is not what it was when it was looked at."""
-        return _shown(self._model) != self._seen
 
     def meet(self, store: Store, drawn: Sequence[Samples], dtype: str | None, *, is_shared: bool) -> None:
         """Have samples taken to differ in size as those do among which their rows are.
@@ -90,7 +85,6 @@ class Standing:
 
     def _key_in(self, forms: Any, outline: Any) -> str | None:
         if self._state is None:
-            self._seen = _shown(self._model)
             try:
                 self._state = state_of(self._model, self._device.type)
             except IdentityError:
@@ -120,18 +114,6 @@ class Standing:
     def held(self, keys: np.ndarray, batch: Batch, table: str) -> np.ndarray:
         """Say of which samples, of the form of a batch, the model's other tables have rows."""
         return np.zeros(len(keys), bool) if self._kin is None else self._kin.holds(keys, batch, table)
-
-
-def _shown(model: nn.Module) -> list[Any]:
-    """List what the modules hold, and how often torch wrote into their buffers and what is frozen of their weights."""
-    held: list[Any] = []
-    for module in model.modules():
-        held += [id(value) for value in module.__dict__.values()]
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                is_counted = not tensor.requires_grad and not tensor.is_inference()
-                held += [id(tensor), tensor._version if is_counted else None]
-    return held
 
 
 @contextmanager

@@ -6,6 +6,7 @@ operations cannot tell (Python read a value to decide), the module's code and st
 what is covered and what cannot be seen.
 """
 
+import functools
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
@@ -340,6 +341,7 @@ def _place(call: Call, value: Value) -> int:
     return places.index(value) if value in places else -1
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_device(text: str) -> bool:
     try:
         torch.device(text)

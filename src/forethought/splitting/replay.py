@@ -84,10 +84,11 @@ def split(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None, at:
     args, kwargs = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
     check_arguments(model, args, kwargs)
     check_cut(model, at)
-    with placed(model, args, kwargs), uncollected():
+    with placed(model, args, kwargs):
         if isinstance(at, int):
             return _within(model, args, kwargs, at)
-        return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
+        with uncollected():
+            return Split(model, args, kwargs, (at,) if isinstance(at, str) else tuple(at or ()))
 
 
 def _within(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> "Split":
@@ -130,8 +131,7 @@ class Split:
         self._plans: dict[Any, list[Plan]] = {}
         self._paths: Stretch | None = None  # of inputs that differ in size
         self.sizes_told: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the first tensor of features -> of their inputs
-        # The trunk's tensors -> plan and batch size that made them.
-        self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()  # the trunk's tensors -> plan and batch size
         self.redraws = Redraws()
         inputs = inputs_of(args, kwargs)
         check_in_one_piece(model)

@@ -44,6 +44,7 @@ class Thrift:
         self._opens = False  # look into calls that are run as one step
         self._known: dict[Value, list[Value] | None] = {}
         self._sizes: dict[Value, int] = {}
+        self._closed: tuple[Collection[Value], set[Value]] | None = None  # what was needed, and the fewest to store
         self._written = {op.reads[at].memory for op in operations for at in op.changed}
 
     def choose(self, needed: Mapping[Value, Read]) -> list[Operation]:
@@ -52,7 +53,11 @@ class Thrift:
         Args:
             needed: The frozen values that the head reads, each as it was read.
         """
-        stored = self._fewest(needed)
+        if self._closed is not None and self._closed[0] == needed.keys():
+            return self._again(needed, self._closed[1])
+        return self._again(needed, self._fewest(needed))
+
+    def _again(self, needed: Mapping[Value, Read], stored: set[Value]) -> list[Operation]:
         again: dict[int, Operation] = {}
         for value in needed.keys() - stored:
             for op in self._steps(value, stored):
@@ -61,16 +66,18 @@ class Thrift:
 
     def open_calls(self, needed: Mapping[Value, Read]) -> bool:
         """Let both halves walk through frozen calls inside of which much less could be stored; say if any."""
-        closed = self._size(self._fewest(needed))
+        closed = self._fewest(needed)
         self._opens = True
         self._known.clear()
-        chosen = self.choose(needed)
-        is_worth = self._size(self._fewest(needed)) <= _WORTH_OPENING * closed
+        stored = self._fewest(needed)
+        chosen = self._again(needed, stored)
+        is_worth = self._size(stored) <= _WORTH_OPENING * self._size(closed)
         self._opens = False
         self._known.clear()
         opened = [op.call for op in chosen if op.call.outermost_whole() is not None] if is_worth else []
         for call in opened:
             call.open()
+        self._closed = None if opened else (set(needed), closed)
         return bool(opened)
 
     def _fewest(self, needed: Mapping[Value, Read]) -> set[Value]:

@@ -30,7 +30,7 @@ class State:
     def __init__(self, body: nn.Module) -> None:
         modules = modules_of(body)
         self.body = body
-        self._inner = [(module._modules, module._modules.copy()) for module in modules]
+        self._inner = _Contents([module._modules for module in modules])
         self._held = [Held(module, _HELD_ELSEWHERE) for module in modules]
         self._deep = [Deep(module, (*_HELD_ELSEWHERE, *SHARED)) for module in modules]
 
@@ -41,9 +41,7 @@ class State:
     def is_left(self) -> bool:
         """Say whether the shell is as good as a new one: nothing was left anywhere on it."""
         return (
-            all(holds_the_same(now, before) for now, before in self._inner)
-            and not self.changed()
-            and not any(deep.is_changed() for deep in self._deep)
+            not self._inner.are_changed() and not self.changed() and not any(deep.is_changed() for deep in self._deep)
         )
 
     def put_back(self, changed: set[str]) -> bool:
@@ -59,6 +57,25 @@ class State:
         return True
 
 
+class _Contents:
+    """What dictionaries and sets held at a moment. Most of them hold nothing, which takes no copy."""
+
+    def __init__(self, holders: Iterable[Any]) -> None:
+        self._filled = [(holder, copy.copy(holder)) for holder in holders if holder]
+        self._empty = [holder for holder in holders if not holder]
+
+    def are_changed(self) -> bool:
+        """Say whether one of these dictionaries holds something else now."""
+        return any(self._empty) or not all(holds_the_same(now, before) for now, before in self._filled)
+
+    def put_back(self) -> None:
+        """Let them hold what they held."""
+        for holder in self._empty:
+            if holder:
+                holder.clear()
+        put_back(self._filled)
+
+
 class untouched:  # noqa: N801  (a context manager, read as an adjective)
     """Put back what a trial run may write into, and every random state. Inside, chance begins anew.
 
@@ -68,11 +85,13 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
 
     def __init__(self, body: nn.Module) -> None:
         modules = modules_of(body)
-        self._held = [
-            (held, copy.copy(held))
-            for module in modules
-            for held in (module._buffers, module._parameters, module._non_persistent_buffers_set)
-        ]
+        self._held = _Contents(
+            [
+                held
+                for module in modules
+                for held in (module._buffers, module._parameters, module._non_persistent_buffers_set)
+            ]
+        )
         self._noted = Noted(notes_of(modules))
         self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors_of(modules).values()]
         self._generators = [own for _, own in generators_of(("", module) for module in modules)]
@@ -97,7 +116,7 @@ class untouched:  # noqa: N801  (a context manager, read as an adjective)
             own.put_back(state)
         self._random.__exit__(*error)
         self._alone.__exit__()
-        put_back(self._held)
+        self._held.put_back()
         self._noted.put_back()
         with torch.no_grad():
             for tensor, was in self._tensors:
@@ -135,9 +154,7 @@ class kept:  # noqa: N801  (a context manager, read as an adjective)
 def put_back(held: Iterable[tuple[Any, Any]]) -> None:
     """Let dictionaries and sets hold what they held, each given with a copy from before."""
     for now, before in held:
-        is_changed = (
-            now != before if isinstance(now, set) else list(map(id, now.values())) != list(map(id, before.values()))
-        )
+        is_changed = now != before if isinstance(now, set) else not holds_the_same(now, before)
         if is_changed:
             now.clear()
             now.update(before)
