@@ -12,6 +12,7 @@ from hypothesis import settings
 # `pytest --hypothesis-profile=default` draws other cases each time.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+torch.manual_seed(0)  # for what modules of tests draw when they are imported
 
 
 @pytest.fixture(autouse=True)

@@ -94,7 +94,7 @@ TABLE = {
     "splitting.halves": {
         "identifying.fingerprint", "inputs", "nesting", "plan", "probing.generators", "reasons", "running", "shell",
     },
-    "splitting.placement": {"nesting", "shell"},
+    "splitting.placement": {"inputs", "nesting", "shell"},
     "splitting.families": {"nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms"},
     "splitting.stretching": {
         "families", "inputs", "nesting", "operations", "plan", "recording", "shapes.curves", "shapes.forms",

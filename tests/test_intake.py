@@ -12,7 +12,8 @@ from forethought import heads
 from forethought.errors import DataError, DeviceError, FitError, InputError
 
 ROWS = 40
-X, Z, LABELS = torch.randn(ROWS, 6), torch.randn(ROWS, 2), torch.arange(ROWS) % 3
+DRAW = torch.Generator().manual_seed(0)
+X, Z, LABELS = torch.randn(ROWS, 6, generator=DRAW), torch.randn(ROWS, 2, generator=DRAW), torch.arange(ROWS) % 3
 
 
 class Two(nn.Module):
@@ -144,10 +145,12 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_features_serve_what_is_fitted_on_rows(kind: str, tmp_path: Path) -> None:
     """A head made from features is the one made with their rows and labels passed by hand."""
     torch.manual_seed(0)
-    train = ft.extract(one(), (X, LABELS), tmp_path)
+    model = one()
+    labels = model(X).argmax(-1)  # scores rise with the class, as a calibrator needs
+    train = ft.extract(model, (X, labels), tmp_path)
     anchors = [0.0, 1.0, 5.0]
     by_hand = {} if kind == "pwl" else {"features": torch.tensor(train.numpy())}
-    by_hand |= {"labels": LABELS} if kind in ("prototype", "calibrator") else {}
+    by_hand |= {"labels": labels} if kind in ("prototype", "calibrator") else {}
     torch.manual_seed(1)
     mine = ft.as_regressor(train.split, anchors, kind, **by_hand)
     torch.manual_seed(1)
@@ -203,3 +206,20 @@ def test_only_heads_are_exported(tmp_path: Path) -> None:
     full = ft.assemble(train.split, ft.as_regressor(train, [0.0, 1.0, 5.0]))
     with pytest.raises(FitError, match=r"Assembled.*heads.export"):
         heads.export(full, tmp_path / "full.onnx")  # type: ignore[arg-type]
+
+
+def test_a_kind_of_head_that_needs_one_tensor_names_those_that_cross(tmp_path):
+    """Whoever gets several learns which, and what to pass."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(4, 3), nn.Linear(4, 5), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.left(x).relu() * self.head.bias, self.right(x)], 1))
+
+    model = ft.freeze(Two(), all_but="head")
+    features = ft.extract(model, (torch.randn(8, 4), torch.randn(8)), tmp_path, progress=False)
+    with pytest.raises(FitError, match=r"got 2: \(3,\) float32, \(5,\) float32\. Pass a module"):
+        ft.fit(features, features, {"a": "linear"}, progress=False)

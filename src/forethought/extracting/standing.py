@@ -14,6 +14,7 @@ from forethought.errors import (
     ForethoughtError,
     IdentityError,
     ImpureTrunkError,
+    InputError,
     PaddingError,
     ReplayDriftError,
     ShapeError,
@@ -133,13 +134,13 @@ def emptiness_told(model: nn.Module, example: Batch) -> Iterator[None]:
     """Say so where a model cannot be run because all samples that were looked at are empty."""
     try:
         yield
-    except ForethoughtError:
-        raise
     except Exception as err:  # whatever a model says of nothing
-        if any(tensor.numel() for tensor in example.tensors):
+        is_ours = isinstance(err, ForethoughtError) and not isinstance(err, InputError)
+        if is_ours or any(tensor.numel() for tensor in example.tensors):
             raise
+        said = err.__cause__ or err
         raise EmptyDatasetError(
             f"Cannot run {type(model).__name__} on this data set: expected samples that hold something, got empty ones "
-            f"of shapes {[tuple(tensor.shape[1:]) for tensor in example.tensors]}, of which it says: {err}. Leave them "
-            "out, or add samples that are not empty."
+            f"of shapes {[tuple(tensor.shape[1:]) for tensor in example.tensors]}, of which it says: {said}. Leave "
+            "them out, or add samples that are not empty."
         ) from err

@@ -14,6 +14,7 @@ from forethought.errors import FitError
 from forethought.fitting.randomness import random_state_kept
 from forethought.fitting.rows import pick_target
 from forethought.heads.registry import KINDS
+from forethought.nesting import tensors
 
 _STRENGTH = {"ridge": "alpha", "logistic": "C"}  # convex kinds, and what scikit-learn calls their one number
 _EVALUATIONS = 1000  # of a convex loss at most; it ends before, where it is least
@@ -177,8 +178,9 @@ def features_shape(values: Any) -> tuple[int, ...]:
         FitError: several tensors cross the frontier.
     """
     if not isinstance(values, Tensor):
+        found = [f"{tuple(each.shape[1:])} {str(each.dtype).removeprefix('torch.')}" for each in tensors(values)]
         raise FitError(
-            f"Cannot size a head: expected one tensor of features, got a {type(values).__name__}. Pass a module "
-            "that takes them"
+            f"Cannot size a head: expected one tensor of features, got {len(found)}: {', '.join(found)}. Pass a module "
+            "whose forward(self, values) takes the one that it wants (values[-1]), or cut where one crosses"
         )
     return tuple(values.shape[1:])

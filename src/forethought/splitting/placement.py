@@ -1,4 +1,4 @@
-"""On which devices a model and its inputs lie: what cannot run there is refused by name."""
+"""Where a model and its inputs lie, and whether it runs on them: what cannot is refused by name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from forethought import nesting
 from forethought.errors import ForethoughtError, SplitError
+from forethought.splitting.inputs import refused
 from forethought.splitting.shell import names_of
 
 _NAMED = 3
@@ -18,9 +19,10 @@ _SHARDED = {"DTensor", "FSDPModule", "FullyShardedDataParallel"}
 
 @contextmanager
 def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-    """Name what lies where, if a model cannot be run because of it.
+    """Name what lies where, if a model cannot be run because of it, or what it was given.
 
     Raises:
+        InputError: the model does not run on these inputs.
         SplitError: weights or inputs have no values (lazy, or on the meta device), or are on devices that do not meet.
     """
     held = _held(model)
@@ -44,7 +46,7 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     except (RuntimeError, NotImplementedError) as err:
         where = _devices(model, args, kwargs)
         if len(where) < 2 or "device" not in str(err):
-            raise
+            raise refused(model, nesting.tensors((args, kwargs)), err)  # noqa: B904  (it says what it comes from)
         home = next(iter(where))
         raise SplitError(
             f"Cannot run {type(model).__name__}: expected it to bring what it joins to one device, got "

@@ -24,7 +24,7 @@ from forethought.splitting.collecting import uncollected
 from forethought.splitting.doubts import DoubtedError
 from forethought.splitting.frontier import Recorder
 from forethought.splitting.holdings import Holdings
-from forethought.splitting.inputs import batch_of, inputs_of, refused
+from forethought.splitting.inputs import batch_of, inputs_of
 from forethought.splitting.joining import make_plan
 from forethought.splitting.moving import drawn_apart
 from forethought.splitting.notes import Noted, notes_of
@@ -68,8 +68,6 @@ def record_plan(
             trials.sizes |= doubted.values
             trials.moving += doubted.moving
             trials.drawn |= doubted.drawn
-        except RuntimeError as err:
-            raise refused(model, trials.inputs, err)  # noqa: B904  (it says itself what it comes from)
         except SplitError as err:
             if not trials.moving and trials.told is not None and isinstance(err, _DRIFTS):
                 raise by_chance(model, str(trials.told)) from err
