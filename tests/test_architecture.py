@@ -36,7 +36,7 @@ TABLE = {
     "freezing": {"order", "parts"},
     "splitting.held": {"freezing", "nesting"},
     "splitting.shell": {"freezing", "held", "nesting"},
-    "splitting.notes": {"freezing"},
+    "splitting.notes": {"freezing", "held"},
     # What a model does: seen, planned, run in halves, identified.
     "identifying.sources": set(),
     "splitting.recording": {"operations"},
@@ -231,7 +231,7 @@ TABLE = {
     "sklearn": {FACADE, "heads"},
     "demo": {FACADE, "energy", "timing"},
     "loading": set(),
-    "jobs": {FACADE, "fitting", "heads", "loading", "views"},
+    "jobs": {FACADE, "devices", "fitting", "heads", "loading", "views"},
     "jobs_cli": {FACADE, "jobs"},
     "inspection": {
         FACADE, "loading", "nesting", "shapes.forms", "splitting.candidates", "splitting.frontier",

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,8 +25,8 @@ from forethought.heads import (
     conformalize,
     fold_standardisation,
 )
+from forethought.heads.asked import NO_INTERVALS, Array, anchors_for, check_options, check_values, period_of, valued
 from forethought.heads.penalised import train_penalised
-from forethought.heads.values import NO_INTERVALS, anchors_for, check_options, check_values, period_of, valued
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin
@@ -36,8 +35,6 @@ except ImportError as err:
     raise MissingExtraError(
         f"Cannot import forethought.sklearn: expected scikit-learn, got {err}. pip install 'forethought[sklearn]'"
     ) from err
-
-Array = NDArray[np.float64]
 
 
 class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

@@ -34,18 +34,29 @@ def check_unit(name: str, head: nn.Module, sides: Sequence[Tensor]) -> None:
             heads[id(each)] = each
             columns.setdefault(id(each), []).append(column.detach().cpu())
     for key, each in heads.items():
-        found, anchors = torch.cat(columns[key]).unique(), each.scale.given.detach().cpu().double()
-        if found.is_floating_point() or not len(found):
-            continue
-        found = found.double()
-        if found.min() >= 0 and found.max() < len(anchors) and not torch.isin(found, anchors).all():
+        found = torch.cat(columns[key]).unique()
+        if are_labels(found, each.scale.given.detach().cpu().double()):
             low, high = each.scale.ends
             raise FitError(
                 f"Cannot fit head {name!r}: expected targets in the unit of its anchors, from {low:g} to {high:g}, got "
-                f"whole numbers from {found.min():g} to {found.max():g}, as class labels are. Pass them "
+                f"whole numbers from {int(found.min())} to {int(found.max())}, as class labels are. Pass them "
                 "as values: ft.fit((train, head.values_of(train.targets)), (val, head.values_of(val.targets)), ...), "
                 "where train and val are features or tensors; targets.float(), if values is what they are"
             )
+
+
+def are_labels(found: Tensor, anchors: Tensor) -> bool:
+    """Say whether targets can only be class labels: whole numbers from 0 to K - 1, where the K anchors are others.
+
+    Args:
+        found: The distinct targets (N,).
+        anchors: (K,), float64.
+    """
+    if found.is_floating_point() or not len(found):
+        return False
+    values = found.double()
+    is_class = values.min() >= 0 and values.max() < len(anchors)
+    return bool(is_class) and not bool(torch.isin(values, anchors).all())
 
 
 def beyond(heads: Mapping[str, nn.Module], sides: Mapping[str, Tensor]) -> list[str]:

@@ -82,18 +82,13 @@ def from_config(config: Mapping[str, Any]) -> Head:
 
 
 def _numbers(classes: object, count: int) -> tuple[int, ...]:
-    is_right = isinstance(classes, list | tuple) and all(type(k) is int and k >= 0 for k in classes)
-    if (
-        not is_right
-        or not isinstance(classes, list | tuple)
-        or len(set(classes)) != len(classes)
-        or len(classes) != count
-    ):
+    numbers = tuple(classes) if isinstance(classes, list | tuple) else ()
+    if not all(type(k) is int and k >= 0 for k in numbers) or not len(set(numbers)) == len(numbers) == count:
         raise BundleError(
             f"Cannot build head: expected classes to be {count} different numbers from 0 up, got {classes!r:.60}. "
             "Pass what head.config() returned"
         )
-    return tuple(classes)
+    return numbers
 
 
 def _several(heads: object) -> Head:

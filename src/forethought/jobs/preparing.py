@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import forethought as ft
-from forethought.errors import DataError, ModelError, SplitError
+from forethought.devices import present
+from forethought.errors import DataError, DeviceError, ModelError, SplitError
 from forethought.jobs import pictures, sounds
 from forethought.jobs.asked import Asked
 from forethought.jobs.listing import LABEL, Listing, chosen, list_folder, merged
@@ -105,10 +106,11 @@ def described(listing: Listing) -> str:
 def _check_device(device: str | None) -> None:
     """Refuse a device that is not there, before anything is made for it."""
     try:
-        torch.empty(0, device=device or "cpu")
-    except (RuntimeError, AssertionError) as err:
+        present(device or "cpu")
+    except DeviceError as err:
+        reason = said(err.__cause__ or err)
         raise ModelError(
-            f"Cannot run on '{device}': expected a device of this machine, got {said(err)}. Leave --device out"
+            f"Cannot run on '{device}': expected a device of this machine, got {reason}. Leave --device out"
         ) from err
 
 

@@ -231,7 +231,7 @@ class Recorder(TorchFunctionMode):
             reads[hollow] = Read(Label.CONSTANT, None)
         if reads and traits.counts:
             self._asked.append((reads[0], self._here))
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in leaves]
+        versions = [_version(tensor) for tensor in leaves]
         arguments = nesting.outlined(args, kwargs, position)
         # What a module with a fast path gives when watched is rounded in another way in any case: be quick about it.
         given = packed(func, args) if isinstance(self._here.module, nn.MultiheadAttention) else args
@@ -268,7 +268,7 @@ class Recorder(TorchFunctionMode):
         self, op: Operation, leaves: list[Tensor], versions: list[int], result: Any, outputs: list[Tensor]
     ) -> None:
         for at, tensor in enumerate(leaves):
-            if (0 if tensor.is_inference() else tensor._version) != versions[at]:
+            if _version(tensor) != versions[at]:
                 value = (op.ordinal, -1 - at)
                 self._tracker.wrote(tensor, op.label, value, op.ordinal)
                 op.changed = {**op.changed, at: _made(tensor, value, op.label)}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.freezing import MARK
+from forethought.splitting.held import holds_the_same
 
 _OTHERS = (
     Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType,
@@ -97,9 +98,9 @@ def _differs(pair: tuple[Any, Any]) -> bool:
     if len(now) != len(before):
         return True
     if isinstance(now, dict):
-        if all(map(operator.is_, now.values(), before.values())) and all(map(operator.is_, now, before)):
-            return False
-        return any(key not in before or value is not before[key] for key, value in now.items())
+        return not holds_the_same(now, before) and any(
+            key not in before or value is not before[key] for key, value in now.items()
+        )
     if isinstance(now, list):
         return not all(map(operator.is_, now, before))
     return bool(now != before)

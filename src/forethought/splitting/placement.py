@@ -43,7 +43,7 @@ def placed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
         yield
     except ForethoughtError:
         raise
-    except (RuntimeError, NotImplementedError) as err:
+    except RuntimeError as err:
         where = _devices(model, args, kwargs)
         if len(where) < 2 or "device" not in str(err):
             raise refused(model, nesting.tensors((args, kwargs)), err)  # noqa: B904  (it says what it comes from)

@@ -1,12 +1,14 @@
-"""What the scikit-learn estimator takes for values: labels with anchors, anchors from targets; and what it refuses."""
+"""What the scikit-learn estimator is asked for: its options, and labels or targets as values; and what it refuses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from forethought.errors import FitError
+from forethought.heads.reach import are_labels
 
 Array = NDArray[np.float64]
 NO_INTERVALS = (
@@ -75,7 +77,7 @@ def check_values(y: Array, anchors: Sequence[float], given: Any) -> None:
     """
     if given is None or isinstance(given, Mapping) or not np.issubdtype(y.dtype, np.integer):
         return
-    if y.min() >= 0 and y.max() < len(anchors) and not np.isin(y, anchors).all():
+    if are_labels(torch.from_numpy(np.unique(y).astype(np.int64)), torch.tensor(anchors, dtype=torch.float64)):
         raise FitError(
             f"Cannot fit: expected targets in the unit of the anchors, from {min(anchors):g} to {max(anchors):g}, got "
             f"whole numbers from {y.min()} to {y.max()}, as class labels are. "
